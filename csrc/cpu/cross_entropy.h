@@ -1,0 +1,112 @@
+// lse = m + log sum exp(x - m) and loss = lse - (1 - e) x[target] - e mean(x), in one pass over the logits: each lane
+// keeps its own running maximum and sum, rescaled once a block; merged in float64. A task is a block of rows.
+#pragma once
+#include "activation.h"
+
+namespace gpt2fast {
+namespace {
+
+inline int64_t cross_entropy_rows_per_task(const CrossEntropyArgs& args) { return max64(1, 32768 / max64(1, args.V)); }
+
+inline int64_t cross_entropy_tasks(const CrossEntropyArgs& args) {
+  return ceil_div(args.R, cross_entropy_rows_per_task(args));
+}
+
+// e^x for x <= 0; its error grows as |x| 2^-24, as does that of x, a rounded difference.
+inline Vec exp_of_negative(Vec x) {
+  return exp2_in_range(max(Vec::broadcast(-150.f), x * Vec::broadcast(1.44269504088896341f)));
+}
+
+template <bool kNeedsMean>
+struct LogitSums {
+  // The lowest finite float, not -infinity: a lane that saw only -infinity then has sum 0, not NaN.
+  Vec maximum = Vec::broadcast(-3.402823466e38f), sum = Vec::zero(), total = Vec::zero();
+
+  template <int kCount>
+  void add(const Vec (&x)[kCount]) {
+    Vec previous = maximum;
+    for (int k = 0; k < kCount; ++k) maximum = max(maximum, x[k]);
+    Vec block[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+    for (int k = 0; k < kCount; ++k) block[k & 3] = block[k & 3] + exp_of_negative(x[k] - maximum);
+    sum = fma(sum, exp_of_negative(previous - maximum), (block[0] + block[1]) + (block[2] + block[3]));
+    if constexpr (kNeedsMean) {
+      Vec t = x[0];
+      for (int k = 1; k < kCount; ++k) t = t + x[k];
+      total = total + t;
+    }
+  }
+
+  double lse() const {
+    float m[Vec::kLanes], s[Vec::kLanes];
+    maximum.store(m);
+    sum.store(s);
+    float top = reduce_max(maximum);
+    double all = 0;
+    for (int i = 0; i < Vec::kLanes; ++i) all += double(s[i]) * __builtin_exp(double(m[i]) - double(top));
+    return double(top) + __builtin_log(all);
+  }
+};
+
+template <bool kNeedsMean, class T>
+inline void cross_entropy_row(const CrossEntropyArgs& args, int64_t r) {
+  constexpr int kBlock = 16;
+  constexpr int64_t kLanes = Vec::kLanes;
+  const T* x = (const T*)args.logits + r * args.stride_logits_r;
+  LogitSums<kNeedsMean> sums;
+  int64_t i = 0;
+  for (; i + kBlock * kLanes <= args.V; i += kBlock * kLanes) {
+    Vec block[kBlock];
+    for (int k = 0; k < kBlock; ++k) block[k] = Vec::load(x + i + k * kLanes);
+    sums.add(block);
+  }
+  for (; i + kLanes <= args.V; i += kLanes) {
+    Vec one[1] = {Vec::load(x + i)};
+    sums.add(one);
+  }
+  double tail = 0;
+  if (i < args.V) {  // lanes past the end: exp(-infinity) = 0, and nothing to the mean
+    float lanes[kLanes];
+    for (int64_t k = 0; k < kLanes; ++k) lanes[k] = -kInfinity;
+    for (int64_t k = 0; i + k < args.V; ++k) {
+      lanes[k] = to_float(x[i + k]);
+      tail += lanes[k];
+    }
+    LogitSums<false> last{sums.maximum, sums.sum, Vec::zero()};
+    Vec one[1] = {Vec::load(lanes)};
+    last.add(one);
+    sums.maximum = last.maximum;
+    sums.sum = last.sum;
+  }
+  double lse = sums.lse();
+  args.lse[r] = float(lse);
+  int64_t target = args.targets[r];
+  if (target == args.ignore_index) {
+    args.loss[r] = 0;
+    return;
+  }
+  double e = args.label_smoothing;
+  double loss = lse - (1 - e) * double(to_float(x[target]));
+  if constexpr (kNeedsMean) {
+    float lanes[kLanes];
+    sums.total.store(lanes);
+    for (int64_t k = 0; k < kLanes; ++k) tail += lanes[k];
+    loss -= e * tail / double(args.V);
+  }
+  args.loss[r] = float(loss);
+}
+
+inline void cross_entropy_run(const CrossEntropyArgs& args, int64_t begin, int64_t end) {
+  int64_t rows = cross_entropy_rows_per_task(args), first = begin * rows, last = min64(end * rows, args.R);
+  with_dtype(args.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    for (int64_t r = first; r < last; ++r) {
+      if (args.label_smoothing != 0)
+        cross_entropy_row<true, T>(args, r);
+      else
+        cross_entropy_row<false, T>(args, r);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace gpt2fast

@@ -1,0 +1,73 @@
+#include "dispatch.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace gpt2fast::cpu {
+
+extern const Table table_scalar;
+#if defined(__x86_64__)
+extern const Table table_avx2, table_avx512, table_avx512_bf16;
+static const Table* const kTables[] = {&table_avx512_bf16, &table_avx512, &table_avx2, &table_scalar};
+
+bool cpu_supports(const char* isa) {
+  __builtin_cpu_init();
+  bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (!std::strcmp(isa, "avx512_bf16")) return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (!std::strcmp(isa, "avx512")) return avx512;
+  if (!std::strcmp(isa, "avx2")) return avx2;
+  return !std::strcmp(isa, "scalar");
+}
+#elif defined(__aarch64__)
+extern const Table table_neon;
+static const Table* const kTables[] = {&table_neon, &table_scalar};
+
+bool cpu_supports(const char* isa) { return !std::strcmp(isa, "neon") || !std::strcmp(isa, "scalar"); }
+#else
+static const Table* const kTables[] = {&table_scalar};
+
+bool cpu_supports(const char* isa) { return !std::strcmp(isa, "scalar"); }
+#endif
+
+constexpr int kTableCount = sizeof(kTables) / sizeof(kTables[0]);
+
+const char* const* compiled_isas() {
+  static const char* names[kTableCount + 1];
+  for (int i = 0; i < kTableCount; ++i) names[i] = kTables[i]->isa;
+  return names;
+}
+
+static const Table* find(const char* isa) {
+  std::string choices;
+  for (const Table* t : kTables) {
+    if (!cpu_supports(t->isa)) continue;
+    if (!std::strcmp(t->isa, isa)) return t;
+    choices += (choices.empty() ? "" : ", ") + std::string(t->isa);
+  }
+  throw std::invalid_argument("gpt2fast: CPU ISA must be one that this CPU runs (" + choices + "), got '" + isa + "'");
+}
+
+static std::atomic<const Table*> chosen{nullptr};
+
+void set_isa(const char* isa) { chosen.store(find(isa)); }
+
+const Table& table() {
+  const Table* t = chosen.load(std::memory_order_relaxed);
+  if (t) return *t;
+  const char* forced = std::getenv("GPT2FAST_CPU_ISA");
+  if (forced && *forced) {
+    t = find(forced);
+  } else {
+    for (int i = kTableCount - 1; i >= 0; --i)
+      if (cpu_supports(kTables[i]->isa)) t = kTables[i];
+  }
+  chosen.store(t);
+  return *t;
+}
+
+}  // namespace gpt2fast::cpu

@@ -1,0 +1,36 @@
+// The table of CPU kernels of one instruction set, and the choice of the table at run time.
+#pragma once
+#include "../ops.h"
+
+namespace gpt2fast::cpu {
+
+// The work of a call is cut into tasks(args) pieces; run does [begin, end) of them. Which thread runs which task never
+// changes a result: a task owns its outputs.
+template <class Args>
+struct Kernel {
+  int64_t (*tasks)(const Args&);
+  void (*run)(const Args&, int64_t begin, int64_t end);
+};
+
+struct Table {
+  const char* isa;
+  Kernel<EmbeddingArgs> embedding;
+  Kernel<LayerNormArgs> layer_norm;  // add_layer_norm too: with args.residual
+  Kernel<LinearArgs> linear;
+  Kernel<GeluArgs> gelu;  // bias_gelu too: with args.bias
+  Kernel<AttentionArgs> attention;
+  Kernel<DecodeAttentionArgs> decode_attention;
+  Kernel<CrossEntropyArgs> cross_entropy;
+  Kernel<SampleArgs> sample;
+};
+
+// Instruction sets compiled into this binary, best first, null-terminated; those this CPU can run answer true.
+const char* const* compiled_isas();
+bool cpu_supports(const char* isa);
+
+// The table in use: the best that the CPU supports, or what GPT2FAST_CPU_ISA or set_isa named.
+// Both throw std::invalid_argument naming the valid choices when the name is unknown or the CPU lacks it.
+const Table& table();
+void set_isa(const char* isa);
+
+}  // namespace gpt2fast::cpu

@@ -1,0 +1,5 @@
+#include "vec_avx512.h"
+
+#include "kernels.h"
+
+GPT2FAST_TABLE(avx512_bf16)

@@ -1,0 +1,5 @@
+#include "vec_scalar.h"
+
+#include "kernels.h"
+
+GPT2FAST_TABLE(scalar)

@@ -1,0 +1,184 @@
+// y = activation(x @ W + bias) + residual. Each output is summed in one order, whatever M: chains of kBlockWords fused
+// steps over k, added up in order. Few rows: linear_skinny.h, a task is 64 columns. Else GotoBLAS (Goto and van de
+// Geijn, 2008): a task is a block of rows x 96 columns; neighbours share the packed x and a packed panel of weight in
+// the L2.
+#pragma once
+#include "activation.h"
+#include "linear_skinny.h"
+
+namespace gpt2fast {
+namespace {
+
+constexpr int kTileRows = Vec::kRegisters == 16 ? 6 : Vec::kLanes == 16 ? 14 : 8;
+constexpr int kTileVecs = Vec::kRegisters == 32 && Vec::kLanes == 4 ? 3 : 2;
+constexpr int64_t kTileColumns = kTileVecs * Vec::kLanes;
+constexpr int64_t kSkinnyColumns = 64, kTaskColumns = 96;
+constexpr int64_t kPanelTasks = 3;         // tasks whose columns share a panel: kBlockWords x 288 words
+constexpr int64_t kBlockRows = 256;        // rows whose sums, with a panel and a block of x, fit a 1 MiB L2
+constexpr int64_t kPackedWords = 1 << 20;  // of x that stay packed from panel to panel
+
+// total (kRows, kTileVecs) of Vec (+)= x (words [k][kRows]) @ weight (words [k][kTileColumns])
+template <class T, int kRows>
+inline void tile(const float* x, const float* weight, int64_t words, float* total, int64_t pitch, bool first) {
+  constexpr int L = Vec::kLanes;
+  Vec s[kRows][kTileVecs];
+  for (int m = 0; m < kRows; ++m)
+    for (int v = 0; v < kTileVecs; ++v) s[m][v] = Vec::zero();
+  for (int64_t k = 0; k < words; ++k, x += packed_stride(kRows), weight += kTileColumns) {
+    Vec w[kTileVecs];
+    for (int v = 0; v < kTileVecs; ++v) w[v] = Vec::load(weight + v * L);
+    for (int m = 0; m < kRows; ++m) {
+      Vec a = Vec::broadcast(x[m]);
+      for (int v = 0; v < kTileVecs; ++v) s[m][v] = Operand<T>::step(a, w[v], s[m][v]);
+    }
+  }
+  for (int m = 0; m < kRows; ++m)
+    for (int v = 0; v < kTileVecs; ++v) {
+      float* to = total + m * pitch + v * L;
+      (first ? s[m][v] : Vec::load(to) + s[m][v]).store(to);
+    }
+}
+
+template <class T, int kRows = kTileRows>
+inline void tile_of(int rows, const float* x, const float* weight, int64_t words, float* total, int64_t pitch,
+                    bool first) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return tile_of<T, kRows - 1>(rows, x, weight, words, total, pitch, first);
+  }
+  tile<T, kRows>(x, weight, words, total, pitch, first);
+}
+
+template <class T, Activation kActivation>
+inline void finish_row(const LinearArgs& a, const float* total, int64_t m, int64_t n, int64_t columns) {
+  constexpr int L = Vec::kLanes;
+  const T* bias = a.bias ? (const T*)a.bias + n : nullptr;
+  const T* residual = a.residual ? (const T*)a.residual + m * a.stride_residual_m + n : nullptr;
+  T* preactivation = a.preactivation ? (T*)a.preactivation + m * a.N + n : nullptr;
+  T* y = (T*)a.y + m * a.N + n;
+  int64_t j = 0;
+  for (; j + L <= columns; j += L) {
+    Vec s = Vec::load(total + j);
+    if (bias) s = s + Vec::load(bias + j);
+    if (preactivation) s.store(preactivation + j);
+    s = activate<kActivation>(s);
+    if (residual) s = s + Vec::load(residual + j);
+    s.store(y + j);
+  }
+  if (j < columns) {
+    int rest = int(columns - j);
+    Vec s = Vec::load(total + j, rest);
+    if (bias) s = s + Vec::load(bias + j, rest);
+    if (preactivation) s.store(preactivation + j, rest);
+    s = activate<kActivation>(s);
+    if (residual) s = s + Vec::load(residual + j, rest);
+    s.store(y + j, rest);
+  }
+}
+
+// Outputs (m .. m + rows, n .. n + columns) from their sums.
+template <class T>
+inline void finish(const LinearArgs& a, const float* total, int64_t pitch, int64_t m, int64_t rows, int64_t n,
+                   int64_t columns) {
+  with_activation(a.activation, [&](auto tag) {
+    for (int64_t i = 0; i < rows; ++i) finish_row<T, decltype(tag)::value>(a, total + i * pitch, m + i, n, columns);
+  });
+}
+
+template <class T, int kRows = kSkinnyRows>
+inline void linear_skinny(const LinearArgs& a, int64_t begin, int64_t end) {
+  if constexpr (kRows > 1) {
+    if (a.M < kRows) return linear_skinny<T, kRows - 1>(a, begin, end);
+  }
+  constexpr int64_t kColumns = 4096 / kRows / kSkinnyColumns * kSkinnyColumns;  // sums of a pass stay in the L1
+  float* x = (float*)scratch<0>(size_t(a.K * kRows + Vec::kLanes) * sizeof(float));
+  float* total = (float*)scratch<1>(size_t(2 * kRows * kColumns) * sizeof(float));
+  pack_x((const T*)a.x, a.stride_x_m, kRows, a.K, x);
+  int64_t last = min64(a.N, end * kSkinnyColumns);
+  for (int64_t n = begin * kSkinnyColumns; n < last; n += kColumns) {
+    int64_t columns = min64(kColumns, last - n);
+    if (a.transposed)
+      skinny_transposed<T, kRows>(x, (const T*)a.weight + n * a.stride_weight, a.stride_weight, a.K, columns, total,
+                                  kColumns);
+    else
+      skinny<T, kRows>(x, (const T*)a.weight + n, a.stride_weight, a.K, columns, total, total + kRows * kColumns,
+                       kColumns);
+    finish<T>(a, total, kColumns, 0, kRows, n, columns);
+  }
+}
+
+// Rows of a task: whole blocks of equal size, fewer rows where K is so long that their packed x would be too large.
+inline int64_t row_blocks(const LinearArgs& a) {
+  int64_t rows = max64(4 * kTileRows, min64(kBlockRows, kPackedWords / max64(a.K, 1)));
+  return ceil_div(a.M, rows);
+}
+
+// Sums of `rows` rows of packed x, panels of kTileRows or one less ... times `columns` packed columns, k words each
+template <class T>
+inline void multiply_block(const float* x, const float* weight, int64_t rows, int64_t columns, int64_t words,
+                           float* total, int64_t pitch, bool first) {
+  int64_t tiles = ceil_div(rows, kTileRows);
+  for (int64_t i = 0; i < tiles; ++i) {
+    int64_t m = rows * i / tiles;
+    int count = int(rows * (i + 1) / tiles - m);
+    for (int64_t n = 0; n < columns; n += kTileColumns)
+      tile_of<T>(count, x, weight + n * words, words, total + m * pitch + n, pitch, first);
+    x += words * packed_stride(count);
+  }
+}
+
+template <class T>
+inline void linear_blocked(const LinearArgs& a, int64_t begin, int64_t end) {
+  constexpr int64_t D = Operand<T>::kDepth, kPitch = kPanelTasks * kTaskColumns;
+  int64_t chunks = ceil_div(a.N, kTaskColumns), blocks = row_blocks(a), words = ceil_div(a.K, D);
+  int64_t most_rows = ceil_div(a.M, blocks), padded_rows = ceil_div(most_rows, kTileRows) * packed_stride(kTileRows);
+  bool keeps_x = most_rows * words <= kPackedWords;
+  int64_t x_words = padded_rows * (keeps_x ? words : kBlockWords) + Vec::kLanes;
+  float* packed_x = (float*)scratch<0>(size_t(x_words) * sizeof(float));
+  float* packed_weight = (float*)scratch<1>(size_t(kBlockWords * kPitch) * sizeof(float));
+  float* total = (float*)scratch<2>(size_t(most_rows * kPitch) * sizeof(float));
+  for (int64_t task = begin; task < end;) {
+    int64_t block = task / chunks, chunk = task % chunks, chunk_end = min64(chunks, chunk + end - task);
+    int64_t m = a.M * block / blocks, rows = a.M * (block + 1) / blocks - m, tiles = ceil_div(rows, kTileRows);
+    task += chunk_end - chunk;
+    bool x_is_packed = false;
+    int64_t passes = ceil_div(chunk_end - chunk, kPanelTasks);
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      int64_t n = (chunk + (chunk_end - chunk) * pass / passes) * kTaskColumns;
+      int64_t columns = min64(a.N, (chunk + (chunk_end - chunk) * (pass + 1) / passes) * kTaskColumns) - n;
+      if (words == 0) __builtin_memset(total, 0, size_t(rows * kPitch) * sizeof(float));
+      for (int64_t k = 0; k < words; k += kBlockWords) {
+        int64_t count = min64(kBlockWords, words - k), elements = min64(count * D, a.K - k * D);
+        float* x = packed_x + (keeps_x ? k * padded_rows : 0);
+        if (!x_is_packed) {
+          float* out = x;
+          for (int64_t i = 0; i < tiles; ++i) {
+            int64_t first = rows * i / tiles, tile_rows = rows * (i + 1) / tiles - first;
+            pack_x((const T*)a.x + (m + first) * a.stride_x_m + k * D, a.stride_x_m, int(tile_rows), elements, out);
+            out += count * packed_stride(int(tile_rows));
+          }
+        }
+        const T* weight =
+            (const T*)a.weight + (a.transposed ? n * a.stride_weight + k * D : k * D * a.stride_weight + n);
+        pack_weight<T, kTileVecs>(weight, a.stride_weight, a.transposed, elements, columns, packed_weight);
+        multiply_block<T>(x, packed_weight, rows, columns, count, total, kPitch, k == 0);
+      }
+      x_is_packed = keeps_x;
+      finish<T>(a, total, kPitch, m, rows, n, columns);
+    }
+  }
+}
+
+inline int64_t linear_tasks(const LinearArgs& a) {
+  if (a.M == 0 || a.N == 0) return 0;
+  return a.M <= kSkinnyRows ? ceil_div(a.N, kSkinnyColumns) : row_blocks(a) * ceil_div(a.N, kTaskColumns);
+}
+
+inline void linear_run(const LinearArgs& a, int64_t begin, int64_t end) {
+  with_dtype(a.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    a.M <= kSkinnyRows ? linear_skinny<T>(a, begin, end) : linear_blocked<T>(a, begin, end);
+  });
+}
+
+}  // namespace
+}  // namespace gpt2fast

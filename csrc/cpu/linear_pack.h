@@ -1,0 +1,117 @@
+// Operands of linear as 4-byte words along K: a float32 (float16 is converted), or two bfloat16 where the CPU has their
+// dot product. Elsewhere a bfloat16 is converted too: dot()'s two fused steps are the same chain. Tiles want the words
+// of several rows side by side: interleave() transposes them in registers, pack_rows() copies rows that lie so already.
+#pragma once
+#include "vec_math.h"
+
+namespace gpt2fast {
+namespace {
+
+template <class T>
+struct Operand {
+  static constexpr int kDepth = 1;                                  // elements of K in a word
+  static Vec along(const T* p) { return Vec::load(p); }             // kLanes words of one column
+  static Vec along(const T* p, int n) { return Vec::load(p, n); }   // of which n elements exist
+  static Vec across(const T* p, const T*) { return Vec::load(p); }  // one word of kLanes columns, from kDepth rows
+  static Vec across(const T* p, const T*, int n) { return Vec::load(p, n); }
+  static Vec step(Vec a, Vec b, Vec sum) { return fma(a, b, sum); }
+};
+
+#ifdef __AVX512BF16__
+template <>
+struct Operand<bfloat16> {
+  static constexpr int kDepth = 2;
+  static Vec along(const bfloat16* p) { return Pairs::load(p).as_vec(); }
+  static Vec along(const bfloat16* p, int n) { return Pairs::load(p, n).as_vec(); }
+  static Vec across(const bfloat16* p, const bfloat16* q) { return Pairs::zip(p, q).as_vec(); }
+  static Vec across(const bfloat16* p, const bfloat16* q, int n) {
+    bfloat16 low[Vec::kLanes] = {}, high[Vec::kLanes] = {};
+    __builtin_memcpy(low, p, size_t(n) * 2);
+    __builtin_memcpy(high, q, size_t(n) * 2);
+    return Pairs::zip(low, high).as_vec();
+  }
+  static Vec step(Vec a, Vec b, Vec sum) { return dot(Pairs::from_vec(a), Pairs::from_vec(b), sum); }
+};
+#endif
+
+// The second row of a word: zeros past an odd K.
+template <class T>
+inline const T* next_row(const T* row, int64_t stride, bool exists) {
+  static const T zeros[Vec::kLanes] = {};
+  return exists ? row + stride : zeros;
+}
+
+// out[k * out_stride + i] = word k of row i; each store fills kLanes words, of which those past `rows` mean nothing.
+template <class T>
+inline void interleave(const T* x, int64_t stride, int rows, int64_t elements, float* out, int64_t out_stride) {
+  constexpr int L = Vec::kLanes, D = Operand<T>::kDepth;
+  const T* row[L];
+  for (int i = 0; i < L; ++i) row[i] = x + (i < rows ? i : rows - 1) * stride;
+  int64_t k = 0;
+  for (; k + L * D <= elements; k += L * D, out += L * out_stride) {
+    Vec r[L];
+    for (int i = 0; i < L; ++i) r[i] = Operand<T>::along(row[i] + k);
+    Vec::transpose(r);
+    for (int i = 0; i < L; ++i) r[i].store(out + i * out_stride);
+  }
+  if (k < elements) {
+    int n = int(elements - k);
+    Vec r[L];
+    for (int i = 0; i < L; ++i) r[i] = Operand<T>::along(row[i] + k, n);
+    Vec::transpose(r);
+    for (int i = 0; i * D < n; ++i) r[i].store(out + i * out_stride);
+  }
+}
+
+// The distance of word k from word k + 1 in rows packed by pack_x: rows past the last whole Vec overlap the next word.
+constexpr int packed_stride(int rows) {
+  return rows <= Vec::kLanes ? rows : (rows + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
+}
+
+// Words [k][i] of `rows` rows of x; writes up to kLanes - 1 words past the end.
+template <class T>
+inline void pack_x(const T* x, int64_t stride, int rows, int64_t elements, float* out) {
+  constexpr int L = Vec::kLanes, D = Operand<T>::kDepth;
+  if (rows == 1) {
+    int64_t k = 0;
+    for (; k + L * D <= elements; k += L * D) Operand<T>::along(x + k).store(out + k / D);
+    if (k < elements) Operand<T>::along(x + k, int(elements - k)).store(out + k / D);
+    return;
+  }
+  for (int i = 0; i < rows; i += L)
+    interleave(x + i * stride, stride, rows - i < L ? rows - i : L, elements, out + i, packed_stride(rows));
+}
+
+// Panels of kVecs Vec of columns, words [panel][k][column]; columns past the last are filled with anything finite in
+// weight's rows or zero.
+template <class T, int kVecs>
+inline void pack_weight(const T* weight, int64_t stride, bool transposed, int64_t elements, int64_t columns,
+                        float* out) {
+  constexpr int L = Vec::kLanes, D = Operand<T>::kDepth, W = kVecs * L;
+  int64_t words = ceil_div(elements, D);
+  if (transposed) {
+    for (int64_t n = 0; n < columns; n += W, out += words * W)
+      for (int v = 0; v < kVecs; ++v) {
+        int64_t first = min64(n + v * L, columns - 1);
+        interleave(weight + first * stride, stride, int(min64(L, columns - first)), elements, out + v * L, W);
+      }
+    return;
+  }
+  for (int64_t k = 0; k < words; ++k) {
+    const T* p = weight + k * D * stride;
+    const T* q = next_row(p, stride, (k + 1) * D <= elements);
+    bool zeros = (k + 1) * D > elements;
+    for (int64_t n = 0; n < columns; n += L) {
+      float* to = out + (n / W * words + k) * W + n % W;
+      const T* high = zeros ? q : q + n;
+      if (n + L <= columns)
+        Operand<T>::across(p + n, high).store(to);
+      else
+        Operand<T>::across(p + n, high, int(columns - n)).store(to);
+    }
+    for (int64_t n = ceil_div(columns, L) * L; n % W; n += L) Vec::zero().store(out + (n / W * words + k) * W + n % W);
+  }
+}
+
+}  // namespace
+}  // namespace gpt2fast

@@ -1,0 +1,124 @@
+// linear for few rows, where reading the weight is the whole cost: weight is read once, in long contiguous pieces, and
+// never copied. (K, N): a few of its rows at a time over the whole column range, partial sums kept in the L1 cache.
+// (N, K): kLanes of its rows at a time, transposed in registers. Either way the same chain over k as in linear.h.
+#pragma once
+#include "linear_pack.h"
+
+namespace gpt2fast {
+namespace {
+
+constexpr int kSkinnyRows = 8;
+constexpr int64_t kBlockWords = 256;  // of K, in one chain: longer sums are added up from such blocks, in order
+
+inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// Words [k, k + kDepth words) of a chain for kVecs Vec of columns: partial sums come from and go to `sum`.
+template <class T, int kRows, int kVecs, bool kTail>
+inline void advance(const float* x, const T* weight, int64_t stride, int words, bool last_exists, int columns,
+                    int64_t ahead, float* sum, float* total, int64_t pitch, bool begins, bool ends, bool first_block) {
+  constexpr int L = Vec::kLanes, D = Operand<T>::kDepth;
+  Vec s[kRows][kVecs];
+  for (int m = 0; m < kRows; ++m)
+    for (int v = 0; v < kVecs; ++v) s[m][v] = begins ? Vec::zero() : Vec::load(sum + m * pitch + v * L);
+  for (int k = 0; k < words; ++k) {
+    const T* p = weight + k * D * stride;
+    bool exists = k + 1 < words || last_exists;
+    const T* q = next_row(p, stride, exists);
+    for (int d = 0; d < D; ++d)
+      for (int64_t offset = 0; offset < int64_t(kVecs * L * sizeof(T)); offset += 64)
+        prefetch_l2((const char*)(p + d * stride) + ahead + offset);
+    Vec w[kVecs];
+    for (int v = 0; v < kVecs; ++v) {
+      const T* high = exists ? q + v * L : q;
+      w[v] = kTail ? Operand<T>::across(p + v * L, high, columns) : Operand<T>::across(p + v * L, high);
+    }
+    for (int m = 0; m < kRows; ++m) {
+      Vec a = Vec::broadcast(x[k * kRows + m]);
+      for (int v = 0; v < kVecs; ++v) s[m][v] = Operand<T>::step(a, w[v], s[m][v]);
+    }
+  }
+  for (int m = 0; m < kRows; ++m)
+    for (int v = 0; v < kVecs; ++v) {
+      float* to = (ends ? total : sum) + m * pitch + v * L;
+      (ends && !first_block ? Vec::load(to) + s[m][v] : s[m][v]).store(to);
+    }
+}
+
+// total (kRows, columns), rows `pitch` apart, = x (words [k][kRows]) @ weight (K, columns); sum: scratch of the same
+// size
+template <class T, int kRows>
+inline void skinny(const float* x, const T* weight, int64_t stride, int64_t K, int64_t columns, float* total,
+                   float* sum, int64_t pitch) {
+  constexpr int L = Vec::kLanes, D = Operand<T>::kDepth, kGroup = 8;
+  constexpr int kVecs = (Vec::kRegisters - 4) / (kRows + 1) > 4 ? 4 : (Vec::kRegisters - 4) / (kRows + 1);
+  int64_t words = ceil_div(K, D);
+  int64_t ahead = kGroup * D * stride * int64_t(sizeof(T));
+  for (int64_t k = 0; k < words; k += kGroup) {
+    int64_t block = k / kBlockWords * kBlockWords, block_end = min64(words, block + kBlockWords);
+    int group = int(min64(kGroup, block_end - k));
+    bool begins = k == block, ends = k + group == block_end, last_exists = (k + group) * D <= K;
+    const T* w = weight + k * D * stride;
+    const float* a = x + k * kRows;
+    int64_t n = 0;
+    for (; n + kVecs * L <= columns; n += kVecs * L)
+      if (group == kGroup)
+        advance<T, kRows, kVecs, false>(a, w + n, stride, kGroup, last_exists, 0, ahead, sum + n, total + n, pitch,
+                                        begins, ends, block == 0);
+      else
+        advance<T, kRows, kVecs, false>(a, w + n, stride, group, last_exists, 0, ahead, sum + n, total + n, pitch,
+                                        begins, ends, block == 0);
+    for (; n + L <= columns; n += L)
+      advance<T, kRows, 1, false>(a, w + n, stride, group, last_exists, 0, ahead, sum + n, total + n, pitch, begins,
+                                  ends, block == 0);
+    if (n < columns)
+      advance<T, kRows, 1, true>(a, w + n, stride, group, last_exists, int(columns - n), ahead, sum + n, total + n,
+                                 pitch, begins, ends, block == 0);
+  }
+}
+
+// As skinny, with weight (columns, K).
+template <class T, int kRows>
+inline void skinny_transposed(const float* x, const T* weight, int64_t stride, int64_t K, int64_t columns, float* total,
+                              int64_t pitch) {
+  constexpr int L = Vec::kLanes, D = Operand<T>::kDepth;
+  constexpr int kGroups = kRows <= 2 ? 2 : 1;  // of kLanes columns: enough independent chains
+  for (int64_t n = 0; n < columns; n += kGroups * L) {
+    const T* row[kGroups][L];
+    for (int g = 0; g < kGroups; ++g)
+      for (int i = 0; i < L; ++i) row[g][i] = weight + min64(n + g * L + i, columns - 1) * stride;
+    const char* next = (const char*)(weight + (n + kGroups * L) * stride);
+    for (int64_t block = 0; block < K; block += kBlockWords * D) {
+      int64_t block_end = min64(K, block + kBlockWords * D), k = block;
+      Vec s[kGroups][kRows];
+      for (int g = 0; g < kGroups; ++g)
+        for (int m = 0; m < kRows; ++m) s[g][m] = Vec::zero();
+      for (; k + L * D <= block_end; k += L * D)
+        for (int g = 0; g < kGroups; ++g) {
+          Vec r[L];
+          for (int i = 0; i < L; ++i) r[i] = Operand<T>::along(row[g][i] + k);
+          for (int i = 0; i < int(L * D * sizeof(T) * L / 64); ++i, next += 64) prefetch_l2(next);
+          Vec::transpose(r);
+          for (int i = 0; i < L; ++i)
+            for (int m = 0; m < kRows; ++m)
+              s[g][m] = Operand<T>::step(Vec::broadcast(x[(k / D + i) * kRows + m]), r[i], s[g][m]);
+        }
+      if (k < block_end)
+        for (int g = 0; g < kGroups; ++g) {
+          Vec r[L];
+          for (int i = 0; i < L; ++i) r[i] = Operand<T>::along(row[g][i] + k, int(block_end - k));
+          Vec::transpose(r);
+          for (int i = 0; i * D < block_end - k; ++i)
+            for (int m = 0; m < kRows; ++m)
+              s[g][m] = Operand<T>::step(Vec::broadcast(x[(k / D + i) * kRows + m]), r[i], s[g][m]);
+        }
+      for (int g = 0; g < kGroups; ++g)
+        for (int m = 0; m < kRows; ++m) {
+          float* to = total + m * pitch + n + g * L;
+          (block ? Vec::load(to) + s[g][m] : s[g][m]).store(to);
+        }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace gpt2fast

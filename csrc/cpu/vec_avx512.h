@@ -1,0 +1,128 @@
+// Vec for AVX-512 (F, BW, DQ, VL); pair dot products by VDPBF16PS where compiled with AVX512-BF16.
+#pragma once
+#include <immintrin.h>
+
+#include "../dtype.h"
+
+namespace gpt2fast {
+namespace {
+
+struct Vec {
+  static constexpr int kLanes = 16;
+  static constexpr int kRegisters = 32;
+  __m512 v;
+
+  static __mmask16 first(int n) { return __mmask16((1u << n) - 1); }
+  static Vec zero() { return {_mm512_setzero_ps()}; }
+  static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
+
+  static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static Vec load(const bfloat16* p) { return widen(_mm256_loadu_si256((const __m256i*)p)); }
+  static Vec load(const float16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+  static Vec load(const float* p, int n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
+  static Vec load(const bfloat16* p, int n) { return widen(_mm256_maskz_loadu_epi16(first(n), p)); }
+  static Vec load(const float16* p, int n) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))}; }
+
+  void store(float* p) const { _mm512_storeu_ps(p, v); }
+  void store(bfloat16* p) const { _mm256_storeu_si256((__m256i*)p, narrow()); }
+  void store(float16* p) const { _mm256_storeu_si256((__m256i*)p, half()); }
+  void store(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+  void store(bfloat16* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), narrow()); }
+  void store(float16* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), half()); }
+  void stream(float* p) const { _mm512_stream_ps(p, v); }  // p aligned to 64 bytes
+  void stream(bfloat16* p) const { _mm256_stream_si256((__m256i*)p, narrow()); }
+  void stream(float16* p) const { _mm256_stream_si256((__m256i*)p, half()); }
+
+  static Vec widen(__m256i h) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))}; }
+  __m256i half() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  __m256i narrow() const {  // by integers: VCVTNEPS2BF16 flushes subnormals
+    __m512i bits = _mm512_castps_si512(v);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), quiet);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+  }
+
+  friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+  friend Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }  // a * b + c, rounded once
+  friend Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+  friend Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+  friend Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
+  friend Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
+  friend Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+  // a * 2^n for integral n, gradual underflow and overflow included
+  friend Vec scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+  // lane-wise: a < b ? yes : no
+  friend Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
+  }
+  friend float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
+  friend float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
+
+  // Lane i of row j becomes lane j of row i.
+  static void transpose(Vec (&r)[kLanes]) {
+    __m512 t[16];
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_ps(r[i].v, r[i + 1].v);
+      t[i + 1] = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
+    }
+    __m512 u[16];
+    for (int i = 0; i < 16; i += 4) {
+      u[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+      u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+      u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {  // u[4g + i]: column i of rows 4g..4g+3, one 128-bit lane per column group
+      __m512 a = _mm512_shuffle_f32x4(u[i], u[4 + i], 0x88), b = _mm512_shuffle_f32x4(u[i], u[4 + i], 0xdd);
+      __m512 c = _mm512_shuffle_f32x4(u[8 + i], u[12 + i], 0x88), d = _mm512_shuffle_f32x4(u[8 + i], u[12 + i], 0xdd);
+      r[i].v = _mm512_shuffle_f32x4(a, c, 0x88);
+      r[4 + i].v = _mm512_shuffle_f32x4(b, d, 0x88);
+      r[8 + i].v = _mm512_shuffle_f32x4(a, c, 0xdd);
+      r[12 + i].v = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+  }
+};
+
+// kLanes pairs of bfloat16: lane i holds elements 2i (low half) and 2i + 1.
+struct Pairs {
+  __m512i v;
+  static Pairs load(const bfloat16* p) { return {_mm512_loadu_si512(p)}; }
+  static Pairs load(const bfloat16* p, int n) {  // the first n elements, others zero; n <= 2 kLanes
+    return {_mm512_maskz_loadu_epi16(n >= 32 ? ~__mmask32(0) : (__mmask32(1) << n) - 1, p)};
+  }
+  static Pairs broadcast(const bfloat16* p) {  // p[0], p[1] in every lane
+    int32_t bits;
+    __builtin_memcpy(&bits, p, 4);
+    return {_mm512_set1_epi32(bits)};
+  }
+  // lane i = (a[i], b[i]): interleaves two rows of kLanes elements
+  static Pairs zip(const bfloat16* a, const bfloat16* b) {
+    __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)a));
+    __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)b));
+    return {_mm512_or_si512(low, _mm512_slli_epi32(high, 16))};
+  }
+  void store(bfloat16* p) const { _mm512_storeu_si512(p, v); }
+  Vec low() const { return {_mm512_castsi512_ps(_mm512_slli_epi32(v, 16))}; }
+  Vec high() const { return {_mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))))}; }
+  Vec as_vec() const { return {_mm512_castsi512_ps(v)}; }  // the same 32-bit lanes, for transpose
+  static Pairs from_vec(Vec a) { return {_mm512_castps_si512(a.v)}; }
+  // acc + a.low * b.low + a.high * b.high
+  friend Vec dot(Pairs a, Pairs b, Vec acc) {
+#ifdef __AVX512BF16__
+    return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)};
+#else
+    return fma(a.high(), b.high(), fma(a.low(), b.low(), acc));
+#endif
+  }
+};
+
+inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
+inline void stream_fence() { _mm_sfence(); }
+
+}  // namespace
+}  // namespace gpt2fast

@@ -1,0 +1,109 @@
+// One plain struct per op: all that a kernel is told, on every backend. No torch here.
+// Strides are in elements, offsets 64-bit; a null pointer means that the optional tensor is absent.
+#pragma once
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace gpt2fast {
+
+enum class Activation : int32_t { kNone, kGeluTanh, kGeluErf };
+enum class Reduction : int32_t { kNone, kMean, kSum };
+
+// out (B*T, C) = wte[tokens] + wpe[positions] (+ wte[token_types])
+struct EmbeddingArgs {
+  const int64_t *tokens, *positions, *token_types;  // (B, T) each; positions null: start + t; token_types may be null
+  const void *wte, *wpe;                            // (V, C), (P, C)
+  void* out;
+  int64_t B, T, C, V, P, start;
+  int64_t positions_stride_b;  // 0 when one row of positions serves the whole batch
+  DType dtype;
+};
+
+// s = x + residual (s = x without residual); y = (s - mean(s)) * rstd * weight + bias
+struct LayerNormArgs {
+  const void *x, *residual, *weight, *bias;
+  void *y, *sum;       // sum (R, C): written only where residual is given
+  float *mean, *rstd;  // (R)
+  int64_t R, C;
+  int64_t stride_x_r, stride_residual_r;
+  float eps;
+  DType dtype;
+};
+
+// y = activation(x @ W + bias) + residual; W is weight (K, N), or weight^T when transposed (N, K)
+struct LinearArgs {
+  const void *x, *weight, *bias, *residual;  // (M, K), (K, N) or (N, K), (N), (M, N)
+  void *y, *preactivation;                   // (M, N), contiguous; preactivation may be null
+  int64_t M, K, N;
+  int64_t stride_x_m, stride_weight, stride_residual_m;  // stride_weight: of weight's outer dimension
+  bool transposed;
+  Activation activation;
+  DType dtype;
+};
+
+// y = gelu(x + bias); bias may be null
+struct GeluArgs {
+  const void *x, *bias;
+  void* y;
+  int64_t R, C;
+  int64_t stride_x_r;
+  Activation activation;  // kGeluTanh or kGeluErf
+  DType dtype;
+};
+
+// out = softmax(scale * q k^T + bias, over visible keys) v; lse = log of the sum of exponentials.
+// Query i of T sees key j of S if j <= S - T + i (causal), j > S - T + i - window (window > 0) and mask[b, j].
+struct AttentionArgs {
+  const void *q, *k, *v;  // (B, T, H, D), (B, S, H, D); innermost stride 1
+  const bool* mask;       // (B, S) or null; true = visible
+  const void* bias;       // (B|1, H|1, T|1, S|1) in q's dtype or null; stride 0 where broadcast
+  void* out;              // (B, T, H, D) contiguous
+  float* lse;             // (B, H, T) contiguous
+  int64_t B, T, S, H, D;
+  int64_t stride_q[3], stride_k[3], stride_v[3];  // of B, T or S, H
+  int64_t stride_mask_b, stride_bias[4];
+  int64_t window;  // 0: unlimited
+  bool causal;
+  float scale;
+  float dropout_p;      // each probability is kept with 1 - dropout_p and scaled by 1 / (1 - dropout_p)
+  const int64_t* seed;  // one int64, read where dropout_p > 0: Philox key of the mask (math.h)
+  DType dtype;
+};
+
+// As attention, causal, over a cache of which row b holds lengths[b] keys (the T new ones included), the first
+// starts[b] of them padding.
+struct DecodeAttentionArgs {
+  const void *q, *k, *v;           // (B, T, H, D), (B, S, H, D): S is the cache's capacity
+  const int64_t *lengths, *starts;  // (B); starts may be null
+  void* out;                       // (B, T, H, D) contiguous
+  int64_t B, T, S, H, D;
+  int64_t stride_q[3], stride_k[3], stride_v[3];
+  int64_t window;
+  float scale;
+  DType dtype;
+};
+
+// loss of row r = lse - (1 - e) * logits[target] - e * mean(logits), 0 where target == ignore_index; e = label_smoothing
+struct CrossEntropyArgs {
+  const void* logits;  // (R, V)
+  const int64_t* targets;
+  float *loss, *lse;  // (R): per-row loss; the reduction is done by the caller over R floats
+  int64_t R, V, stride_logits_r, ignore_index;
+  float label_smoothing;
+  DType dtype;
+};
+
+// One draw per row, in transformers' order: repetition penalty, temperature, top-k, top-p, min-p.
+struct SampleArgs {
+  const void* logits;                        // (B, V)
+  const int64_t *tokens, *seed, *positions;  // earlier tokens (B, T) or null, -1 = none; (1); (B)
+  const int64_t* rows;                       // (B) stream ids, or null: the row's index
+  int64_t* out;                              // (B)
+  int64_t B, T, V, stride_logits_b, stride_tokens_b;
+  float temperature, top_p, min_p, repetition_penalty;  // temperature 0: argmax
+  int64_t top_k;                                        // 0: off
+  DType dtype;
+};
+
+}  // namespace gpt2fast

@@ -1,0 +1,245 @@
+"""An op is declared once: the decorated function's signature is the schema, its body the reference of every test.
+
+``@op`` registers the reference under every device (and a second time as ``gpt2fast_reference::name``, where kernels
+send what they do not cover), ``@name.backward`` the derivative above every backend, and the autocast rule above that.
+"""
+
+import functools
+import inspect
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import shapes as _shapes
+
+NAMESPACE = "gpt2fast"
+REFERENCE = "gpt2fast_reference"
+OPS: dict[str, "Op"] = {}
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
+_reference_library = torch.library.Library(REFERENCE, "FRAGMENT")
+_FLOATING = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(eq=False)
+class Op:
+    """A declared op. Calling it returns what users want; ``op.overload`` also returns what the backward pass needs."""
+
+    name: str
+    namespace: str
+    reference: Callable
+    signature: inspect.Signature
+    schema: str
+    shapes: dict[str, Any]
+    cases: list[dict]
+    returns: tuple[str, ...]
+    saves: tuple[str, ...]
+    make: dict[str, Callable]
+    flops: Callable | None
+    autocast: str
+    mutates: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    slack: float
+    baseline: Callable | None
+    naive: Callable | None
+    has_derivative: bool = False
+
+    def __post_init__(self):
+        self.overload = getattr(getattr(torch.ops, self.namespace), self.name).default
+        self.tensors = tuple(n for n, p in self.signature.parameters.items() if _holds_tensor(p.annotation))
+        self.optional = tuple(n for n in self.tensors if self.signature.parameters[n].default is None)
+        self.outputs = self.returns + self.saves
+
+    def __call__(self, *args, **kwargs):
+        out = self.overload(*args, **kwargs)
+        if not self.saves:
+            return out
+        return out[0] if len(self.returns) == 1 else out[: len(self.returns)]
+
+    def __repr__(self):
+        return f"<op {self.namespace}::{self.name}{self.schema}>"
+
+    @property
+    def summary(self) -> str:
+        return (self.reference.__doc__ or "").strip().split("\n")[0]
+
+    def check(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Raises ValueError or TypeError, naming op, argument, expected and got; returns the sizes by letter."""
+        return _shapes.check(f"{self.namespace}::{self.name}", self.shapes, args)
+
+    def bind(self, args: Sequence, kwargs: dict) -> dict[str, Any]:
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    def backward(self, saves: str = ""):
+        """Registers the derivative, once, above every backend.
+
+        ``saves`` names the inputs and outputs to keep. The function gets them (and every non-tensor argument) as
+        attributes of ``saved`` and the gradients of the outputs as attributes of ``grad`` (None where not needed),
+        with ``saved.needs`` the set of inputs that want one, and returns a dict from input to gradient.
+        """
+        kept = saves.split()
+
+        def register(function):
+            def setup(ctx, inputs, output):
+                values = dict(zip(self.signature.parameters, inputs))
+                outputs = output if isinstance(output, tuple) else (output,)
+                found = values | dict(zip(self.outputs, outputs))
+                ctx.save_for_backward(*(found[name] for name in kept))
+                ctx.rest = {n: v for n, v in values.items() if n not in self.tensors}
+                ctx.given = {n for n in self.tensors if values[n] is not None}
+                ctx.mark_non_differentiable(
+                    *(t for n, t in zip(self.outputs, outputs) if n in self.saves or not t.is_floating_point())
+                )
+
+            def derivative(ctx, *grads):
+                needs = {n for n, wanted in zip(self.signature.parameters, ctx.needs_input_grad) if wanted}
+                saved = SimpleNamespace(**ctx.rest, **dict(zip(kept, ctx.saved_tensors)), needs=needs)
+                found = function(saved, SimpleNamespace(**dict(zip(self.outputs, grads))))
+                return tuple(found.get(n) if n in needs else None for n in self.signature.parameters)
+
+            torch.library.register_autograd(
+                f"{self.namespace}::{self.name}", derivative, setup_context=setup, lib=_libraries[self.namespace][0]
+            )
+            self.has_derivative = True
+            return self
+
+        return register
+
+
+def op(
+    *,
+    shapes: dict[str, Any],
+    cases: list[dict],
+    returns: str = "y",
+    saves: str = "",
+    make: dict[str, Callable] | None = None,
+    flops: Callable | None = None,
+    autocast: str = "widest",
+    mutates: Sequence[str] = (),
+    dtypes: Sequence[torch.dtype] = _FLOATING,
+    slack: float = 1.0,
+    derivative: bool = True,
+    baseline: Callable | None = None,
+    naive: Callable | None = None,
+    namespace: str = NAMESPACE,
+) -> Callable[[Callable], Op]:
+    """Declares an op by its PyTorch reference.
+
+    Args:
+        shapes: per tensor argument its dimensions by letter, ``"B T C"``; ``...`` for any leading ones, ``C|1`` for a
+            broadcast one, a digit for itself, ``: int64`` for a dtype other than that of the first floating tensor;
+            or a function from the arguments to such a text.
+        cases: sizes by letter, plus non-tensor arguments by name and ``name=True`` for optional tensors to include.
+        returns, saves: names of the outputs that a call returns, and of those kept for the backward pass.
+        make: per argument a function ``(shape, case, generator) -> tensor`` where random normals are wrong.
+        flops: function from a case to floating-point operations.
+        autocast: ``"lower"`` (to the autocast dtype), ``"float32"`` or ``"widest"`` (of the arguments).
+        mutates: arguments that the op changes in place; such an op returns nothing and has no derivative.
+        dtypes: of the floating arguments, tested and benchmarked.
+        slack: factor on the parity rule; give the reason beside it.
+        derivative: whether ``@name.backward`` will follow; if not, a backward pass through it raises.
+        baseline, naive: PyTorch's best fused way and the plain composition, taking the op's arguments, for benchmarks.
+    """
+    if autocast not in ("lower", "float32", "widest"):
+        raise ValueError(f"autocast must be 'lower', 'float32' or 'widest', got {autocast!r}")
+
+    def declare(function: Callable) -> Op:
+        name = function.__name__
+        library, references = _libraries.setdefault(
+            namespace,
+            (torch.library.Library(namespace, "FRAGMENT"), torch.library.Library(f"{namespace}_reference", "FRAGMENT")),
+        )
+        schema = torch.library.infer_schema(function, mutates_args=tuple(mutates))
+        for lib in (library, references):
+            lib.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        signature = inspect.signature(function)
+        qualified = f"{namespace}::{name}"
+
+        @functools.wraps(function)
+        def checked(*args, **kwargs):
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            _shapes.check(qualified, shapes, bound.arguments)
+            return function(*bound.args, **bound.kwargs)
+
+        for lib in (library, references):
+            lib.impl(name, checked, "CompositeExplicitAutograd")
+        declared = Op(
+            name, namespace, checked, signature, schema, shapes, list(cases), tuple(returns.split()),
+            tuple(saves.split()), make or {}, flops, autocast, tuple(mutates), tuple(dtypes), slack, baseline, naive,
+        )  # fmt: skip
+        if mutates:
+            _bump_versions(declared, library)
+        elif not derivative:
+            _refuse_backward(declared, library)
+        _register_autocast(declared, library)
+        functools.update_wrapper(declared, function)
+        OPS[name if namespace == NAMESPACE else qualified] = declared
+        return declared
+
+    return declare
+
+
+_libraries = {NAMESPACE: (_library, _reference_library)}
+
+
+def _holds_tensor(annotation: Any) -> bool:
+    return bool(re.search(r"\bTensor\b", str(annotation)))
+
+
+def _refuse_backward(declared: Op, library) -> None:
+    """Without this, autograd would see constants and training would silently lose gradients."""
+
+    def derivative(ctx, *grads):
+        raise RuntimeError(f"{declared.namespace}::{declared.name} has no derivative")
+
+    torch.library.register_autograd(f"{declared.namespace}::{declared.name}", derivative, lib=library)
+
+
+def _bump_versions(declared: Op, library) -> None:
+    """So that autograd notices when a tensor saved for backward is changed by an in-place op."""
+    below = torch._C._after_ADInplaceOrView_keyset
+    positions = [list(declared.signature.parameters).index(n) for n in declared.mutates]
+
+    def kernel(keyset, *args, **kwargs):
+        declared.overload.redispatch(keyset & below, *args, **kwargs)
+        for position in positions:
+            changed = args[position]
+            torch.autograd.graph.increment_version(changed if isinstance(changed, Tensor) else list(changed))
+
+    library.impl(declared.name, kernel, "ADInplaceOrView", with_keyset=True)
+
+
+def _register_autocast(declared: Op, library) -> None:
+    for key, device in (("AutocastCPU", "cpu"), ("AutocastCUDA", "cuda")):
+        exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def kernel(*args, _exclude=exclude, _device=device, **kwargs):
+            tensors = [a for a in itertools.chain(args, kwargs.values()) if _is_castable(a, _device)]
+            if declared.autocast == "lower":
+                target = torch.get_autocast_dtype(_device)
+            elif declared.autocast == "float32":
+                target = torch.float32
+            else:
+                target = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.bfloat16)
+                target = target if tensors else None
+
+            def cast(a):
+                return a.to(target) if _is_castable(a, _device) and a.dtype != target else a
+
+            with torch._C._ExcludeDispatchKeyGuard(_exclude):
+                return declared.overload(*map(cast, args), **{k: cast(v) for k, v in kwargs.items()})
+
+        library.impl(declared.name, kernel, key)
+
+
+def _is_castable(a: Any, device: str) -> bool:
+    return isinstance(a, Tensor) and a.device.type == device and a.dtype in _FLOATING

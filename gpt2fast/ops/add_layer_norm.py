@@ -1,0 +1,39 @@
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..op import op
+from .layer_norm import CASES, layer_norm, layer_norm_backward
+
+
+def _baseline(x, residual, weight, bias, eps=1e-5):
+    total = x + residual
+    return F.layer_norm(total, total.shape[-1:], weight, bias, eps), total
+
+
+@op(
+    shapes=dict(x="... C", residual="... C", weight="C", bias="C"),
+    returns="y sum",
+    saves="mean rstd",
+    cases=CASES,
+    flops=lambda n: 9 * n["B"] * n["T"] * n["C"],
+    autocast="float32",
+    baseline=_baseline,
+)
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """sum = x + residual and y = layer_norm(sum), in one pass over memory.
+
+    Args: x, residual (..., C); weight, bias (C,), all of one dtype; eps is added to the variance.
+    Returns: y and sum (..., C) in x's dtype. Kept for the backward pass: mean and rstd (...), float32, of the rounded sum.
+    """
+    total = (x + residual).contiguous()
+    y, mean, rstd = layer_norm.reference(total, weight, bias, eps)
+    return y, total, mean, rstd
+
+
+@add_layer_norm.backward("sum weight mean rstd")
+def _(saved, grad):
+    dx, dweight, dbias = layer_norm_backward(grad.y, saved.sum, saved.weight, saved.mean, saved.rstd)
+    dx = dx + grad.sum
+    return dict(x=dx, residual=dx, weight=dweight, bias=dbias)

@@ -1,0 +1,206 @@
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..op import op
+from .common import dropout_kept, widen
+
+
+def _mask(shape, case, g):
+    """Row b hides its first b and its last b % 2 keys: left padding, right padding, and none."""
+    B, S = shape
+    key, row = torch.arange(S), torch.arange(B)[:, None]
+    return (key >= row) & (key < S - row % 2)
+
+
+def _lse(shape, case, g):
+    return torch.full(shape, 2.0 + float(torch.tensor(max(case["S"], 1.0)).log()))
+
+
+CASES = [
+    dict(B=1, T=1, S=128, H=12, D=64),
+    dict(B=1, T=1024, S=1024, H=12, D=64),
+    dict(B=2, T=130, S=130, H=12, D=64, mask=True),
+    dict(B=1, T=65, S=65, H=25, D=64),
+    dict(B=2, T=33, S=161, H=3, D=80, window=40),
+    dict(B=2, T=40, S=17, H=2, D=96, causal=False, bias=True),
+    dict(B=1, T=20, S=7, H=2, D=64),
+    dict(B=3, T=9, S=70, H=2, D=33, mask=True, bias=True, scale=0.3),
+    dict(B=1, T=10, S=10, H=1, D=256),
+    dict(B=1, T=6, S=9, H=2, D=1),
+    dict(B=2, T=70, S=70, H=2, D=64, dropout_p=0.2, seed=True),
+    dict(B=2, T=3, S=4, H=2, D=3),
+    dict(B=2, T=3, S=4, H=1, D=2, mask=True, bias=True, causal=False),
+    dict(B=1, T=3, S=4, H=2, D=3, dropout_p=0.3, seed=True, window=2),
+    dict(B=0, T=3, S=3, H=2, D=64),
+]
+MAKE = dict(mask=_mask, lse=_lse, seed=lambda shape, case, g: torch.tensor([1234567890123]))
+SHAPES = dict(q="B T H D", k="B S H D", v="B S H D", mask="B S: bool", bias="B|1 H|1 T|1 S|1", seed="1: int64")
+
+
+def _pairs(n) -> int:
+    """Query-key pairs that the mask leaves, up to padding."""
+    T, S = n["T"], n["S"]
+    if not n.get("causal", True):
+        return T * S
+    return sum(min(max(S - T + i + 1, 0), n.get("window") or S) for i in range(T))
+
+
+def visible(T: int, S: int, causal: bool, window: int, mask: Tensor | None, device: torch.device) -> Tensor:
+    """(B or 1, 1, T, S) bools: which keys each query sees; causal is aligned bottom-right."""
+    last = torch.arange(S - T, S, device=device)[:, None]
+    key = torch.arange(S, device=device)
+    seen = torch.ones(T, S, dtype=torch.bool, device=device)
+    if causal:
+        seen = seen & (key <= last)
+    if window > 0:
+        seen = seen & (key > last - window)
+    seen = seen[None, None]
+    return seen if mask is None else seen & mask[:, None, None, :]
+
+
+def _scores(q, k, seen, bias, scale) -> Tensor:
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if bias is not None:
+        scores = scores + widen(bias)
+    return scores.masked_fill(~seen, -torch.inf)
+
+
+def _baseline(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
+    T, S = q.shape[1], k.shape[1]
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if mask is None and bias is None and not window and (T == S or not causal or T == 1):
+        plain = causal and T > 1
+        return F.scaled_dot_product_attention(q, k, v, is_causal=plain, scale=scale, dropout_p=dropout_p)
+    seen = visible(T, S, causal, window, mask, q.device)
+    added = torch.zeros((), dtype=q.dtype, device=q.device) if bias is None else bias
+    added = added.masked_fill(~seen, -torch.inf)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale, dropout_p=dropout_p)
+
+
+def _naive(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores if bias is None else scores + bias
+    scores = scores.masked_fill(~visible(q.shape[1], k.shape[1], causal, window, mask, q.device), -torch.inf)
+    return torch.einsum("bhts,bshd->bthd", F.dropout(scores.softmax(-1), dropout_p), v)
+
+
+def check_attention(op_name: str, q: Tensor, window: int, dropout_p: float, seed: Tensor | None) -> None:
+    if window < 0:
+        raise ValueError(f"gpt2fast::{op_name}: window must be at least 0 (0: unlimited), got {window}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"gpt2fast::{op_name}: dropout_p must lie in [0, 1), got {dropout_p}")
+    if dropout_p > 0 and seed is None:
+        raise ValueError(f"gpt2fast::{op_name}: seed must be given where dropout_p > 0, got None")
+
+
+@op(
+    shapes=SHAPES,
+    returns="out",
+    saves="lse",
+    cases=CASES,
+    make=MAKE,
+    flops=lambda n: 4 * n["B"] * n["H"] * n["D"] * _pairs(n),
+    autocast="lower",
+    baseline=_baseline,
+    naive=_naive,
+)
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    seed: Tensor | None = None,
+    causal: bool = True,
+    window: int = 0,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """out = softmax(scale q k^T + bias) v over the keys that each query sees; T x S is never in memory.
+
+    Args: q (B, T, H, D); k, v (B, S, H, D), any strides; mask (B, S) bool, False hides a key (padding); bias
+    (B or 1, H or 1, T or 1, S or 1), added; causal: query i sees keys up to S - T + i; window > 0: only the last
+    ``window`` of those, itself included; scale: 1 / sqrt(D) by default; dropout_p of the probabilities are dropped by
+    the Philox stream of seed (1,), int64.
+    Returns: out (B, T, H, D) contiguous, zeros for a query that sees nothing. Kept for the backward pass: lse
+    (B, H, T), float32, the log of the sum of exponentials (the least float32 for a query that sees nothing).
+    Source: Dao, arXiv:2307.08691.
+    """
+    check_attention("attention", q, window, dropout_p, seed)
+    B, T, H, D = q.shape
+    S = k.shape[1]
+    seen = visible(T, S, causal, window, mask, q.device)
+    scores = _scores(widen(q), widen(k), seen, bias, scale)
+    lowest = torch.finfo(torch.float32).min
+    if S == 0:
+        return q.new_zeros(B, T, H, D), scores.new_full((B, H, T), lowest)
+    lse = torch.logsumexp(scores, dim=-1).clamp(min=lowest)
+    probabilities = torch.exp(scores - lse[..., None])
+    if dropout_p > 0:
+        kept = dropout_kept(seed, dropout_p, B, H, T, S)
+        probabilities = torch.where(kept, probabilities / (1 - dropout_p), 0.0)
+    out = torch.einsum("bhts,bshd->bthd", probabilities, widen(v))
+    return out.to(q.dtype).contiguous(), lse.contiguous()
+
+
+@op(
+    shapes=dict(dout="B T H D", **{k: v for k, v in SHAPES.items()}, out="B T H D", lse="B H T: float32"),
+    returns="dq dk dv dbias",
+    cases=CASES,
+    make=MAKE,
+    flops=lambda n: 10 * n["B"] * n["H"] * n["D"] * _pairs(n),
+    autocast="lower",
+    derivative=False,
+)
+def attention_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    seed: Tensor | None = None,
+    causal: bool = True,
+    window: int = 0,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of attention, from out and lse: the probabilities are computed again, dropout regenerated from seed.
+
+    Args: dout, out (B, T, H, D); lse (B, H, T), float32; the rest as for attention.
+    Returns: dq (B, T, H, D), dk and dv (B, S, H, D), dbias in bias' shape, (0,) without one.
+    """
+    check_attention("attention_backward", q, window, dropout_p, seed)
+    B, T, H, D = q.shape
+    S = k.shape[1]
+    wide_q, wide_k, wide_v, wide_dout = widen(q), widen(k), widen(v), widen(dout)
+    scores = _scores(wide_q, wide_k, visible(T, S, causal, window, mask, q.device), bias, scale)
+    probabilities = torch.exp(scores - lse[..., None])
+    dprobabilities = torch.einsum("bthd,bshd->bhts", wide_dout, wide_v)
+    dropped = probabilities
+    if dropout_p > 0:
+        kept = dropout_kept(seed, dropout_p, B, H, T, S)
+        dropped = torch.where(kept, probabilities / (1 - dropout_p), 0.0)
+        dprobabilities = torch.where(kept, dprobabilities / (1 - dropout_p), 0.0)
+    dv = torch.einsum("bhts,bthd->bshd", dropped, wide_dout)
+    delta = (wide_dout * widen(out)).sum(-1).transpose(1, 2)[..., None]
+    dscores = probabilities * (dprobabilities - delta)
+    dbias = q.new_empty(0)
+    if bias is not None:
+        dbias = dscores.sum_to_size(bias.shape).to(bias.dtype).contiguous()
+    dscores = dscores * (D**-0.5 if scale is None else scale)
+    dq = torch.einsum("bhts,bshd->bthd", dscores, wide_k)
+    dk = torch.einsum("bhts,bthd->bshd", dscores, wide_q)
+    return (*(g.to(q.dtype).contiguous() for g in (dq, dk, dv)), dbias)
+
+
+@attention.backward("q k v mask bias seed out lse")
+def _(saved, grad):
+    dq, dk, dv, dbias = attention_backward(
+        grad.out, saved.q, saved.k, saved.v, saved.out, saved.lse, saved.mask, saved.bias, saved.seed,
+        saved.causal, saved.window, saved.scale, saved.dropout_p,
+    )  # fmt: skip
+    return dict(q=dq, k=dk, v=dv, bias=dbias)

@@ -1,0 +1,25 @@
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..op import op
+from .common import choice, widen
+from .gelu import CASES, FORMS, gelu_backward
+
+
+@op(
+    shapes=dict(x="... C", bias="C"),
+    cases=CASES,
+    flops=lambda n: 13 * n["B"] * n["T"] * n["C"],
+    baseline=lambda x, bias, approximate="tanh": F.gelu(x + bias, approximate=approximate),
+)
+def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
+    """y = gelu(x + bias), in one pass over memory. Args: x (..., C); bias (C,); approximate as for gelu."""
+    choice("bias_gelu", "approximate", approximate, FORMS)
+    return F.gelu(widen(x) + widen(bias), approximate=approximate).to(x.dtype).contiguous()
+
+
+@bias_gelu.backward("x bias")
+def _(saved, grad):
+    dx = gelu_backward(grad.y, saved.x + saved.bias, saved.approximate)
+    dbias = widen(dx).sum(tuple(range(dx.dim() - 1))) if "bias" in saved.needs and dx.dim() > 1 else widen(dx)
+    return dict(x=dx, bias=dbias.to(dx.dtype))

@@ -1,0 +1,71 @@
+"""What several references share: widening, value checks that cost nothing on meta tensors, and Philox in PyTorch."""
+
+import torch
+from torch import Tensor
+
+
+def widen(x: Tensor) -> Tensor:
+    """float16 and bfloat16 to float32; float32 and float64 as they are."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        words = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+        raise ValueError(f"gpt2fast::{op}: {name} must be {words}, got {value!r}")
+
+
+def within(op: str, name: str, tensor: Tensor | None, high: int, allowed: int | None = None) -> None:
+    """Raises where a value of a CPU tensor is outside [0, high) and not ``allowed``; on a GPU kernels assert it."""
+    if tensor is None or tensor.device.type != "cpu" or not tensor.numel():
+        return
+    wrong = (tensor < 0) | (tensor >= high)
+    if allowed is not None:
+        wrong &= tensor != allowed
+    if wrong.any():
+        at = tuple(wrong.nonzero()[0].tolist())
+        where = f"({at[0]},)" if len(at) == 1 else str(at)
+        raise ValueError(
+            f"gpt2fast::{op}: {name} must lie in [0, {high})"
+            + (f" or be {allowed}" if allowed is not None else "")
+            + f", got {tensor[at].item()} at {where}"
+        )
+
+
+_MASK = 0xFFFFFFFF
+
+
+def philox(key: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox 4x32-10 (Salmon et al., SC11): int64 key and counter halves, broadcast, to four 32-bit words in int64.
+
+    The same function as ``Philox`` of csrc/math.h, for any seed, bit by bit.
+    """
+    low, high, key = torch.broadcast_tensors(low, high, key)
+    k0, k1 = key & _MASK, (key >> 32) & _MASK
+    c0, c1, c2, c3 = low & _MASK, (low >> 32) & _MASK, high & _MASK, (high >> 32) & _MASK
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2  # wraps to 64 bits: the bits are those of the unsigned product
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
+    return c0, c1, c2, c3
+
+
+def uniform53(key: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Float64 uniforms in [0, 1) with 53 bits, from the first two words of a Philox block."""
+    first, second, _, _ = philox(key, low, high)
+    return ((first << 21) ^ (second >> 11)).double() * 2.0**-53
+
+
+def dropout_kept(seed: Tensor, p: float, B: int, H: int, T: int, S: int) -> Tensor:
+    """The (B, H, T, S) bool mask of attention dropout: which probabilities are kept, for one int64 ``seed``."""
+    device = seed.device
+    row = torch.arange(B * H * T, device=device).view(B, H, T, 1)
+    block = torch.arange((S + 3) // 4, device=device)
+    words = torch.stack(philox(seed.view(1, 1, 1, 1), block, row), dim=-1)
+    uniform = (words >> 8).float() * 2.0**-24
+    return uniform.view(B, H, T, -1)[..., :S] >= p

@@ -1,0 +1,118 @@
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..op import op
+from .common import choice, widen, within
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def _targets(shape, case, g):
+    """Every third row is ignored."""
+    targets = torch.randint(0, case["V"], shape, generator=g)
+    return torch.where(torch.arange(shape[0]) % 3 == 2, case.get("ignore_index", -100), targets)
+
+
+CASES = [
+    dict(R=1, V=50257),
+    dict(R=128, V=50257),
+    dict(R=64, V=50257, reduction="sum", label_smoothing=0.1),
+    dict(R=33, V=771, reduction="none", label_smoothing=0.2, ignore_index=3),
+    dict(R=4, V=7, reduction="mean", label_smoothing=0.1),
+    dict(R=4, V=7, reduction="none"),
+    dict(R=4, V=7, reduction="sum", ignore_index=2),
+    dict(R=0, V=50257, reduction="sum"),
+]
+
+
+def _baseline(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+    return F.cross_entropy(
+        logits, targets, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction
+    )
+
+
+@op(
+    shapes=dict(logits="R V", targets="R: int64"),
+    returns="loss",
+    saves="lse",
+    cases=CASES,
+    make=dict(targets=_targets),
+    flops=lambda n: 4 * n["R"] * n["V"],
+    autocast="widest",
+    baseline=_baseline,
+)
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[Tensor, Tensor]:
+    """loss = lse - (1 - e) logits[target] - e mean(logits) per row, e the label smoothing; lse = log sum exp(logits).
+
+    Args: logits (R, V); targets (R,), int64 in [0, V) or ignore_index (loss 0, not counted); label_smoothing in [0, 1];
+    reduction ``"none"``, ``"mean"`` over the rows that count (NaN without any, as in PyTorch) or ``"sum"``.
+    Returns: loss (R,) or (), float32. Kept for the backward pass: lse (R,), float32.
+    """
+    choice("cross_entropy", "reduction", reduction, REDUCTIONS)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"gpt2fast::cross_entropy: label_smoothing must lie in [0, 1], got {label_smoothing}")
+    within("cross_entropy", "targets", targets, logits.shape[1], allowed=ignore_index)
+    wide = widen(logits)
+    lse = torch.logsumexp(wide, dim=1)
+    counts = targets != ignore_index
+    at_target = wide.gather(1, torch.where(counts, targets, 0)[:, None])[:, 0]
+    loss = lse - (1 - label_smoothing) * at_target
+    if label_smoothing > 0:
+        loss = loss - label_smoothing * wide.mean(1)
+    loss = torch.where(counts, loss, 0.0)
+    if reduction == "mean":
+        loss = loss.sum() / counts.sum()
+    elif reduction == "sum":
+        loss = loss.sum()
+    return loss, lse
+
+
+def _dloss_shape(args):
+    return "R: float32" if args.get("reduction", "mean") == "none" else ": float32"
+
+
+@op(
+    shapes=dict(dloss=_dloss_shape, logits="R V", targets="R: int64", lse="R: float32"),
+    returns="dlogits",
+    cases=CASES,
+    make=dict(targets=_targets, lse=lambda shape, case, g: torch.full(shape, 0.5) + torch.tensor(case["V"]).log()),
+    flops=lambda n: 4 * n["R"] * n["V"],
+    derivative=False,
+)
+def cross_entropy_backward(
+    dloss: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    lse: Tensor,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """dlogits = dloss (softmax(logits) - (1 - e) onehot(target) - e / V), 0 in ignored rows.
+
+    Args: dloss (R,) or (), lse (R,), float32; the rest as for cross_entropy. Returns: (R, V) in logits' dtype.
+    """
+    choice("cross_entropy_backward", "reduction", reduction, REDUCTIONS)
+    wide, V = widen(logits), logits.shape[1]
+    counts = targets != ignore_index
+    scale = dloss / counts.sum() if reduction == "mean" else dloss
+    scale = torch.where(counts, scale, 0.0)[:, None]
+    dlogits = torch.exp(wide - lse[:, None]) - label_smoothing / V
+    onehot = torch.arange(V, device=logits.device) == targets[:, None]
+    dlogits = torch.where(onehot, dlogits - (1 - label_smoothing), dlogits)
+    return (dlogits * scale).to(logits.dtype).contiguous()
+
+
+@cross_entropy.backward("logits targets lse")
+def _(saved, grad):
+    dlogits = cross_entropy_backward(
+        grad.loss, saved.logits, saved.targets, saved.lse, saved.ignore_index, saved.label_smoothing, saved.reduction
+    )
+    return dict(logits=dlogits)

@@ -1,0 +1,90 @@
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..op import op
+from .attention import attention
+from .common import within
+
+
+def _lengths(shape, case, g):
+    """Each row's own number of keys, between T and the capacity."""
+    return torch.linspace(case["S"], max(case["T"], 1), shape[0]).long()
+
+
+CASES = [
+    dict(B=1, T=1, S=128, H=12, D=64),
+    dict(B=8, T=1, S=512, H=12, D=64, starts=True),
+    dict(B=1, T=1, S=1024, H=25, D=64),
+    dict(B=3, T=4, S=70, H=3, D=80, window=9),
+    dict(B=2, T=2, S=7, H=2, D=33, starts=True, scale=0.4),
+    dict(B=2, T=2, S=4, H=2, D=3, starts=True),
+    dict(B=0, T=1, S=8, H=2, D=64),
+]
+
+
+def _seen(q, k, lengths, starts, window) -> Tensor:
+    """(B, 1, T, S) bools: which keys of the cache each query sees."""
+    T, S = q.shape[1], k.shape[1]
+    key = torch.arange(S, device=q.device)
+    last = lengths[:, None, None] - T + torch.arange(T, device=q.device)[:, None]
+    seen = key <= last
+    if starts is not None:
+        seen = seen & (key >= starts[:, None, None])
+    if window > 0:
+        seen = seen & (key > last - window)
+    return seen[:, None]
+
+
+def _as_bias(q, k, lengths, starts, window) -> Tensor:
+    """The same as an additive bias of 0 and -inf, for attention."""
+    zero = torch.zeros((), dtype=q.dtype, device=q.device)
+    return zero.masked_fill(~_seen(q, k, lengths, starts, window), -torch.inf)
+
+
+def _baseline(q, k, v, lengths, starts=None, window=0, scale=None):
+    seen = _seen(q, k, lengths, starts, window)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+
+
+@op(
+    shapes=dict(q="B T H D", k="B S H D", v="B S H D", lengths="B: int64", starts="B: int64"),
+    returns="out",
+    cases=CASES,
+    make=dict(lengths=_lengths, starts=lambda shape, case, g: torch.arange(shape[0]) % 2),
+    flops=lambda n: 4 * n["B"] * n["H"] * n["T"] * n["S"] * n["D"],
+    autocast="lower",
+    baseline=_baseline,
+)
+def decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: Tensor,
+    starts: Tensor | None = None,
+    window: int = 0,
+    scale: float | None = None,
+) -> Tensor:
+    """Causal attention of the last T tokens over a KV cache in which row b holds ``lengths[b]`` keys, those T included.
+
+    Args: q (B, T, H, D); k, v (B, S, H, D), any strides, S the cache's capacity; lengths (B,) int64 in [0, S]; starts
+    (B,) int64, the number of leading keys that are padding; window and scale as for attention.
+    Returns: out (B, T, H, D) contiguous, row by row the bits that attention gives.
+    """
+    within("decode_attention", "lengths", lengths, k.shape[1] + 1)
+    within("decode_attention", "starts", starts, k.shape[1] + 1)
+    if window < 0:
+        raise ValueError(f"gpt2fast::decode_attention: window must be at least 0 (0: unlimited), got {window}")
+    hidden = _as_bias(q, k, lengths, starts, window)
+    return attention.reference(q, k, v, bias=hidden, causal=False, scale=scale)[0]
+
+
+@decode_attention.backward("q k v lengths starts")
+def _(saved, grad):
+    hidden = _as_bias(saved.q, saved.k, saved.lengths, saved.starts, saved.window)
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in (saved.q, saved.k, saved.v)]
+        out = attention(*leaves, bias=hidden, causal=False, scale=saved.scale)
+        dq, dk, dv = torch.autograd.grad(out, leaves, grad.out)
+    return dict(q=dq, k=dk, v=dv)

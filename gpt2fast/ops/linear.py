@@ -1,0 +1,126 @@
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..op import op
+from .common import choice, widen
+from .gelu import gelu_backward
+
+ACTIVATIONS = ("none", "gelu_tanh", "gelu_erf")
+CASES = [
+    dict(B=1, T=1, K=768, N=2304, bias=True),
+    dict(B=1, T=512, K=768, N=3072, bias=True, activation="gelu_tanh"),
+    dict(B=1, T=512, K=3072, N=768, bias=True, residual=True),
+    dict(B=1, T=1, K=768, N=50257, transposed=True),
+    dict(B=8, T=1, K=768, N=3072, bias=True, activation="gelu_tanh", keep_preactivation=True),
+    dict(B=1, T=7, K=1600, N=4800, bias=True),
+    dict(B=1, T=130, K=1600, N=1600, bias=True, residual=True, transposed=True),
+    dict(B=2, T=5, K=770, N=771, bias=True, activation="gelu_erf", residual=True, keep_preactivation=True),
+    dict(B=2, T=5, K=770, N=33, activation="gelu_erf", transposed=True),
+    dict(B=2, T=3, K=5, N=4, bias=True, residual=True, activation="gelu_tanh", keep_preactivation=True),
+    dict(B=2, T=3, K=5, N=4, bias=True, activation="gelu_erf"),
+    dict(B=2, T=3, K=5, N=4, residual=True, transposed=True),
+    dict(B=0, T=3, K=768, N=768, bias=True),
+]
+
+
+def _weight(args):
+    return "N K" if args.get("transposed", False) else "K N"
+
+
+def _scaled(shape, case, g):
+    """Normals over sqrt(K), so that outputs are of order one."""
+    return torch.randn(shape, generator=g) * case["K"] ** -0.5
+
+
+def _activate(y: Tensor, activation: str) -> Tensor:
+    return y if activation == "none" else F.gelu(y, approximate=activation.removeprefix("gelu_").replace("erf", "none"))
+
+
+def _baseline(
+    x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False
+):  # fmt: skip
+    if transposed:
+        y = F.linear(x, weight, bias)
+    elif bias is None:
+        y = x @ weight
+    else:
+        y = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
+    y = _activate(y, activation)
+    return y if residual is None else y + residual
+
+
+@op(
+    shapes=dict(x="... K", weight=_weight, bias="N", residual="... N"),
+    saves="preactivation",
+    cases=CASES,
+    make=dict(weight=_scaled),
+    flops=lambda n: 2 * n["B"] * n["T"] * n["K"] * n["N"],
+    autocast="lower",
+    baseline=_baseline,
+)
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    transposed: bool = False,
+    keep_preactivation: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """y = activation(x @ W + bias) + residual, accumulated in float32.
+
+    Args: x (..., K); weight (K, N), GPT-2's Conv1D, or (N, K), torch.nn.Linear's, with ``transposed``; bias (N,);
+    residual (..., N); activation ``"none"``, ``"gelu_tanh"`` or ``"gelu_erf"``; ``keep_preactivation`` keeps
+    x @ W + bias for the backward pass, which otherwise computes it again.
+    Returns: y (..., N) in x's dtype. Kept for the backward pass: preactivation (..., N), or (0,).
+    """
+    choice("linear", "activation", activation, ACTIVATIONS)
+    wide = F.linear(x, weight) if transposed else x @ weight
+    if bias is not None:
+        wide = widen(wide) + widen(bias)
+    y = _activate(widen(wide), activation)
+    if residual is not None:
+        y = y + widen(residual)
+    kept = wide.to(x.dtype) if keep_preactivation and activation != "none" else x.new_empty(0)
+    return y.to(x.dtype).contiguous(), kept.contiguous()
+
+
+@op(
+    shapes=dict(dy="... N", x="... K", weight=_weight),
+    returns="dx dweight dbias",
+    cases=[{k: v for k, v in c.items() if k in ("B", "T", "K", "N", "transposed")} for c in CASES],
+    make=dict(weight=_scaled),
+    flops=lambda n: 4 * n["B"] * n["T"] * n["K"] * n["N"],
+    autocast="lower",
+    derivative=False,
+)
+def linear_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, transposed: bool = False, want: str = "dx dweight dbias"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x @ W + bias: dx = dy W^T, dweight = x^T dy, dbias = sum of dy; those not in ``want`` are (0,).
+
+    Args: dy (..., N); x (..., K); weight as for linear. Returns: dx (..., K), dweight like weight, dbias (N,).
+    """
+    wanted, none = want.split(), dy.new_empty(0)
+    rows_dy, rows_x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+    dx = (dy @ weight if transposed else F.linear(dy, weight)).contiguous() if "dx" in wanted else none
+    if "dweight" not in wanted:
+        dweight = none
+    else:
+        dweight = (rows_dy.t() @ rows_x if transposed else rows_x.t() @ rows_dy).contiguous()
+    dbias = widen(rows_dy).sum(0).to(dy.dtype) if "dbias" in wanted else none
+    return dx, dweight, dbias
+
+
+@linear.backward("x weight bias preactivation")
+def _(saved, grad):
+    dy = grad.y
+    if saved.activation != "none":
+        before = saved.preactivation
+        if not saved.keep_preactivation:
+            before = linear(saved.x, saved.weight, saved.bias, transposed=saved.transposed)
+        dy = gelu_backward(dy, before, "tanh" if saved.activation == "gelu_tanh" else "none")
+    want = " ".join("d" + n for n in ("x", "weight", "bias") if n in saved.needs)
+    dx, dweight, dbias = linear_backward(dy, saved.x, saved.weight, saved.transposed, want)
+    return dict(x=dx, weight=dweight, bias=dbias, residual=grad.y)

@@ -1,0 +1,98 @@
+"""Shapes by letter: one small language for every op's checks, test inputs and messages (csrc/torch/check.h has its twin)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def parse(spec: str) -> tuple[list[str], torch.dtype | None]:
+    """``"B T C: int64"`` to its dimensions and dtype (None: the dtype of the first floating tensor)."""
+    dims, _, dtype = spec.partition(":")
+    return dims.split(), getattr(torch, dtype.strip()) if dtype else None
+
+
+def resolve(spec: Any, args: dict[str, Any]) -> str:
+    return spec(args) if callable(spec) else spec
+
+
+def concrete(spec: str, sizes: dict[str, int], leading: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """The shape that ``sizes`` give; ``C|1`` counts as C."""
+    shape: list[int] = []
+    for dim in parse(spec)[0]:
+        if dim == "...":
+            shape.extend(leading)
+        else:
+            letter = dim.split("|")[0]
+            shape.append(int(letter) if letter.isdigit() else sizes[letter])
+    return tuple(shape)
+
+
+def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
+    """Raises where an argument does not fit; returns the sizes that the letters stand for."""
+    sizes: dict[str, Any] = {}
+    first = first_floating = None
+    for name, spec in shapes.items():
+        tensor = args.get(name)
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
+        dims, dtype = parse(resolve(spec, args))
+        first = first or (name, tensor)
+        if tensor.device != first[1].device:
+            raise ValueError(f"{op}: {name} must be on {first[1].device} as {first[0]} is, got {tensor.device}")
+        if dtype is None:
+            if not tensor.is_floating_point():
+                raise TypeError(f"{op}: {name} must be a floating-point tensor, got {_word(tensor.dtype)}")
+            first_floating = first_floating or (name, tensor)
+            if tensor.dtype != first_floating[1].dtype:
+                expected = f"{_word(first_floating[1].dtype)} as {first_floating[0]} is"
+                raise TypeError(f"{op}: {name} must have dtype {expected}, got {_word(tensor.dtype)}")
+        elif tensor.dtype != dtype:
+            raise TypeError(f"{op}: {name} must have dtype {_word(dtype)}, got {_word(tensor.dtype)}")
+        if not _fits(dims, tuple(tensor.shape), sizes):
+            raise ValueError(f"{op}: {name} must have shape {_describe(dims, sizes)}, got {_tuple(tensor.shape)}")
+    return sizes
+
+
+def _fits(dims: list[str], shape: tuple, sizes: dict[str, Any]) -> bool:
+    leading = dims[0] == "..." if dims else False
+    named = dims[1:] if leading else dims
+    if len(shape) < len(named) or (len(shape) > len(named) and not leading):
+        return False
+    split = len(shape) - len(named)
+    found: dict[str, Any] = {"...": shape[:split]} if leading else {}
+    if leading and sizes.get("...", found["..."]) != found["..."]:
+        return False
+    for dim, size in zip(named, shape[split:]):
+        letter, _, broadcast = dim.partition("|")
+        expected = int(letter) if letter.isdigit() else sizes.get(letter, found.get(letter, size))
+        if size != expected and not (broadcast and size == 1):
+            return False
+        if not letter.isdigit() and not (broadcast and size == 1):
+            found[letter] = size
+    sizes.update(found)
+    return True
+
+
+def _describe(dims: list[str], sizes: dict[str, Any]) -> str:
+    values: list[Any] = []
+    for dim in dims:
+        letter, _, broadcast = dim.partition("|")
+        known = sizes.get(letter, letter)
+        if letter == "...":
+            values.extend(known if isinstance(known, tuple) else (known,))
+        else:
+            values.append(f"{known} or 1" if broadcast else known)
+    named, numbers = _tuple(dims), _tuple(values)
+    return named if named == numbers else f"{named} = {numbers}"
+
+
+def _tuple(items) -> str:
+    items = [str(int(i)) if isinstance(i, int) else str(i) for i in items]
+    return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
