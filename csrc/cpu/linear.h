@@ -17,7 +17,7 @@ constexpr int64_t kPanelTasks = 3;         // tasks whose columns share a panel:
 constexpr int64_t kBlockRows = 256;        // rows whose sums, with a panel and a block of x, fit a 1 MiB L2
 constexpr int64_t kPackedWords = 1 << 20;  // of x that stay packed from panel to panel
 
-// total (kRows, kTileVecs) of Vec (+)= x (words [k][kRows]) @ weight (words [k][kTileColumns])
+// total (kRows, kTileVecs) of Vec (+)= x (words from pack_x) @ weight (words [k][kTileColumns])
 template <class T, int kRows>
 inline void tile(const float* x, const float* weight, int64_t words, float* total, int64_t pitch, bool first) {
   constexpr int L = Vec::kLanes;
@@ -90,12 +90,13 @@ inline void linear_skinny(const LinearArgs& a, int64_t begin, int64_t end) {
     if (a.M < kRows) return linear_skinny<T, kRows - 1>(a, begin, end);
   }
   constexpr int64_t kColumns = 4096 / kRows / kSkinnyColumns * kSkinnyColumns;  // sums of a pass stay in the L1
-  float* x = (float*)scratch<0>(size_t(a.K * kRows + Vec::kLanes) * sizeof(float));
+  float* x = (float*)scratch<0>(size_t(a.K * packed_stride(kRows) + Vec::kLanes) * sizeof(float));
   float* total = (float*)scratch<1>(size_t(2 * kRows * kColumns) * sizeof(float));
   pack_x((const T*)a.x, a.stride_x_m, kRows, a.K, x);
   int64_t last = min64(a.N, end * kSkinnyColumns);
   for (int64_t n = begin * kSkinnyColumns; n < last; n += kColumns) {
     int64_t columns = min64(kColumns, last - n);
+    if (a.K == 0) __builtin_memset(total, 0, size_t(kRows * kColumns) * sizeof(float));
     if (a.transposed)
       skinny_transposed<T, kRows>(x, (const T*)a.weight + n * a.stride_weight, a.stride_weight, a.K, columns, total,
                                   kColumns);

@@ -33,7 +33,7 @@ inline void advance(const float* x, const T* weight, int64_t stride, int words, 
       w[v] = kTail ? Operand<T>::across(p + v * L, high, columns) : Operand<T>::across(p + v * L, high);
     }
     for (int m = 0; m < kRows; ++m) {
-      Vec a = Vec::broadcast(x[k * kRows + m]);
+      Vec a = Vec::broadcast(x[k * packed_stride(kRows) + m]);
       for (int v = 0; v < kVecs; ++v) s[m][v] = Operand<T>::step(a, w[v], s[m][v]);
     }
   }
@@ -44,7 +44,7 @@ inline void advance(const float* x, const T* weight, int64_t stride, int words, 
     }
 }
 
-// total (kRows, columns), rows `pitch` apart, = x (words [k][kRows]) @ weight (K, columns); sum: scratch of the same
+// total (kRows, columns), rows `pitch` apart, = x (words from pack_x) @ weight (K, columns); sum: scratch of the same
 // size
 template <class T, int kRows>
 inline void skinny(const float* x, const T* weight, int64_t stride, int64_t K, int64_t columns, float* total,
@@ -58,7 +58,7 @@ inline void skinny(const float* x, const T* weight, int64_t stride, int64_t K, i
     int group = int(min64(kGroup, block_end - k));
     bool begins = k == block, ends = k + group == block_end, last_exists = (k + group) * D <= K;
     const T* w = weight + k * D * stride;
-    const float* a = x + k * kRows;
+    const float* a = x + k * packed_stride(kRows);
     int64_t n = 0;
     for (; n + kVecs * L <= columns; n += kVecs * L)
       if (group == kGroup)
@@ -100,7 +100,7 @@ inline void skinny_transposed(const float* x, const T* weight, int64_t stride, i
           Vec::transpose(r);
           for (int i = 0; i < L; ++i)
             for (int m = 0; m < kRows; ++m)
-              s[g][m] = Operand<T>::step(Vec::broadcast(x[(k / D + i) * kRows + m]), r[i], s[g][m]);
+              s[g][m] = Operand<T>::step(Vec::broadcast(x[(k / D + i) * packed_stride(kRows) + m]), r[i], s[g][m]);
         }
       if (k < block_end)
         for (int g = 0; g < kGroups; ++g) {
@@ -109,7 +109,7 @@ inline void skinny_transposed(const float* x, const T* weight, int64_t stride, i
           Vec::transpose(r);
           for (int i = 0; i * D < block_end - k; ++i)
             for (int m = 0; m < kRows; ++m)
-              s[g][m] = Operand<T>::step(Vec::broadcast(x[(k / D + i) * kRows + m]), r[i], s[g][m]);
+              s[g][m] = Operand<T>::step(Vec::broadcast(x[(k / D + i) * packed_stride(kRows) + m]), r[i], s[g][m]);
         }
       for (int g = 0; g < kGroups; ++g)
         for (int m = 0; m < kRows; ++m) {
