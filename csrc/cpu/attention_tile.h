@@ -39,7 +39,7 @@ struct Head {
 
 // What an inner product steps over: one float, or two bfloat16.
 template <class T>
-struct Operand {
+struct AttentionOperand {
   using Element = float;
   using Chunk = Vec;
   static constexpr int kPair = 1;
@@ -47,7 +47,7 @@ struct Operand {
   static Vec multiply(Vec a, Vec b, Vec acc) { return fma(a, b, acc); }
 };
 template <>
-struct Operand<bfloat16> {
+struct AttentionOperand<bfloat16> {
   using Element = bfloat16;
   using Chunk = Pairs;
   static constexpr int kPair = 2;
@@ -100,7 +100,7 @@ inline void cover(const F& f, int row, int rows, int vectors) {
 // Queries [begin, begin + rows) of a head, at most kTaskRows of them.
 template <class T>
 class AttentionTile {
-  using O = Operand<T>;
+  using O = AttentionOperand<T>;
   using Element = typename O::Element;
   static constexpr int kLanes = Vec::kLanes, kPair = O::kPair;
 

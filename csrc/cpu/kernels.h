@@ -1,30 +1,30 @@
 // All kernels of one instruction set: included by each isa_*.cpp after its vec header, everything in an anonymous
 // namespace, so that the linker never mixes instruction sets.
 #pragma once
+#include "dispatch.h"
 #include "vec_math.h"
-// (vec_math.h needs Vec: the vec header comes first)
+
+// the kernels, written against the above
 #include "attention.h"
 #include "cross_entropy.h"
 #include "decode_attention.h"
-#include "dispatch.h"
 #include "embedding.h"
 #include "gelu.h"
 #include "layer_norm.h"
 #include "linear.h"
 #include "sample.h"
 
-#define GPT2FAST_KERNEL(name) \
-  { name##_tasks, name##_run }
-#define GPT2FAST_TABLE(isa)                                                             \
-  namespace gpt2fast::cpu {                                                             \
-  extern const Table table_##isa;                                                       \
-  const Table table_##isa = {#isa,                                                      \
-                             GPT2FAST_KERNEL(embedding),                                \
-                             GPT2FAST_KERNEL(layer_norm),                               \
-                             GPT2FAST_KERNEL(linear),                                   \
-                             GPT2FAST_KERNEL(gelu),                                     \
-                             GPT2FAST_KERNEL(attention),                                \
-                             GPT2FAST_KERNEL(decode_attention),                         \
-                             GPT2FAST_KERNEL(cross_entropy),                            \
-                             GPT2FAST_KERNEL(sample)};                                  \
+#define GPT2FAST_KERNEL(name) {name##_tasks, name##_run}
+#define GPT2FAST_TABLE(name)                                                                                 \
+  namespace gpt2fast::cpu {                                                                                  \
+  extern const Table table_##name;                                                                           \
+  const Table table_##name = {#name,                                                                         \
+                              GPT2FAST_KERNEL(embedding),                                                    \
+                              GPT2FAST_KERNEL(layer_norm),                                                   \
+                              GPT2FAST_KERNEL(linear),                                                       \
+                              GPT2FAST_KERNEL(gelu),                                                         \
+                              GPT2FAST_KERNEL(attention),                                                    \
+                              GPT2FAST_KERNEL(decode_attention),                                             \
+                              GPT2FAST_KERNEL(cross_entropy),                                                \
+                              GPT2FAST_KERNEL(sample)};                                                      \
   }

@@ -29,3 +29,7 @@ __all__ = [
     "linear_backward",
     "sample",
 ]
+
+from .. import backends
+
+backends._start()

@@ -1,0 +1,21 @@
+"""Running a test under one CPU instruction set."""
+
+import contextlib
+
+from .. import backends
+
+
+def runnable_isas() -> list[str]:
+    """Instruction sets of this binary that this CPU has, best first; empty without the extension."""
+    return [] if backends._C is None else backends._C.runnable_isas()
+
+
+@contextlib.contextmanager
+def cpu_isa(name: str):
+    """Inside, the CPU kernels are those of ``name``; ValueError where this CPU or binary lacks it."""
+    before = backends._C.cpu_isa()
+    backends._C.set_cpu_isa(name)
+    try:
+        yield
+    finally:
+        backends._C.set_cpu_isa(before)

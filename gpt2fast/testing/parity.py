@@ -1,0 +1,67 @@
+"""The parity rule: error against float64, as RMS and as max over the tensor, at most 2 x plain PyTorch's plus one rounding."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..op import Op
+from .inputs import call, reference
+
+
+def measure(actual: Tensor, plain: Tensor, truth: Tensor, slack: float = 1.0) -> dict[str, float]:
+    """Errors of ``actual`` and ``plain`` against ``truth`` and the bounds that the rule gives.
+
+    Infinities and NaNs must stand where the truth has them; then ``rms`` and ``max`` compare the rest.
+    """
+    rounding = torch.finfo(actual.dtype).eps
+    finite = truth.isfinite()
+    same_elsewhere = torch.equal(
+        torch.nan_to_num(actual[~finite].double(), nan=7.0), torch.nan_to_num(truth[~finite], nan=7.0)
+    )
+    if not finite.any():
+        return dict(rms=0.0, max=0.0, rms_bound=0.0, max_bound=0.0, fits=float(same_elsewhere))
+    truth, actual, plain = truth[finite], actual[finite].double(), plain[finite].double()
+    error, own = (actual - truth).abs(), (plain - truth).abs()
+
+    def rms(x: Tensor) -> float:
+        return x.square().mean().sqrt().item()
+
+    bounds = dict(
+        rms_bound=slack * (2 * rms(own) + rounding * rms(truth)),
+        max_bound=slack * (2 * own.max().item() + rounding * truth.abs().max().item()),
+    )
+    found = dict(rms=rms(error), max=error.max().item(), plain_rms=rms(own), plain_max=own.max().item(), **bounds)
+    fits = same_elsewhere and found["rms"] <= found["rms_bound"] and found["max"] <= found["max_bound"]
+    return found | dict(fits=float(fits))
+
+
+def assert_close_to_truth(actual: Tensor, plain: Tensor, truth: Tensor, what: str = "output", slack: float = 1.0) -> None:
+    """Raises AssertionError with the worst element and the broken bound where ``actual`` breaks the rule."""
+    assert actual.shape == truth.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
+    if actual.numel() == 0:
+        return
+    found = measure(actual, plain, truth, slack)
+    if found["fits"]:
+        return
+    error = torch.nan_to_num((actual.double() - truth).abs(), nan=torch.inf)
+    worst = int(error.argmax())
+    at = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), truth.shape)) if truth.dim() else ()
+    numbers = ", ".join(f"{name} {value:.3g}" for name, value in found.items() if name != "fits")
+    raise AssertionError(
+        f"{what}: breaks the parity rule ({numbers}); worst at {at}: got {actual.flatten()[worst].item():.9g}, "
+        f"truth {truth.flatten()[worst].item():.9g}, plain PyTorch {plain.flatten()[worst].item():.9g}"
+    )
+
+
+def assert_parity(op: Op, args: dict[str, Any], what: str = "") -> None:
+    """The active backend's outputs for ``args`` keep the rule; integers equal the reference's."""
+    actual, plain = call(op, args), reference(op, args)
+    truth = reference(op, args, torch.float64)
+    for name, a, p, t in zip(op.outputs, actual, plain, truth):
+        label = f"{op.name} {what} {name}"
+        assert a.dtype == p.dtype, f"{label}: dtype {a.dtype}, expected {p.dtype}"
+        if not a.is_floating_point():
+            assert torch.equal(a, p), f"{label}: got {a}, expected {p}"
+        else:
+            assert_close_to_truth(a, p, t, label, op.slack)

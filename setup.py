@@ -1,0 +1,42 @@
+"""Builds gpt2fast._C: one static library per instruction set, then the torch extension that links them."""
+
+import glob
+import platform
+
+from setuptools import setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+# One row an instruction set: csrc/cpu/isa_NAME.cpp is compiled with these flags and no other file is.
+X86_512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
+ISA_FLAGS = {
+    "x86_64": {
+        "scalar": [],
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "avx512": X86_512,
+        "avx512_bf16": [*X86_512, "-mavx512bf16"],
+    },
+    "aarch64": {"scalar": [], "neon": []},
+}
+FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-g0", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+
+machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+headers = sorted(glob.glob("csrc/*.h") + glob.glob("csrc/*/*.h"))
+isas = ISA_FLAGS.get(machine, {"scalar": []})
+
+
+def library(name, sources, flags):
+    return f"gpt2fast_{name}", {"sources": sources, "cflags": ["-std=c++17", *FLAGS, *flags], "obj_deps": {"": headers}}
+
+
+setup(
+    libraries=[library(name, [f"csrc/cpu/isa_{name}.cpp"], flags) for name, flags in isas.items()],
+    ext_modules=[
+        CppExtension(
+            "gpt2fast._C",
+            ["csrc/torch/ops.cpp", "csrc/torch/module.cpp", "csrc/cpu/dispatch.cpp"],
+            extra_compile_args=["-std=c++20", *FLAGS, "-fopenmp"],
+            depends=headers,
+        )
+    ],
+    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=False)},
+)

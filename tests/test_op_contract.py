@@ -1,0 +1,234 @@
+"""What every op promises besides its numbers: opcheck, gradients, compile, autocast, errors. All by the loop."""
+
+import re
+
+import pytest
+import torch
+from conftest import has_kernel, op_cases
+from torch import Tensor
+
+from gpt2fast import backends, shapes
+from gpt2fast.op import OPS, op
+from gpt2fast.testing import LAYOUTS, assert_close_to_truth, build, call
+from gpt2fast.testing.inputs import cast, reference
+
+TINY = 4000  # operations: for float64 finite differences
+FORWARD = [o for o in OPS.values() if o.has_derivative]
+
+
+def floating(args):
+    return [n for n, v in args.items() if isinstance(v, Tensor) and v.is_floating_point()]
+
+
+@pytest.mark.parametrize("op, case", op_cases(100_000))
+def test_opcheck(op, case):
+    for layout in LAYOUTS[:2]:
+        args = build(op, case, layout=layout)
+        if op.has_derivative:
+            args = {n: v.requires_grad_() if n in floating(args) else v for n, v in args.items()}
+        torch.library.opcheck(op.overload, (), args)
+
+
+@pytest.mark.parametrize("op, case", op_cases(TINY, FORWARD))
+def test_gradients_against_finite_differences(op, case):
+    args = cast(build(op, case), torch.float64)
+    names = floating(args)
+
+    def function(*tensors):
+        out = op(**(args | dict(zip(names, tensors))))
+        return out
+
+    leaves = [args[n].clone().requires_grad_() for n in names]
+    assert torch.autograd.gradcheck(function, leaves, eps=1e-6, fast_mode=False)
+
+
+def gradients(op, args, dout):
+    leaves = {n: args[n].detach().clone().requires_grad_() for n in floating(args)}
+    out = op(**(args | leaves))
+    out = out if isinstance(out, tuple) else (out,)
+    torch.autograd.backward(out, [d.to(o.dtype) for o, d in zip(out, dout)])
+    return {n: leaf.grad for n, leaf in leaves.items()}
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
+@pytest.mark.parametrize("op, case", op_cases(3_000_000, FORWARD))
+def test_gradients_keep_the_parity_rule(op, case, dtype):
+    args = build(op, case, dtype)
+    outs = reference(op, args)[: len(op.returns)]
+    dout = [torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o.dtype) for o in outs]
+    actual = gradients(op, args, dout)
+    with backends.use_backend("reference"):
+        plain = gradients(op, args, dout)
+        truth = gradients(op, cast(args, torch.float64), [d.double() for d in dout])
+    for name in actual:
+        assert_close_to_truth(actual[name], plain[name], truth[name], f"d{name}", op.slack)
+
+
+@pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)
+def test_compiles_whole_forward_and_backward(op):
+    case = next(c for c in op.cases if 0 < op.flops(c) <= 3_000_000 and c.get("B", c.get("R")) > 1)
+    args = build(op, case)
+    names = floating(args)
+
+    def function(*tensors):
+        out = op(**(args | dict(zip(names, tensors))))
+        return sum(o.float().square().sum() for o in (out if isinstance(out, tuple) else (out,)))
+
+    def run(f):
+        leaves = [args[n].clone().requires_grad_() for n in names]
+        f(*leaves).backward()
+        return [leaf.grad for leaf in leaves]
+
+    torch._dynamo.reset()
+    compiled = run(torch.compile(function, fullgraph=True))
+    for name, a, b in zip(names, compiled, run(function)):
+        # Inductor may order float32 sums around the op differently: the parity rule with eager as plain
+        truth = b.double()
+        assert_close_to_truth(a, b + b.abs() * torch.finfo(b.dtype).eps, truth, f"d{name}", slack=4)
+
+
+@pytest.mark.parametrize("op", [o for o in OPS.values() if not o.has_derivative], ids=lambda op: op.name)
+def test_compiles_whole_without_derivative(op):
+    case = next(c for c in op.cases if 0 < op.flops(c) <= 3_000_000)
+    args = build(op, case)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda **kw: op.overload(**kw), fullgraph=True, backend="aot_eager")(**args)
+    for a, b in zip(compiled if isinstance(compiled, tuple) else (compiled,), call(op, args)):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)
+def test_autocast(op):
+    case = next(c for c in op.cases if 0 < op.flops(c) <= 3_000_000)
+    args = build(op, case)
+    leaves = {n: v.requires_grad_() for n, v in args.items() if n in floating(args)}
+    with torch.autocast("cpu", torch.bfloat16):
+        out = op(**args)
+        out = out if isinstance(out, tuple) else (out,)
+    expected = torch.bfloat16 if op.autocast == "lower" else torch.float32
+    assert all(o.dtype == expected for o in out)
+    sum(o.float().sum() for o in out).backward()
+    assert all(leaf.grad is not None and leaf.grad.dtype == torch.float32 for leaf in leaves.values())
+    mixed = {n: v.detach().bfloat16() if i == 0 else v for i, (n, v) in enumerate(leaves.items())}
+    with torch.autocast("cpu", torch.bfloat16):  # mixed dtypes in: no error
+        op(**(args | mixed))
+
+
+@pytest.mark.parametrize("op", [o for o in OPS.values() if not o.has_derivative and not o.mutates], ids=lambda o: o.name)
+def test_no_derivative_raises_instead_of_guessing(op):
+    case = next(c for c in op.cases if 0 < op.flops(c) <= 3_000_000)
+    args = build(op, case)
+    args = {n: v.requires_grad_() if n in floating(args) else v for n, v in args.items()}
+    outs = [o for o in call(op, args) if o.is_floating_point() and o.numel()]
+    if not outs:
+        assert not any(o.requires_grad for o in call(op, args))
+        return
+    with pytest.raises(RuntimeError, match=f"gpt2fast::{op.name} has no derivative"):
+        outs[0].sum().backward()
+
+
+def wrong_inputs(op, args):
+    """One size, dtype, device or rank changed at a time, where the change does not fit the declaration."""
+    for name in op.tensors:
+        good = args[name]
+        if good is None:
+            continue
+        for axis in range(good.dim()):
+            grown = torch.cat([good, good.narrow(axis, 0, 1)], axis) if good.shape[axis] else None
+            if grown is not None:
+                yield name, f"axis {axis}", args | {name: grown}
+        yield name, "rank", args | {name: good[None]}
+        yield name, "dtype", args | {name: good.to(torch.float64 if good.is_floating_point() else torch.int32)}
+        yield name, "kind", args | {name: good.long() if good.is_floating_point() else good.float()}
+        yield name, "device", args | {name: good.to("meta")}
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
+def test_bad_input_names_op_argument_expected_and_got(op):
+    case = next(c for c in op.cases if 0 < op.flops(c) <= 100_000)
+    seen = 0
+    for name, change, args in wrong_inputs(op, build(op, case)):
+        try:
+            shapes.check(f"gpt2fast::{op.name}", op.shapes, args)
+            continue  # the change fits: a free letter, or a broadcast
+        except (ValueError, TypeError) as error:
+            expected = error
+        with pytest.raises(type(expected)) as raised:
+            op.overload(**args)
+        assert str(raised.value).split("\n")[0] == str(expected), (name, change)
+        assert re.match(rf"gpt2fast::{op.name}: \w+ must .+, got .+", str(expected)), expected
+        seen += 1
+    assert seen >= 3 * len([t for t in op.tensors if t not in op.optional])
+
+
+@pytest.mark.parametrize("op", [o for o in OPS.values() if has_kernel(o)], ids=lambda op: op.name)
+def test_float64_runs_the_reference_and_strict_raises(op):
+    case = next(c for c in op.cases if 0 < op.flops(c) <= 100_000)
+    args = cast(build(op, case), torch.float64)
+    for a, b in zip(call(op, args), reference(op, args)):
+        assert torch.equal(a, b)
+    with backends.use_backend("cpu"), pytest.raises(RuntimeError, match="does not cover this call"):
+        call(op, args)
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("gelu", dict(approximate="fast"), "approximate must be 'tanh' or 'none', got 'fast'"),
+        ("bias_gelu", dict(approximate="fast"), "approximate must be 'tanh' or 'none', got 'fast'"),
+        ("linear", dict(activation="relu"), "activation must be 'none', 'gelu_tanh' or 'gelu_erf', got 'relu'"),
+        ("attention", dict(window=-1), "window must be at least 0 (0: unlimited), got -1"),
+        ("attention", dict(dropout_p=1.0), "dropout_p must lie in [0, 1), got 1"),
+        ("attention", dict(dropout_p=0.5), "seed must be given where dropout_p > 0, got None"),
+        ("decode_attention", dict(window=-2), "window must be at least 0 (0: unlimited), got -2"),
+        ("decode_attention", dict(lengths=torch.tensor([5, 1])), "lengths must lie in [0, 5), got 5 at (0,)"),
+        ("cross_entropy", dict(reduction="max"), "reduction must be 'none', 'mean' or 'sum', got 'max'"),
+        ("cross_entropy", dict(label_smoothing=1.5), "label_smoothing must lie in [0, 1], got 1.5"),
+        ("cross_entropy", dict(targets=torch.tensor([0, 1, 7, 2])),
+         "targets must lie in [0, 7) or be -100, got 7 at (2,)"),
+        ("embedding", dict(tokens=torch.tensor([[0, 1, 2], [3, -1, 2]])), "tokens must lie in [0, 7), got -1 at (1, 1)"),
+        ("embedding", dict(tokens=torch.tensor([[0, 7, 2], [3, 1, 2]])), "tokens must lie in [0, 7), got 7 at (0, 1)"),
+        ("embedding", dict(start=2), "positions must lie in [0, 4), got start = 2 and T = 3"),
+        ("embedding", dict(positions=torch.tensor([[0, 4, 2]])), "positions must lie in [0, 4), got 4 at (0, 1)"),
+        ("sample", dict(top_p=0.0), "top_p must lie in (0, 1], got 0"),
+        ("sample", dict(top_p=1.1), "top_p must lie in (0, 1], got 1.1"),
+        ("sample", dict(temperature=-1.0), "temperature must be at least 0 (0: the likeliest token), got -1"),
+        ("sample", dict(repetition_penalty=0.0), "repetition_penalty must be above 0, got 0"),
+        ("sample", dict(min_p=2.0), "min_p must lie in [0, 1], got 2"),
+        ("sample", dict(top_k=-1), "top_k must be at least 0 (0: off), got -1"),
+        ("sample", dict(logits=torch.tensor([[0.0, 1, 2, 3, 4, 5, 6], [0, 1, 2, torch.nan, 4, 5, 6]])),
+         "logits must not hold NaN, got NaN in row 1"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("backend", ("cpu", "reference"))
+def test_bad_values(name, change, message, backend):
+    declared = OPS[name]
+    small = [c for c in declared.cases if 0 < declared.flops(c) <= TINY]
+    case = next(c for c in small if not set(c) & {"mask", "bias", "positions", "ignore_index", "seed", "label_smoothing"}
+                or name not in ("attention", "embedding", "cross_entropy"))  # fmt: skip
+    args = build(declared, {k: v for k, v in case.items() if k not in ("start", "dropout_p", "seed")}) | change
+    with backends.use_backend(backend), pytest.raises(ValueError) as raised:
+        call(declared, args)
+    assert str(raised.value).split("\n")[0] == f"gpt2fast::{name}: {message}"
+
+
+def test_in_place_ops_are_seen_by_autograd():
+    @op(shapes=dict(x="... C"), cases=[], mutates=["x"], namespace="gpt2fast_test", autocast="widest")
+    def halve_(x: Tensor) -> None:
+        """Halves x in place."""
+        x.mul_(0.5)
+
+    weight = torch.ones(3, requires_grad=True)
+    loss = (weight * weight).sum()
+    with torch.no_grad():
+        halve_(weight)
+    assert weight.tolist() == [0.5, 0.5, 0.5]
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_unknown_backend_and_isa_are_refused():
+    with pytest.raises(ValueError, match="backend must be one of auto, .*, got 'cudnn'"):
+        backends.use_backend("cudnn")
+    with pytest.raises(ValueError, match="CPU ISA must be one that this CPU runs .*, got 'sse9'"):
+        backends._C.set_cpu_isa("sse9")
