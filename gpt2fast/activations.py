@@ -1,0 +1,42 @@
+"""The activation functions that a GPT-2 config may name: GELU inside the linear op, the others by PyTorch after it."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FUSED = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu": "gelu_erf",
+    "gelu_python": "gelu_erf",
+}
+PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: x,
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "gelu_10": lambda x: F.gelu(x).clip(-10, 10),
+}
+
+
+def find(name: str) -> tuple[str, Callable[[Tensor], Tensor] | None]:
+    """The epilogue of ``ops.linear`` for that activation, and the function to apply after it, if any."""
+    if name in FUSED:
+        return FUSED[name], None
+    if name in PLAIN:
+        return "none", PLAIN[name]
+    known = ", ".join(sorted(FUSED | PLAIN))
+    raise ValueError(f"gpt2fast.Config: activation_function must be one of {known}, got {name!r}")

@@ -1,0 +1,140 @@
+"""Preallocated key-value cache: per layer (B, H, S, D) in memory, seen as (B, S, H, D); rows may start and end apart."""
+
+import torch
+from torch import Tensor
+
+MOST_DECODED = 8
+
+
+class Cache:
+    """What attention remembers of the tokens seen so far.
+
+    ``length`` columns are filled in the longest row, ``lengths`` (B,) int64 in each; the first ``starts[b]`` columns of
+    row b are left padding. A mask that hides other columns is kept whole in ``mask`` (B, S) bool. ``capacity`` S
+    doubles when it runs out, up to ``limit``.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        batch: int,
+        heads: int,
+        head_size: int,
+        *,
+        capacity: int = 64,
+        limit: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ):
+        sizes = dict(layers=layers, heads=heads, head_size=head_size, capacity=capacity)
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"gpt2fast.Cache: {name} must be at least 1, got {size}")
+        self.limit = limit
+        self.length = 0
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+        self.starts: Tensor | None = None
+        self.mask: Tensor | None = None
+        self.ragged = False
+        self._columns: Tensor | None = None
+        shape = (batch, heads, min(capacity, limit or capacity), head_size)
+        self._memory = [torch.empty(2, *shape, dtype=dtype, device=device) for _ in range(layers)]
+        self._view()
+
+    @property
+    def batch(self) -> int:
+        return self.lengths.shape[0]
+
+    @property
+    def capacity(self) -> int:
+        return self._memory[0].shape[3]
+
+    def _view(self) -> None:
+        views = [memory.transpose(2, 3) for memory in self._memory]
+        self.keys = [view[0] for view in views]
+        self.values = [view[1] for view in views]
+
+    def reserve(self, capacity: int) -> None:
+        """Makes room for ``capacity`` columns, keeping what is there."""
+        if capacity <= self.capacity:
+            return
+        if self.limit is not None and capacity > self.limit:
+            raise ValueError(f"gpt2fast.Cache: at most {self.limit} columns fit (n_positions), got {capacity}")
+        grown = max(capacity, 2 * self.capacity)
+        grown = grown if self.limit is None else min(grown, self.limit)
+        for layer, old in enumerate(self._memory):
+            new = old.new_empty(*old.shape[:3], grown, old.shape[4])
+            new[:, :, :, : self.length] = old[:, :, :, : self.length]
+            self._memory[layer] = new
+        if self.mask is not None:
+            self.mask = torch.nn.functional.pad(self.mask, (0, grown - self.mask.shape[1]), value=True)
+        self._view()
+
+    def advance(self, tokens: int, mask: Tensor | None = None) -> None:
+        """Makes ``tokens`` new columns the current ones, to be filled by ``append`` in every layer.
+
+        mask (B, tokens) bool: which of them are real; left padding of the first columns becomes ``starts``.
+        """
+        if self.ragged and (mask is not None or self.mask is not None):
+            raise ValueError("gpt2fast.Cache: mask must be None after rows were truncated to different lengths")
+        before = self.length
+        self.reserve(before + tokens)
+        if self.ragged:
+            self._columns = self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
+        self.length = before + tokens
+        self.lengths = self.lengths + tokens
+        if mask is not None:
+            self._hide(mask, before)
+
+    def visible(self) -> Tensor | None:
+        """(B, length) bool: the columns that are not padding; None where all are tokens."""
+        if self.mask is not None:
+            return self.mask[:, : self.length]
+        if self.starts is None:
+            return None
+        return torch.arange(self.length, device=self.starts.device) >= self.starts[:, None]
+
+    def _hide(self, mask: Tensor, before: int) -> None:
+        left_padded = before == 0 and bool((mask[:, 1:] >= mask[:, :-1]).all())
+        if left_padded:
+            self.starts = mask.shape[1] - mask.sum(1)
+            return
+        if self.mask is None:
+            self.mask = torch.ones(self.batch, self.capacity, dtype=torch.bool, device=mask.device)
+            if self.starts is not None:
+                self.mask &= torch.arange(self.capacity, device=mask.device) >= self.starts[:, None]
+            self.starts = None
+        self.mask[:, before : self.length] = mask
+
+    def decodes(self, tokens: int) -> bool:
+        """Whether so few tokens, with keys of which each row shows one range, are decode_attention's business."""
+        return self.ragged or (self.mask is None and tokens <= MOST_DECODED)
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes k, v (B, T, H, D) into the current columns.
+
+        Returns the layer's keys and values, (B, S, H, D): all columns for decode_attention, the filled ones otherwise.
+        """
+        keys, values = self.keys[layer], self.values[layer]
+        if not self.ragged:
+            first, count = self.length - k.shape[1], k.shape[1]
+            keys.narrow(1, first, count).copy_(k)
+            values.narrow(1, first, count).copy_(v)
+        else:
+            rows = torch.arange(self.batch, device=k.device)[:, None]
+            keys[rows, self._columns] = k
+            values[rows, self._columns] = v
+        if self.decodes(k.shape[1]):
+            return keys, values
+        return keys[:, : self.length], values[:, : self.length]
+
+    def truncate(self, lengths: int | Tensor) -> None:
+        """Forgets all but the first ``lengths`` columns, of all rows or row by row (B,)."""
+        wanted = torch.as_tensor(lengths, dtype=torch.int64, device=self.lengths.device).expand(self.batch).clone()
+        if bool(((wanted < 0) | (wanted > self.lengths)).any()):
+            raise ValueError(f"gpt2fast.Cache: lengths must lie in [0, {self.lengths.tolist()}], got {wanted.tolist()}")
+        self.lengths = wanted
+        self.length = int(wanted.max()) if self.batch else 0
+        self.ragged = bool((wanted != self.length).any())
+        if self.mask is not None:
+            self.mask[:, self.length :] = True

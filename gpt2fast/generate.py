@@ -1,0 +1,191 @@
+"""Generation in transformers' semantics: (B, T) tokens in, (B, T + N) out; one forward call and one draw a token."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .ops.sample import check_sample
+
+MOST_NEW_TOKENS = 20
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    max_new_tokens: int = MOST_NEW_TOKENS,
+    min_new_tokens: int = 0,
+    do_sample: bool = False,
+    temperature: float = 1.0,
+    top_k: int | None = 50,
+    top_p: float = 1.0,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    eos_token_id: int | Sequence[int] | None = None,
+    pad_token_id: int | None = None,
+    stop_strings: str | Sequence[str] | None = None,
+    tokenizer: Any = None,
+    streamer: Any = None,
+    seed: int | Tensor | None = None,
+) -> Tensor:
+    """Continues each row until its end-of-sequence token, a stop string, or ``max_new_tokens``.
+
+    Args: input_ids (B, T) int64; attention_mask (B, T), 0 for padding (left padding for batches); do_sample False takes
+    the likeliest token; top_k, top_p, min_p, temperature as in transformers (None: off) and only where do_sample;
+    eos_token_id: by default the config's, [] for none; pad_token_id fills rows that ended early, by default the
+    config's, else the first eos; stop_strings need a tokenizer; streamer has put(tokens) and end(); seed: of the
+    draws, by default from torch's generator. A draw depends on (seed, row index, tokens so far) alone.
+    Returns: (B, T + N) int64, N <= max_new_tokens. Errors: ValueError or TypeError before anything is computed.
+    """
+    config = model.config
+    vocabulary = config.vocab_size
+    mask = check_prompt(input_ids, attention_mask, vocabulary)
+    B, T = input_ids.shape
+    _need(max_new_tokens >= 0, "max_new_tokens", "at least 0", max_new_tokens)
+    _need(min_new_tokens >= 0, "min_new_tokens", "at least 0", min_new_tokens)
+    _need(
+        T + max_new_tokens <= config.n_positions,
+        "prompt + max_new_tokens",
+        f"at most n_positions = {config.n_positions}",
+        f"{T} + {max_new_tokens}",
+    )
+    options = dict(
+        temperature=float(temperature) if do_sample else 0.0,
+        top_k=(top_k or 0) if do_sample else 0,
+        top_p=1.0 if top_p is None or not do_sample else float(top_p),
+        min_p=0.0 if min_p is None or not do_sample else float(min_p),
+        repetition_penalty=float(repetition_penalty),
+    )
+    _need(not do_sample or temperature > 0, "temperature", "above 0 where do_sample", temperature)
+    check_sample(torch.empty(0, 1), **options)
+    penalised = options["repetition_penalty"] != 1.0
+    eos = _end_tokens(eos_token_id, config)
+    pad = config.pad_token_id if pad_token_id is None else pad_token_id
+    pad = pad if pad is not None else eos[0] if eos else 0
+    stops = Stops(stop_strings, tokenizer) if stop_strings else None
+    banned = [token for token in eos if 0 <= token < vocabulary] if min_new_tokens else []
+    seed = make_seed(seed, input_ids.device)
+
+    out = input_ids.new_full((B, T + max_new_tokens), pad)
+    out[:, :T] = input_ids
+    if streamer is not None:
+        streamer.put(input_ids.cpu())
+    real, positions = torch.full((B,), T, device=input_ids.device), None
+    if mask is not None:
+        real = mask.sum(1)
+        positions = (mask.cumsum(1) - 1).masked_fill(~mask, 0)
+    cache = model.new_cache(B, T + max_new_tokens) if max_new_tokens else None
+    alive, length, tokens = set(range(B)), T, input_ids
+    while length < T + max_new_tokens and alive:
+        logits = model(tokens, positions, mask, cache, logits_to_keep=1)[:, -1]
+        if banned and length - T < min_new_tokens:
+            logits[:, banned] = -torch.inf
+        drawn = ops.sample(logits, seed, real, out[:, :length] if penalised else None, **options)
+        out[:, length] = drawn
+        length += 1
+        if eos or stops is not None:
+            chosen = drawn.tolist()
+            if len(alive) < B:
+                chosen = [token if row in alive else pad for row, token in enumerate(chosen)]
+                drawn = out[:, length - 1] = torch.tensor(chosen, device=out.device)
+            alive = {row for row in alive if chosen[row] not in eos}
+            if stops is not None:
+                alive = {row for row in alive if not stops.ends(out[row, :length])}
+        if streamer is not None:
+            streamer.put(drawn.cpu())
+        tokens, mask = out[:, length - 1 : length], None
+        real = real + 1
+        if positions is not None:
+            positions = real[:, None] - 1
+    if streamer is not None:
+        streamer.end()
+    return out[:, :length]
+
+
+def check_prompt(input_ids: Tensor, attention_mask: Tensor | None, vocabulary: int) -> Tensor | None:
+    """Raises where the prompt cannot be continued; returns the mask as bools, None where nothing is padding."""
+    if not isinstance(input_ids, Tensor):
+        raise TypeError(f"gpt2fast.generate: input_ids must be a tensor, got {type(input_ids).__name__}")
+    if input_ids.dtype != torch.int64:
+        raise TypeError(f"gpt2fast.generate: input_ids must have dtype int64, got {_word(input_ids)}")
+    _need(input_ids.dim() == 2, "input_ids", "of shape (B, T)", tuple(input_ids.shape))
+    _need(input_ids.numel() > 0, "input_ids", "at least one token in at least one row", tuple(input_ids.shape))
+    least, most = (int(end) for end in input_ids.aminmax())
+    found = least if least < 0 else most
+    _need(0 <= least and most < vocabulary, "input_ids", f"tokens in [0, vocab_size = {vocabulary})", found)
+    if attention_mask is None:
+        return None
+    if not isinstance(attention_mask, Tensor) or attention_mask.is_floating_point():
+        found = _word(attention_mask) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        raise TypeError(f"gpt2fast.generate: attention_mask must be a tensor of bools or integers, got {found}")
+    expected = tuple(input_ids.shape)
+    _need(attention_mask.shape == expected, "attention_mask", f"of shape {expected}", tuple(attention_mask.shape))
+    mask = attention_mask != 0
+    if bool(mask.all()):
+        return None
+    empty = (~mask.any(1)).nonzero()
+    _need(
+        not len(empty),
+        "attention_mask",
+        "at least one token in each row",
+        f"none in row {int(empty[0]) if len(empty) else 0}",
+    )
+    if not bool(mask[:, -1].all()):
+        warnings.warn("gpt2fast.generate: a row ends in padding; pad on the left to continue its text", stacklevel=3)
+    return mask
+
+
+def make_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
+    """The (1,) int64 seed of all draws; without one, from torch's default generator."""
+    if seed is None:
+        return torch.randint(-(2**63), 2**63 - 1, (1,)).to(device)
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.numel() != 1:
+            raise TypeError(f"gpt2fast.generate: seed must be one int64, got {tuple(seed.shape)} of {_word(seed)}")
+        return seed.reshape(1).to(device)
+    _need(-(2**63) <= seed < 2**63, "seed", "an integer of 64 bits", seed)
+    return torch.tensor([seed], dtype=torch.int64, device=device)
+
+
+class Stops:
+    """Tells whether a row's text has just completed a stop string, also one that its last token runs beyond."""
+
+    def __init__(self, strings: str | Sequence[str], tokenizer: Any):
+        self.strings = [strings] if isinstance(strings, str) else list(strings)
+        _need(all(isinstance(s, str) and s for s in self.strings), "stop_strings", "non-empty strings", self.strings)
+        if tokenizer is None:
+            raise ValueError("gpt2fast.generate: tokenizer must be given with stop_strings, got None")
+        self.decode = tokenizer.decode
+        self.window = max(len(s.encode()) for s in self.strings) + 4  # a token has a byte or more; 4: a split character
+
+    def ends(self, tokens: Tensor) -> bool:
+        recent = tokens[-self.window :].tolist()
+        before = self.decode(recent[:-1]).rstrip("\ufffd") if len(recent) > 1 else ""
+        text = self.decode(recent)
+        return any(text.find(s, max(len(before) - len(s) + 1, 0)) >= 0 for s in self.strings)
+
+
+def _end_tokens(eos: int | Sequence[int] | None, config: Any) -> list[int]:
+    found = config.eos_token_id if eos is None else eos
+    if isinstance(found, Tensor):
+        found = found.tolist()
+    if isinstance(found, int):
+        found = [found]
+    found = list(found or [])
+    _need(all(isinstance(token, int) for token in found), "eos_token_id", "an integer or a list of them", found)
+    return found
+
+
+def _need(fine: bool, name: str, expected: str, got: Any) -> None:
+    if not fine:
+        raise ValueError(f"gpt2fast.generate: {name} must be {expected}, got {got}")
+
+
+def _word(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,237 @@
+"""GPT-2: embedding -> n_layer x (x += attention(layer_norm(x)); x += mlp(layer_norm(x))) -> layer_norm -> head.
+
+Only ``gpt2fast.ops`` compute here. ``cache`` is all that distinguishes prefill and decode from training.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import activations, ops
+from . import weights as checkpoint
+from .cache import Cache
+from .config import Config
+from .generate import generate
+
+
+class Embedding(nn.Module):
+    def __init__(self, rows: int, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, size))
+
+
+class LayerNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Linear(nn.Module):
+    """x @ weight + bias with weight (in, out), as GPT-2's checkpoints store it."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
+        keep = activation != "none" and torch.is_grad_enabled()
+        return ops.linear(x, self.weight, self.bias, activation=activation, keep_preactivation=keep)
+
+    def add_to(self, residual: Tensor, x: Tensor, dropout: float) -> Tensor:
+        """residual + dropout(x @ weight + bias): one op, unless autocast would lower the residual stream with it."""
+        if dropout or torch.is_autocast_enabled(x.device.type):
+            return residual + F.dropout(self(x), dropout)
+        return ops.linear(x, self.weight, self.bias, residual)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        self.layer, self.n_head, self.scale = layer, config.n_head, config.scale(layer)
+        self.attn_pdrop, self.resid_pdrop = config.attn_pdrop, config.resid_pdrop
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, residual: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)
+        dropout = self.attn_pdrop if self.training else 0.0
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        if cache is not None and cache.decodes(T):
+            y = ops.decode_attention(q, k, v, cache.lengths, cache.starts, scale=self.scale)
+        else:
+            seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device) if dropout else None
+            y = ops.attention(q, k, v, mask, seed=seed, scale=self.scale, dropout_p=dropout)
+        return self.c_proj.add_to(residual, y.view(B, T, C), self.resid_pdrop if self.training else 0.0)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.fused, self.activation = activations.find(config.activation_function)
+        self.resid_pdrop = config.resid_pdrop
+        self.c_fc = Linear(config.n_embd, config.inner)
+        self.c_proj = Linear(config.inner, config.n_embd)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        x = self.c_fc(x, self.fused)
+        if self.activation is not None:
+            x = self.activation(x)
+        return self.c_proj.add_to(residual, x, self.resid_pdrop if self.training else 0.0)
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.attn = Attention(config, layer)
+        self.ln_2 = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        x = self.attn(self.ln_1(x), x, mask, cache)
+        return self.mlp(self.ln_2(x), x)
+
+
+class GPT2(nn.Module):
+    """GPT-2 as a language model; ``block(config, layer)`` makes its layers, so that another can stand in.
+
+    Parameters are named as in GPT-2's checkpoints, ``h.0.attn.c_attn.weight``; ``lm_head.weight`` exists only where
+    the head is not tied to ``wte.weight``.
+    """
+
+    def __init__(self, config: Config | None = None, block: Callable[[Config, int], nn.Module] = Block):
+        super().__init__()
+        self.config = config = config or Config()
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        self.wpe = Embedding(config.n_positions, config.n_embd)
+        self.h = nn.ModuleList(block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.lm_head = None if config.tie_word_embeddings else Embedding(config.vocab_size, config.n_embd)
+        if self.wte.weight.device.type != "meta":
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Normals of deviation initializer_range; over sqrt(2 n_layer) where a branch joins the residual stream."""
+        std = self.config.initializer_range
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                joins = name.endswith("c_proj.weight")
+                parameter.normal_(0.0, std * (2 * self.config.n_layer) ** -0.5 if joins else std)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Cache | None = None,
+        logits_to_keep: int | Tensor = 0,
+        targets: Tensor | None = None,
+        token_types: Tensor | None = None,
+    ) -> Tensor:
+        """The logits, or the mean loss where targets are given.
+
+        Args: input_ids (B, T) int64; positions (B, T) or (1, T) int64, by default counted on from the cache's length;
+        mask (B, T), False or 0 for padding among these tokens (the cache remembers earlier ones); cache: holds earlier
+        keys and values, and these afterwards; logits_to_keep: of the last so many tokens (0: all) or of those indices;
+        targets (B, T) int64, the token that follows each one, -100 where none counts; token_types (B, T) int64.
+        Returns: logits (B, T or fewer, V) in the weights' dtype, or the loss (), float32. Errors: a token or position
+        out of range, a wrong shape or dtype.
+        """
+        mask = check_mask(mask, input_ids)
+        if cache is not None and cache.ragged and positions is None:
+            positions = cache.lengths[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
+        start = 0 if cache is None else cache.length
+        x = ops.embedding(input_ids, self.wte.weight, self.wpe.weight, positions, token_types, start)
+        if cache is not None:
+            cache.advance(input_ids.shape[1], mask)
+            mask = cache.visible()
+        if self.training and self.config.embd_pdrop:
+            x = F.dropout(x, self.config.embd_pdrop)
+        for block in self.h:
+            x = block(x, mask, cache)
+        if isinstance(logits_to_keep, Tensor):
+            x = x[:, logits_to_keep]
+        elif 0 < logits_to_keep < x.shape[1]:
+            x = x[:, -logits_to_keep:]
+        head = self.wte if self.lm_head is None else self.lm_head
+        logits = ops.linear(self.ln_f(x), head.weight, transposed=True)
+        return logits if targets is None else ops.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    generate = generate
+
+    def new_cache(self, batch: int, capacity: int = 64) -> Cache:
+        """An empty cache for this model's sizes, dtype and device."""
+        c, w = self.config, self.wte.weight
+        return Cache(
+            c.n_layer, batch, c.n_head, c.head_size,
+            capacity=capacity, limit=c.n_positions, dtype=w.dtype, device=w.device,
+        )  # fmt: skip
+
+    @classmethod
+    def from_state(cls, config: Config, state: dict[str, Tensor], block: Callable = Block) -> "GPT2":
+        """A model, in evaluation mode, whose parameters are the tensors of ``state``: shared, not copied."""
+        model = cls._skeleton(config, block)
+        checkpoint.check(model.shapes(), {name: tuple(t.shape) for name, t in state.items()}, "the given state")
+        return model._adopt(state)
+
+    @classmethod
+    def from_transformers(cls, model: nn.Module, block: Callable = Block) -> "GPT2":
+        """The native twin of a transformers GPT2LMHeadModel (or GPT2Model): it shares the parameters themselves."""
+        config = Config.from_dict(model.config.to_dict())
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        config.tie_word_embeddings = head is None or head.weight is embedding.weight
+        state = {checkpoint.native_name(name): p for name, p in model.named_parameters()}
+        return cls.from_state(config, state, block).train(model.training)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, weights: str | None = None, block: Callable = Block) -> "GPT2":
+        """Reads a checkpoint folder or, by name, from the Hugging Face hub; in evaluation mode.
+
+        ``weights``: the dtype to hold them in, ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default the file's.
+        Errors: all that does not fit between config and weights, listed, before any weight is read.
+        """
+        dtype = checkpoint.parse_dtype(weights)
+        folder = checkpoint.locate(source)
+        model = cls._skeleton(Config.load(folder / "config.json"), block)
+        return model._adopt(checkpoint.load(folder, model.shapes(), dtype))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors, which transformers reads back bit by bit."""
+        checkpoint.save(folder, self.config, self.state_dict())
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(p.shape) for name, p in self.named_parameters()}
+
+    @classmethod
+    def _skeleton(cls, config: Config, block: Callable) -> "GPT2":
+        with torch.device("meta"):
+            return cls(config, block)
+
+    def _adopt(self, state: dict[str, Tensor]) -> "GPT2":
+        for name, value in state.items():
+            module, _, leaf = name.rpartition(".")
+            setattr(self.get_submodule(module), leaf, value if isinstance(value, nn.Parameter) else nn.Parameter(value))
+        return self.eval()
+
+
+def check_mask(mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
+    """The mask as bools, if it fits the tokens."""
+    if mask is None:
+        return None
+    if mask.shape != input_ids.shape:
+        raise ValueError(f"gpt2fast: mask must have input_ids' shape {tuple(input_ids.shape)}, got {tuple(mask.shape)}")
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(f"gpt2fast: mask must hold bools or integers, got {mask.dtype}".replace("torch.", ""))
+    return mask if mask.dtype == torch.bool else mask != 0

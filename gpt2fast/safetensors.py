@@ -1,0 +1,154 @@
+"""The safetensors format: 8 bytes of header length, a JSON header, the tensors' bytes. Checked whole before it is used."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .memory import bytes_of
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LONGEST_HEADER = 100_000_000
+BLOCK = 8 << 20
+
+
+@dataclass
+class Stored:
+    """One tensor of a file: what it is and where its bytes are."""
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def copy_to(self, out: Tensor) -> None:
+        """Fills ``out``, contiguous and of this shape; bytes go straight into its memory where the dtype is the same."""
+        if out.dtype == self.dtype:
+            with self.path.open("rb", buffering=0) as file:
+                _fill(file, self.offset, bytes_of(out), self.path)
+            return
+        flat, done = out.view(-1), 0
+        for block in self.blocks():
+            flat[done : done + block.numel()].copy_(block)
+            done += block.numel()
+
+    def blocks(self) -> Iterator[Tensor]:
+        """The elements in order, a few MiB at a time; a block is valid until the next."""
+        rest = math.prod(self.shape)
+        space = torch.empty(min(rest, BLOCK // self.dtype.itemsize), dtype=self.dtype)
+        with self.path.open("rb", buffering=0) as file:
+            at = self.offset
+            while rest:
+                block = space[:rest]
+                _fill(file, at, bytes_of(block), self.path)
+                yield block
+                rest -= block.numel()
+                at += block.numel() * self.dtype.itemsize
+
+
+def _fill(file, offset: int, memory: memoryview, path: Path) -> None:
+    file.seek(offset)
+    while memory:
+        count = file.readinto(memory[: 1 << 30])
+        if not count:
+            raise ValueError(f"gpt2fast: {path} ended while it was read")
+        memory = memory[count:]
+
+
+def read(path: str | Path) -> dict[str, Stored]:
+    """The tensors of a file by name, from its header. Errors: ValueError saying what is wrong with the file."""
+    path = Path(path)
+
+    def need(fine: bool, what: str) -> None:
+        if not fine:
+            raise ValueError(f"gpt2fast: {path} is not a valid safetensors file: {what}")
+
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        need(len(start) == 8, f"it has {size} bytes, too few for a header")
+        length = int.from_bytes(start, "little")
+        need(length <= LONGEST_HEADER, f"its header would have {length} bytes")
+        need(8 + length <= size, f"its header of {length} bytes ends beyond its {size} bytes (truncated?)")
+        text = file.read(length)
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        need(False, f"its header is not JSON: {error}")
+    need(isinstance(header, dict), "its header is not a JSON object")
+    metadata = header.pop("__metadata__", {})
+    need(isinstance(metadata, dict), "its metadata is not a JSON object")
+
+    found, spans = {}, []
+    for name, entry in header.items():
+        need(isinstance(entry, dict), f"the entry of {name} is not a JSON object")
+        dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+        need(isinstance(dtype, str) and dtype in DTYPES, f"{name} has dtype {dtype!r}, none of {', '.join(DTYPES)}")
+        need(_are_sizes(shape), f"{name} has shape {shape!r}")
+        need(_are_sizes(offsets) and len(offsets) == 2, f"{name} has data_offsets {offsets!r}")
+        begin, end = offsets
+        expected = math.prod(shape) * DTYPES[dtype].itemsize
+        need(end - begin == expected, f"{name} needs {expected} bytes, its data_offsets span {end - begin}")
+        need(8 + length + end <= size, f"{name} ends beyond the file's {size} bytes (truncated?)")
+        found[name] = Stored(path, 8 + length + begin, tuple(shape), DTYPES[dtype])
+        spans.append((begin, end, name))
+    at = 0
+    for begin, end, name in sorted(spans):
+        need(begin >= at, f"{name} overlaps another tensor")
+        need(begin == at, f"{begin - at} bytes before {name} belong to no tensor")
+        at = end
+    need(8 + length + at == size, f"{size - 8 - length - at} bytes at its end belong to no tensor")
+    return found
+
+
+def _unique(pairs: list[tuple]) -> dict:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _are_sizes(value) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def write(path: str | Path, tensors: dict[str, Tensor]) -> None:
+    """Writes CPU or GPU tensors; the header says ``format: pt``, which transformers asks for."""
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide dtypes first: all aligned
+    for name in order:
+        tensor = tensors[name]
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb", buffering=0) as file:
+        _write(file, memoryview(len(text).to_bytes(8, "little") + text))
+        for name in order:
+            tensor = tensors[name].detach().cpu().contiguous()
+            _write(file, bytes_of(tensor))
+        os.fsync(file.fileno())
+
+
+def _write(file, memory: memoryview) -> None:
+    while memory:
+        memory = memory[file.write(memory[: 1 << 30]) :]

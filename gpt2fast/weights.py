@@ -1,0 +1,191 @@
+"""Checkpoints: finding them, checking that they fit, reading safetensors and .bin files, sharded or not, and saving."""
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import memory, safetensors
+from .config import Config
+
+FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+HUB_FILES = ["config.json", "tokenizer.json", "vocab.json", "merges.txt", "model*.safetensors", "model*.json"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+PREFIX = "transformer."
+MOST_LISTED = 8
+
+
+def parse_dtype(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise ValueError(f"gpt2fast: weights must be one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def native_name(name: str) -> str:
+    """A checkpoint's name as GPT2 has it: ``transformer.h.0.ln_1.weight`` to ``h.0.ln_1.weight``."""
+    return name.removeprefix(PREFIX)
+
+
+def locate(source: str | Path) -> Path:
+    """The folder of a checkpoint: ``source`` itself, or a copy of the Hugging Face hub's repository of that name."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(source)):
+        raise FileNotFoundError(f"gpt2fast: a model must be a folder or a hub name, got {str(source)!r}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ImportError(
+            f"gpt2fast: {str(source)!r} is no folder here, and fetching it from the hub needs huggingface_hub "
+            "(pip install huggingface_hub)"
+        ) from None
+    try:
+        folder = Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
+        if not any((folder / name).exists() for name in FILES):
+            folder = Path(snapshot_download(str(source), allow_patterns=HUB_FILES + ["pytorch_model*"]))
+    except Exception as error:  # the hub's errors have no common base class
+        raise OSError(
+            f"gpt2fast: {str(source)!r} is no folder here and could not be fetched from the hub: {error}"
+        ) from error
+    return folder
+
+
+def check(expected: dict[str, tuple], found: dict[str, tuple], where: str | Path) -> None:
+    """Raises ValueError listing all names that are missing or surplus and all shapes that differ."""
+    lines = []
+    for word, names in (("missing", expected.keys() - found.keys()), ("surplus", found.keys() - expected.keys())):
+        if names:
+            lines.append(f"{word}: {_listed(sorted(names))}")
+    wrong = [n for n in expected if n in found and expected[n] != found[n]]
+    if wrong:
+        lines.append("shapes: " + _listed([f"{n} must be {expected[n]}, got {found[n]}" for n in wrong]))
+    if lines:
+        raise ValueError(f"gpt2fast: the config does not fit the weights of {where}: {'; '.join(lines)}")
+
+
+def _listed(items: list[str]) -> str:
+    more = len(items) - MOST_LISTED
+    return ", ".join(items[:MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+class Loaded:
+    """A tensor that torch.load has read, with the interface of ``safetensors.Stored``."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor, self.shape, self.dtype = tensor, tuple(tensor.shape), tensor.dtype
+
+    def copy_to(self, out: Tensor) -> None:
+        out.copy_(self.tensor)
+
+    def blocks(self) -> Iterator[Tensor]:
+        yield self.tensor.reshape(-1)
+
+
+def load(folder: Path, expected: dict[str, tuple], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The tensors named and shaped as ``expected``, in that dtype (None: that of the file's wte.weight)."""
+    where, stored = _open(folder)
+    stored = {native_name(n): s for n, s in stored.items() if not BUFFER.fullmatch(native_name(n))}
+    head = stored.pop("lm_head.weight", None) if "lm_head.weight" not in expected else None
+    check(expected, {name: s.shape for name, s in stored.items()}, where)
+    for name, tensor in stored.items():
+        if not tensor.dtype.is_floating_point:
+            raise TypeError(f"gpt2fast: {name} of {where} must hold floating-point numbers, got {tensor.dtype}")
+    dtype = dtype or stored["wte.weight"].dtype
+    state = memory.empty(expected, dtype)
+    for name in sorted(stored, key=lambda n: (str(getattr(stored[n], "path", "")), getattr(stored[n], "offset", 0))):
+        stored[name].copy_to(state[name])
+    if head is not None and not _equal(head, state["wte.weight"]):
+        raise ValueError(
+            f"gpt2fast: lm_head.weight of {where} must equal wte.weight, since the config ties them "
+            '(if it is a head of its own, set "tie_word_embeddings": false in config.json)'
+        )
+    return state
+
+
+def _equal(stored, tensor: Tensor) -> bool:
+    flat, done = tensor.view(-1), 0
+    if stored.shape != tuple(tensor.shape):
+        return False
+    for block in stored.blocks():
+        if not torch.equal(flat[done : done + block.numel()], block.to(tensor.dtype)):
+            return False
+        done += block.numel()
+    return True
+
+
+def _open(folder: Path) -> tuple[Path, dict]:
+    """The first of FILES that the folder has, and its tensors by the file's names."""
+    for name in FILES:
+        path = folder / name
+        if path.is_file():
+            if name.endswith(".index.json"):
+                return path, _open_shards(path)
+            return path, _open_file(path)
+    raise FileNotFoundError(f"gpt2fast: {folder} must hold one of {', '.join(FILES)}")
+
+
+def _open_shards(index: Path) -> dict:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"gpt2fast: {index} must hold a JSON object with a weight_map: {error!r}") from None
+    found = {}
+    for file in files:
+        if Path(file).name != file:
+            raise ValueError(f"gpt2fast: {index} must name files of its own folder, got {file!r}")
+        path = index.parent / file
+        if not path.is_file():
+            raise FileNotFoundError(f"gpt2fast: {index} names {file}, which is missing")
+        tensors = _open_file(path)
+        absent = [n for n, at in weight_map.items() if at == file and n not in tensors]
+        if absent:
+            raise ValueError(f"gpt2fast: {path} must hold what {index.name} says, missing: {_listed(sorted(absent))}")
+        found |= {n: t for n, t in tensors.items() if weight_map.get(n) == file}
+    return found
+
+
+def _open_file(path: Path) -> dict:
+    if path.suffix == ".safetensors":
+        return dict(safetensors.read(path))
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch.load raises pickle's, zip's and its own errors for files that are corrupt
+        raise ValueError(f"gpt2fast: {path} cannot be read as weights: {error}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise ValueError(f"gpt2fast: {path} must hold a dict of tensors")
+    return {name: Loaded(tensor) for name, tensor in tensors.items()}
+
+
+def save(folder: str | Path, config: Config, state: dict[str, Tensor]) -> None:
+    """Writes both files beside the old ones and puts them in place only when both are whole."""
+    folder = Path(folder)
+    dtype = str(state["wte.weight"].dtype).removeprefix("torch.")
+    named = {name if name.startswith("lm_head.") else PREFIX + name: tensor for name, tensor in state.items()}
+    writers = {
+        "model.safetensors": lambda path: safetensors.write(path, named),
+        "config.json": lambda path: path.write_text(replace(config, dtype=dtype).to_json(), encoding="utf-8"),
+    }
+    beside = {name: folder / f".{name}.{os.getpid()}.new" for name in writers}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, write in writers.items():
+            write(beside[name])
+        for name, path in beside.items():
+            path.replace(folder / name)
+    except OSError as error:
+        raise OSError(f"gpt2fast: cannot save to {folder}: {error}") from error
+    finally:
+        for path in beside.values():
+            if path.parent.is_dir():
+                path.unlink(missing_ok=True)
