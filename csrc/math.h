@@ -33,6 +33,11 @@ struct Philox {
 
   // Uniform in [0, 1): the top 24 bits, so that float32 holds it exactly.
   GPT2FAST_HD float uniform(int i) const { return float(word[i] >> 8) * 5.9604644775390625e-8f; }
+
+  // Uniform in [0, 1) with 53 random bits, word 0 the high ones.
+  GPT2FAST_HD double uniform53() const {
+    return double((uint64_t(word[0]) << 21) ^ uint64_t(word[1] >> 11)) * 1.1102230246251565e-16;
+  }
 };
 
 // Whether attention probability (b, h, i, j) of a (H, T, S) problem survives dropout: element j & 3 of the block

@@ -17,29 +17,46 @@ inline Vec exp_of_negative(Vec x) {
   return exp2_in_range(max(Vec::broadcast(-150.f), x * Vec::broadcast(1.44269504088896341f)));
 }
 
+// Kahan's sum: without it thousands of small terms vanish beside a large one.
+struct CompensatedSum {
+  Vec sum = Vec::zero(), error = Vec::zero();
+
+  void add(Vec x) {
+    Vec y = x - error, next = sum + y;
+    error = select_less(abs(next), Vec::broadcast(kInfinity), (next - sum) - y, Vec::zero());  // infinity stays so
+    sum = next;
+  }
+  void scale(Vec factor) {
+    sum = sum * factor;
+    error = error * factor;
+  }
+};
+
 template <bool kNeedsMean>
 struct LogitSums {
   // The lowest finite float, not -infinity: a lane that saw only -infinity then has sum 0, not NaN.
-  Vec maximum = Vec::broadcast(-3.402823466e38f), sum = Vec::zero(), total = Vec::zero();
+  Vec maximum = Vec::broadcast(-3.402823466e38f);
+  CompensatedSum exponentials, logits;
 
   template <int kCount>
   void add(const Vec (&x)[kCount]) {
     Vec previous = maximum;
     for (int k = 0; k < kCount; ++k) maximum = max(maximum, x[k]);
+    exponentials.scale(exp_of_negative(previous - maximum));
     Vec block[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
     for (int k = 0; k < kCount; ++k) block[k & 3] = block[k & 3] + exp_of_negative(x[k] - maximum);
-    sum = fma(sum, exp_of_negative(previous - maximum), (block[0] + block[1]) + (block[2] + block[3]));
+    exponentials.add((block[0] + block[1]) + (block[2] + block[3]));
     if constexpr (kNeedsMean) {
-      Vec t = x[0];
-      for (int k = 1; k < kCount; ++k) t = t + x[k];
-      total = total + t;
+      Vec total = x[0];
+      for (int k = 1; k < kCount; ++k) total = total + x[k];
+      logits.add(total);
     }
   }
 
   double lse() const {
     float m[Vec::kLanes], s[Vec::kLanes];
     maximum.store(m);
-    sum.store(s);
+    exponentials.sum.store(s);
     float top = reduce_max(maximum);
     double all = 0;
     for (int i = 0; i < Vec::kLanes; ++i) all += double(s[i]) * __builtin_exp(double(m[i]) - double(top));
@@ -71,11 +88,11 @@ inline void cross_entropy_row(const CrossEntropyArgs& args, int64_t r) {
       lanes[k] = to_float(x[i + k]);
       tail += lanes[k];
     }
-    LogitSums<false> last{sums.maximum, sums.sum, Vec::zero()};
+    LogitSums<false> last{sums.maximum, sums.exponentials, {}};
     Vec one[1] = {Vec::load(lanes)};
     last.add(one);
     sums.maximum = last.maximum;
-    sums.sum = last.sum;
+    sums.exponentials = last.exponentials;
   }
   double lse = sums.lse();
   args.lse[r] = float(lse);
@@ -88,7 +105,7 @@ inline void cross_entropy_row(const CrossEntropyArgs& args, int64_t r) {
   double loss = lse - (1 - e) * double(to_float(x[target]));
   if constexpr (kNeedsMean) {
     float lanes[kLanes];
-    sums.total.store(lanes);
+    sums.logits.sum.store(lanes);
     for (int64_t k = 0; k < kLanes; ++k) tail += lanes[k];
     loss -= e * tail / double(args.V);
   }

@@ -1,0 +1,203 @@
+// One draw per row, one row per task: repetition penalty, temperature, top-k, top-p, min-p, then the inverse of the
+// running sum at a Philox uniform. Both cuts descend through histograms of the scores, so that nothing is sorted.
+#pragma once
+#include "../ops.h"
+#include "vec_math.h"
+
+namespace gpt2fast {
+namespace {
+
+inline int64_t sample_tasks(const SampleArgs& args) { return args.V > 0 ? args.B : 0; }
+
+// Survivors in ascending token order; scores and weights have room for whole Vecs.
+struct Candidates {
+  float *scores, *weights;
+  int32_t *ids, *list;
+  int64_t n;
+};
+
+inline Candidates sample_scratch(int64_t V) {
+  int64_t room = ceil_div(V, 16) * 16;
+  float* data = (float*)scratch<0>(size_t(room) * 16);
+  return {data, data + room, (int32_t*)(data + 2 * room), (int32_t*)(data + 3 * room), V};
+}
+
+// Infinities become the largest finite floats, so that differences of scores are never NaN.
+template <class T>
+inline void load_scores(const SampleArgs& args, int64_t b, float* scores) {
+  constexpr float kLargest = 3.402823466e38f;
+  const T* logits = (const T*)args.logits + b * args.stride_logits_b;
+  float temperature = args.temperature == 0 ? 1.f : args.temperature;
+  auto scale = [&](Vec x) {
+    x = x / Vec::broadcast(temperature);
+    return min(max(x, Vec::broadcast(-kLargest)), Vec::broadcast(kLargest));
+  };
+  int64_t i = 0;
+  for (; i + Vec::kLanes <= args.V; i += Vec::kLanes) scale(Vec::load(logits + i)).store(scores + i);
+  if (i < args.V) scale(Vec::load(logits + i, int(args.V - i))).store(scores + i, int(args.V - i));
+  if (!args.tokens || args.repetition_penalty == 1) return;
+  for (int64_t t = 0; t < args.T; ++t) {  // from the logit each time: a token penalised twice is penalised once
+    int64_t token = args.tokens[b * args.stride_tokens_b + t];
+    if (token < 0) continue;
+    float x = to_float(logits[token]);
+    x = (x < 0 ? x * args.repetition_penalty : x / args.repetition_penalty) / temperature;
+    scores[token] = x > kLargest ? kLargest : x < -kLargest ? -kLargest : x;
+  }
+}
+
+inline float largest(const float* x, int64_t n) {
+  Vec top[4];
+  for (Vec& t : top) t = Vec::broadcast(x[0]);
+  int64_t i = 0;
+  for (; i + 4 * Vec::kLanes <= n; i += 4 * Vec::kLanes)
+    for (int k = 0; k < 4; ++k) top[k] = max(top[k], Vec::load(x + i + k * Vec::kLanes));
+  float out = reduce_max(max(max(top[0], top[1]), max(top[2], top[3])));
+  for (; i < n; ++i) out = x[i] > out ? x[i] : out;
+  return out;
+}
+
+inline int64_t first_index_of(float value, const float* x, int64_t n) {
+  int64_t i = 0;
+  while (i + 1 < n && x[i] != value) ++i;
+  return i;
+}
+
+// Sum of weights[begin, end) in float64, in an order that depends on the range only.
+inline double sum_of(const float* weights, int64_t begin, int64_t end) {
+  double s[8] = {};
+  int64_t i = begin;
+  for (; i + 8 <= end; i += 8)
+    for (int k = 0; k < 8; ++k) s[k] += double(weights[i + k]);
+  for (; i < end; ++i) s[0] += double(weights[i]);
+  return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+}
+
+// Where the descending order of (score, index) first reaches the mass wanted: the last to survive.
+struct Cut {
+  float score;
+  int64_t index;
+};
+
+// Mass is weight, or 1 each. A histogram finds the bucket of the cut; its members are all that the next round sees.
+template <bool kWeighted>
+inline Cut find_cut(const Candidates& c, float top, double wanted) {
+  constexpr int kBuckets = 1024, kFew = 48;
+  int32_t* list = c.list;
+  int64_t n = c.n;
+  auto mass_of = [&](int32_t i) { return kWeighted ? double(c.weights[i]) : 1.; };
+  for (int64_t i = 0; i < n; ++i) list[i] = int32_t(i);
+  // Float32 weights vanish 104 below the top; the other bound keeps low below high where float64 would absorb 104.
+  double high = top, low = high - 104 - 1e-7 * __builtin_fabs(high), before = 0;
+  while (n > kFew && high > low) {
+    double mass[kBuckets] = {}, factor = (kBuckets - 0.5) / (high - low);
+    auto bucket_of = [&](int32_t i) {
+      double x = (high - double(c.scores[i])) * factor;
+      return int(x < kBuckets - 1 ? x : kBuckets - 1);
+    };
+    for (int64_t j = 0; j < n; ++j) mass[bucket_of(list[j])] += mass_of(list[j]);
+    int bucket = 0;
+    double sum = before;
+    for (int k = 0; k < kBuckets; ++k) {
+      if (mass[k] == 0) continue;
+      bucket = k;
+      before = sum;
+      sum += mass[k];
+      if (sum >= wanted) break;
+    }
+    int64_t kept = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      int32_t i = list[j];
+      list[kept] = i;
+      kept += bucket_of(i) == bucket;
+    }
+    n = kept;
+    high = low = c.scores[list[0]];
+    for (int64_t j = 1; j < n; ++j) {
+      double x = c.scores[list[j]];
+      high = x > high ? x : high;
+      low = x < low ? x : low;
+    }
+  }
+  if (high > low)  // few: insertion sort, ascending by (score, index), as ties already are
+    for (int64_t j = 1; j < n; ++j) {
+      int32_t i = list[j];
+      int64_t k = j;
+      for (; k > 0 && c.scores[list[k - 1]] > c.scores[i]; --k) list[k] = list[k - 1];
+      list[k] = i;
+    }
+  int32_t last = list[n - 1];
+  for (int64_t j = n - 1; j >= 0 && mass_of(list[j]) > 0; --j) {
+    last = list[j];
+    before += mass_of(last);
+    if (before >= wanted) break;
+  }
+  return {c.scores[last], last};
+}
+
+inline void keep_top_k(Candidates& c, float threshold) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < c.n; ++i) {
+    float score = c.scores[i];
+    c.scores[kept] = score;
+    c.ids[kept] = int32_t(i);
+    kept += score >= threshold;
+  }
+  c.n = kept;
+}
+
+inline void weigh(Candidates& c, float top) {
+  for (int64_t i = 0; i < c.n; i += Vec::kLanes)
+    exp(Vec::load(c.scores + i) - Vec::broadcast(top)).store(c.weights + i);
+}
+
+// The first index whose running sum exceeds target; sums of blocks skip most of the way.
+inline int64_t draw(const Candidates& c, double total, double u) {
+  constexpr int64_t kBlock = 256;
+  double target = u * total, running = 0;
+  int64_t i = 0, last = 0;
+  for (; i + kBlock < c.n; i += kBlock) {
+    double sum = sum_of(c.weights, i, i + kBlock);
+    if (running + sum > target) break;
+    running += sum;
+  }
+  for (int64_t k = i; k < c.n; ++k) {
+    if (c.weights[k] == 0) continue;
+    last = k;
+    running += double(c.weights[k]);
+    if (running > target) return k;
+  }
+  for (; last == 0 && i > 0; --i)  // rounding left the target unreached: the last survivor
+    if (c.weights[i] > 0) last = i;
+  return last;
+}
+
+template <class T>
+inline int64_t sample_row(const SampleArgs& args, int64_t b) {
+  Candidates c = sample_scratch(args.V);
+  load_scores<T>(args, b, c.scores);
+  float top = largest(c.scores, args.V);
+  if (args.temperature == 0) return first_index_of(top, c.scores, args.V);
+  bool has_top_k = args.top_k > 0 && args.top_k < args.V;
+  if (has_top_k) keep_top_k(c, find_cut<false>(c, top, double(args.top_k)).score);
+  weigh(c, top);
+  if (args.top_p < 1) {
+    Cut cut = find_cut<true>(c, top, double(args.top_p) * sum_of(c.weights, 0, c.n));
+    for (int64_t i = 0; i < c.n; ++i)
+      if (c.scores[i] < cut.score || (c.scores[i] == cut.score && i < cut.index)) c.weights[i] = 0;
+  }
+  if (args.min_p > 0)
+    for (int64_t i = 0; i < c.n; ++i) c.weights[i] = c.weights[i] < args.min_p ? 0.f : c.weights[i];
+  Philox random(uint64_t(args.seed[0]), uint64_t(args.positions[b]), uint64_t(args.rows ? args.rows[b] : b));
+  int64_t i = draw(c, sum_of(c.weights, 0, c.n), random.uniform53());
+  return has_top_k ? c.ids[i] : i;
+}
+
+inline void sample_run(const SampleArgs& args, int64_t begin, int64_t end) {
+  with_dtype(args.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    for (int64_t b = begin; b < end; ++b) args.out[b] = sample_row<T>(args, b);
+  });
+}
+
+}  // namespace
+}  // namespace gpt2fast
