@@ -1,0 +1,114 @@
+# make demo · test · test-all · bench · lint · sanitize · neon · wheel. Each sets up what it needs, in .venv, once.
+#
+#   make demo PROMPT="def main(" MODEL=folder-or-hub-name N=200
+#   make test PYTHON=/path/to/python   a Python that has torch (2.6 or newer) lends it; one without gets a pinned one
+#   make test CUDA=1                   PyPI's CUDA build of torch instead of the CPU build (several GB)
+
+PYTHON ?= python3
+PROMPT ?= def main(
+MODEL ?=
+N ?= 200
+TESTS ?= tests
+CUDA ?=
+# PyTorch's index of CPU builds. Where it does not answer, pip's usual places serve torch (on Linux maybe with CUDA).
+CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PIN := -c $(VENV)/constraints.txt
+TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
+TORCH_STAMP := $(VENV)/.torch-$(if $(CUDA),cuda,cpu)
+SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+
+.PHONY: demo test test-all bench lint sanitize neon wheel clean
+.DELETE_ON_ERROR:
+export PROMPT MODEL
+
+demo: $(VENV)/.built
+	@$(BIN)/python -m gpt2fast generate "$$PROMPT" $(if $(MODEL),--model "$$MODEL") --max-new-tokens $(N)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(TESTS)
+
+test-all: $(VENV)/.test
+	$(BIN)/python -m pytest $(TESTS) -m ""
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files -z '*.h' '*.cpp' '*.cuh' '*.cu' | xargs -0 $(BIN)/clang-format --dry-run --Werror
+
+sanitize neon:
+	tests/native/run.sh $@
+
+wheel: $(VENV)/.built
+	$(PIP) wheel --no-deps --no-build-isolation -w dist .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info gpt2fast/_C*.so
+
+# --- what the targets need ---
+
+# A missing tool is named with the command that installs it, before anything is downloaded or built.
+define PREFLIGHT
+need() { if [ "$$(uname -s)" = Darwin ]; then how="$$4"; \
+  elif command -v apt-get >/dev/null; then how="sudo apt-get install $$2"; \
+  elif command -v dnf >/dev/null; then how="sudo dnf install $$3"; \
+  else how="your package manager ($$2 or $$3)"; fi; echo "make: missing: $$1. Install it with: $$how" >&2; exit 1; }; \
+$(PYTHON) -c '' 2>/dev/null || need "$(PYTHON)" python3 python3 "brew install python"; \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+  || need "Python 3.10 or newer ($(PYTHON) is older; name another by PYTHON=)" python3 python3 "brew install python"; \
+echo '#include <cstdint>' | $${CXX:-c++} -std=c++17 -x c++ -fsyntax-only - 2>/dev/null \
+  || need "a C++ compiler ($${CXX:-c++})" g++ gcc-c++ "xcode-select --install"; \
+$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+  || need "Python's module venv" python3-venv python3 "brew install python"; \
+test -f "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
+  || need "Python's headers (Python.h)" python3-dev python3-devel "brew install python"
+endef
+
+# Lent torch: by --system-site-packages, and by a .pth for a PYTHON that is itself of an environment. Its version is
+# what it is, so the constraints leave it out.
+$(VENV)/.made:
+	@$(PREFLIGHT)
+	@if [ "$(origin PYTHON)" != file ] && \
+	  lent=$$($(PYTHON) -c 'import torch, os; assert torch.torch_version.TorchVersion(torch.__version__) >= "2.6"; \
+	    print(os.path.dirname(os.path.dirname(torch.__file__)))' 2>/dev/null); then \
+	  echo "Using the torch of $(PYTHON)"; \
+	  $(PYTHON) -m venv --system-site-packages $(VENV) && touch $(VENV)/.torch-lent && \
+	  echo "$$lent" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lent_torch.pth"; \
+	else $(PYTHON) -m venv $(VENV); fi
+	@touch $@
+
+$(TORCH_STAMP): constraints.txt | $(VENV)/.made
+	@echo "Installing torch ..."
+	@if [ -e $(VENV)/.torch-lent ]; then grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
+	else cp constraints.txt $(VENV)/constraints.txt; fi
+	@if [ -e $(VENV)/.torch-lent ]; then :; \
+	elif [ -n "$(CUDA)" ]; then \
+	  if $(PIP) list 2>/dev/null | grep -q '^torch .*+cpu'; then $(PIP) uninstall -y torch; fi; \
+	  $(PIP) install $(TORCH); \
+	elif [ "$$(uname -s)" = Linux ] && \
+	  $(PIP) install --dry-run --no-deps --timeout 5 --retries 1 --index-url $(CPU_INDEX) $(TORCH) >/dev/null 2>&1; then \
+	  $(PIP) install --no-deps --force-reinstall --retries 1 --index-url $(CPU_INDEX) $(TORCH); \
+	else $(PIP) install $(TORCH); fi
+	@$(PIP) install $(PIN) torch setuptools wheel ninja
+	@rm -f $(VENV)/.torch-cpu $(VENV)/.torch-cuda && touch $@
+
+$(VENV)/.built: $(TORCH_STAMP) $(SOURCES)
+	@$(PREFLIGHT)
+	@echo "Building gpt2fast ..."
+	@$(PIP) install $(PIN) --no-build-isolation -e '.[text,cli]'
+	@touch $@
+
+# The package is there by now: pip adds only what the extras name.
+$(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.built
+	@$(PIP) install $(PIN) 'gpt2fast[$*]'
+	@touch $@
+
+$(VENV)/.lint: constraints.txt | $(VENV)/.made
+	@$(PIP) install -c constraints.txt ruff clang-format
+	@touch $@

@@ -1,0 +1,106 @@
+"""The demo model's text and its yardsticks: the standard library's modules, a byte-level BPE, two n-gram models.
+
+Files are read in a fixed order and split by a hash of their path, so that the split is the same for every Python.
+"""
+
+import hashlib
+import math
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+
+END = "<|endoftext|>"
+# Test suites (two thirds of the whole, some in odd encodings on purpose), other people's packages and generated tables.
+EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
+
+
+def read() -> dict[str, str]:
+    """Path below the standard library to text, sorted by path."""
+    root = Path(sysconfig.get_path("stdlib"))
+    texts = {}
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if EXCLUDED.isdisjoint(name.parts) and not name.parts[0].startswith(("config-", "__phello__", "_sysconfigdata")):
+            try:
+                texts[name.as_posix()] = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
+            except UnicodeDecodeError:
+                continue
+    return texts
+
+
+def held_out(name: str) -> bool:
+    """One file in twenty, by its path."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % 20 == 0
+
+
+def split(texts: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Training and validation texts."""
+    return [t for n, t in texts.items() if not held_out(n)], [t for n, t in texts.items() if held_out(n)]
+
+
+def train_tokenizer(texts: list[str], vocab_size: int):
+    """GPT-2's kind of tokenizer: its pre-tokenizer, byte-level BPE, and ``<|endoftext|>`` as token 0."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def encode(tokenizer, texts: list[str]) -> list[np.ndarray]:
+    """One int64 array a text, with ``<|endoftext|>`` after it."""
+    end = tokenizer.token_to_id(END)
+    return [np.array([*e.ids, end], dtype=np.int64) for e in tokenizer.encode_batch(texts)]
+
+
+class NGram:
+    """Interpolated n-grams with absolute discounting: p(w|uv) = (c(uvw) - d)+ / c(uv) + d n(uv) / c(uv) p(w|v).
+
+    n(uv) is how many different tokens follow uv; below the unigrams lies the uniform distribution (Ney et al., 1994).
+    """
+
+    def __init__(self, tokens: np.ndarray, order: int, vocab_size: int, discount: float = 0.75):
+        self.order, self.vocab_size, self.discount = order, vocab_size, discount
+        self.counts = []
+        for n in range(1, order + 1):
+            grams, counts = np.unique(self._keys(tokens, n), return_counts=True)
+            contexts, first = np.unique(grams // vocab_size, return_index=True)
+            self.counts.append((grams, counts, contexts, np.add.reduceat(counts, first), np.diff([*first, len(grams)])))
+
+    def _keys(self, tokens: np.ndarray, n: int) -> np.ndarray:
+        """One number for every run of n tokens."""
+        keys = np.zeros(len(tokens) - n + 1, dtype=np.int64)
+        for i in range(n):
+            keys = keys * self.vocab_size + tokens[i : len(tokens) - n + 1 + i]
+        return keys
+
+    def loss(self, tokens: np.ndarray) -> float:
+        """Mean nats a token, from the second on; a context not seen in training falls back to a shorter one."""
+        probability = np.full(len(tokens), 1 / self.vocab_size)
+        for n, (grams, counts, contexts, totals, distinct) in enumerate(self.counts, start=1):
+            keys = self._keys(tokens, n)
+            count = _look_up(grams, counts, keys)
+            total = _look_up(contexts, totals, keys // self.vocab_size)
+            followers = _look_up(contexts, distinct, keys // self.vocab_size)
+            seen, safe = total > 0, np.maximum(total, 1)
+            shorter = probability[n - 1 :]
+            mixed = (np.maximum(count - self.discount, 0) + self.discount * followers * shorter) / safe
+            probability[n - 1 :] = np.where(seen, mixed, shorter)
+        return float(-np.log(probability[1:]).mean())
+
+
+def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[at] == wanted, values[at], 0)
+
+
+def bits_per_byte(nats: float, tokens: int, size: int) -> float:
+    """From nats a token to bits a byte of text, for ``tokens`` tokens that stand for ``size`` bytes."""
+    return nats * tokens / size / math.log(2)
