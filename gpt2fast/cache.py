@@ -1,4 +1,4 @@
-"""Preallocated key-value cache: per layer (B, H, S, D) in memory, seen as (B, S, H, D); rows may start and end apart."""
+"""Preallocated key-value cache: per layer (B, H, S, D) in memory, seen as (B, S, H, D); each row has its own ends."""
 
 import torch
 from torch import Tensor

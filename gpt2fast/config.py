@@ -1,4 +1,4 @@
-"""GPT-2's configuration in GPT-2's own words, from and to ``config.json``; keys it does not know survive a round trip."""
+"""GPT-2's configuration in GPT-2's own words, from and to ``config.json``; unknown keys survive a round trip."""
 
 import json
 from dataclasses import dataclass, field, fields

@@ -129,13 +129,8 @@ def check_prompt(input_ids: Tensor, attention_mask: Tensor | None, vocabulary: i
     mask = attention_mask != 0
     if bool(mask.all()):
         return None
-    empty = (~mask.any(1)).nonzero()
-    _need(
-        not len(empty),
-        "attention_mask",
-        "at least one token in each row",
-        f"none in row {int(empty[0]) if len(empty) else 0}",
-    )
+    empty = (~mask.any(1)).nonzero().flatten().tolist()
+    _need(not empty, "attention_mask", "nonzero somewhere in each row", f"zeros in row {empty[0] if empty else 0}")
     if not bool(mask[:, -1].all()):
         warnings.warn("gpt2fast.generate: a row ends in padding; pad on the left to continue its text", stacklevel=3)
     return mask

@@ -1,4 +1,4 @@
-"""The safetensors format: 8 bytes of header length, a JSON header, the tensors' bytes. Checked whole before it is used."""
+"""The safetensors format: 8 bytes of header length, a JSON header, the tensors' bytes. Checked whole before use."""
 
 import json
 import math
@@ -39,7 +39,7 @@ class Stored:
     dtype: torch.dtype
 
     def copy_to(self, out: Tensor) -> None:
-        """Fills ``out``, contiguous and of this shape; bytes go straight into its memory where the dtype is the same."""
+        """Fills ``out``, contiguous and of this shape: straight into its memory where the dtype is the same."""
         if out.dtype == self.dtype:
             with self.path.open("rb", buffering=0) as file:
                 _fill(file, self.offset, bytes_of(out), self.path)

@@ -1,0 +1,242 @@
+"""The command line: ``gpt2fast generate | info | check | bench``. Each imports what it needs when it runs."""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from . import __version__
+
+DEMO_MODEL = Path(__file__).parent / "demo_model"
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub", "triton", "numpy")
+STARTED = time.perf_counter()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gpt2fast", description="GPT-2, fast.")
+    parser.add_argument("--version", action="version", version=f"gpt2fast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    common.add_argument("--backend", metavar="NAME", help="run every op on this backend (see info)")
+    common.add_argument("--isa", metavar="NAME", help="run the CPU kernels of this instruction set (see info)")
+
+    add = commands.add_parser("generate", parents=[common], help="continue a text, streaming it as it comes")
+    add.add_argument("prompt", nargs="?", help="the text to continue; standard input without it")
+    add.add_argument("-m", "--model", default=None, help="folder or hub name (default: the shipped model)")
+    add.add_argument("-n", "--max-new-tokens", type=int, default=100, metavar="N")
+    add.add_argument("--min-new-tokens", type=int, default=0, metavar="N")
+    add.add_argument("-t", "--temperature", type=float, default=0.8, help="0: always the likeliest token (default 0.8)")
+    add.add_argument("--top-k", type=int, default=50, metavar="K", help="0: off (default 50)")
+    add.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    add.add_argument("--min-p", type=float, default=0.0, metavar="P")
+    add.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X")
+    add.add_argument("--seed", type=int, default=None, help="of the draws (default: a new one each time)")
+    add.add_argument("--stop", action="append", metavar="TEXT", help="stop after this text; may be repeated")
+    add.add_argument("--weights", default=None, metavar="DTYPE", help="float32, bfloat16 or float16 (default: as saved)")
+    add.set_defaults(run=run_generate)
+
+    add = commands.add_parser("info", parents=[common], help="machine, instruction sets, backends, versions")
+    add.set_defaults(run=run_info)
+    for name, run, text in (
+        ("check", run_check, "check ops against their references"),
+        ("bench", run_bench, "time ops against PyTorch"),
+    ):
+        add = commands.add_parser(name, parents=[common], help=text)
+        add.add_argument("ops", nargs="*", metavar="OP", help="ops by name (default: all)")
+        add.set_defaults(run=run)
+    return parser
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    prompt = args.prompt
+    if prompt is None:
+        if sys.stdin.isatty():
+            raise ValueError("generate: a prompt must be given, as an argument or on standard input")
+        prompt = sys.stdin.read().rstrip("\n")
+    if not prompt:
+        raise ValueError("generate: the prompt must not be empty")
+    import torch
+
+    from .backends import isa
+    from .model import GPT2
+    from .streaming import TextStreamer
+    from .text import Tokenizer
+    from .weights import locate
+
+    if args.model is None and not (DEMO_MODEL / "config.json").is_file():
+        raise FileNotFoundError("generate: this installation has no shipped model; name one with --model")
+    folder = locate(args.model or DEMO_MODEL)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    model = GPT2.from_pretrained(folder, weights=args.weights)
+    input_ids = torch.tensor([tokenizer.encode(prompt)], dtype=torch.int64)
+    pieces: list[str] = []
+    streamer = Timed(TextStreamer(tokenizer, pieces.append if args.json else None))
+    loaded = time.perf_counter()
+    out = model.generate(
+        input_ids,
+        max_new_tokens=args.max_new_tokens,
+        min_new_tokens=args.min_new_tokens,
+        do_sample=args.temperature > 0,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        stop_strings=args.stop,
+        tokenizer=tokenizer,
+        streamer=streamer,
+        seed=args.seed,
+    )
+    new = out.shape[1] - input_ids.shape[1]
+    times = streamer.times
+    first, last = (times[0], times[-1]) if times else (loaded, loaded)
+    found = dict(
+        model=args.model or "demo_model",
+        weights=str(model.wte.weight.dtype).removeprefix("torch."),
+        prompt_tokens=input_ids.shape[1],
+        new_tokens=new,
+        tokens_per_second=(new - 1) / (last - first) if new > 1 else None,
+        time_to_first_token_s=first - loaded if times else None,
+        start_to_first_token_s=first - STARTED if times else None,
+        isa=isa(),
+        threads=torch.get_num_threads(),
+    )
+    if args.json:
+        print(json.dumps(dict(text="".join(pieces), tokens=out[0].tolist()) | found))
+        return 0
+    rate = f"{found['tokens_per_second']:.1f} tokens/s" if new > 1 else f"{new} tokens"
+    wait = f"first token after {1e3 * (first - loaded):.0f} ms" if times else "no new token"
+    kernels = found["isa"] or "no C++ kernels"
+    print(f"\n\n{rate} · {wait} · {new} tokens · {found['weights']} · {kernels}", file=sys.stderr)
+    return 0
+
+
+class Timed:
+    """A streamer that notes when each new token came."""
+
+    def __init__(self, streamer):
+        self.streamer, self.times, self._prompt_follows = streamer, [], True
+
+    def put(self, tokens) -> None:
+        self.streamer.put(tokens)
+        if not self._prompt_follows:
+            self.times.append(time.perf_counter())
+        self._prompt_follows = False
+
+    def end(self) -> None:
+        self.streamer.end()
+
+
+def gather_info() -> dict:
+    """What ``info`` prints, section by section."""
+    import importlib.metadata
+    import platform
+
+    import torch
+
+    from . import backends
+
+    versions = {"gpt2fast": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    extension = backends._C
+    compiled = list(extension.compiled_isas()) if extension else []
+    runnable = list(extension.runnable_isas()) if extension else []
+    return dict(
+        machine=dict(
+            system=f"{platform.system()} {platform.machine()}",
+            cpu=_cpu_name() or platform.processor() or platform.machine(),
+            cores=os.cpu_count(),
+            threads=torch.get_num_threads(),
+            gpu=[torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        ),
+        isa=dict(
+            in_use=backends.isa(),
+            compiled={name: None if name in runnable else "this CPU does not have it" for name in compiled},
+        ),
+        backends=dict(in_use=backends.active(), found=backends.status()),
+        versions=versions,
+    )
+
+
+def _cpu_name() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+
+
+def run_info(args: argparse.Namespace) -> int:
+    found = gather_info()
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    gpus = ", ".join(found["machine"]["gpu"]) or "none"
+    rows = [(name, str(value)) for name, value in (found["machine"] | dict(gpu=gpus)).items()]
+    rows.append(("isa", found["isa"]["in_use"] or "none: the extension is not there"))
+    rows += [(f"  {name}", reason or "can run") for name, reason in found["isa"]["compiled"].items()]
+    rows.append(("backend", found["backends"]["in_use"]))
+    rows += [(f"  {name}", reason or "can run") for name, reason in found["backends"]["found"].items()]
+    rows += [(name, version or "not installed") for name, version in found["versions"].items()]
+    _print_table(rows)
+    return 0
+
+
+def _print_table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+    except ImportError:
+        for name, value in rows:
+            print(f"{name:{width}}  {value}")
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for name, value in rows:
+        console.print(f"[bold]{escape(f'{name:{width}}')}[/bold]  {escape(value)}")
+
+
+def run_check(args: argparse.Namespace) -> int:
+    from .testing import run_check
+
+    return run_check(args.ops, args.json)
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    from .testing import run_bench
+
+    return run_bench(args.ops, args.json)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    if args.isa:
+        os.environ["GPT2FAST_CPU_ISA"] = args.isa
+    try:
+        if args.backend:
+            from . import ops  # noqa: F401  a backend registers kernels of declared ops
+            from .backends import use_backend
+
+            use_backend(args.backend)
+        return args.run(args)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        text = str(error)
+        print(text if text.startswith("gpt2fast") else f"gpt2fast: {text}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
