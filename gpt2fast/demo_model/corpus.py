@@ -13,6 +13,7 @@ import numpy as np
 END = "<|endoftext|>"
 # Test suites (two thirds of the whole, some in odd encodings on purpose), other people's packages and generated tables.
 EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
+BUILT = ("config-", "__phello__", "_sysconfigdata")
 
 
 def read() -> dict[str, str]:
@@ -21,7 +22,7 @@ def read() -> dict[str, str]:
     texts = {}
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)
-        if EXCLUDED.isdisjoint(name.parts) and not name.parts[0].startswith(("config-", "__phello__", "_sysconfigdata")):
+        if EXCLUDED.isdisjoint(name.parts) and not name.parts[0].startswith(BUILT):
             try:
                 texts[name.as_posix()] = path.read_bytes().decode("utf-8").replace("\r\n", "\n")
             except UnicodeDecodeError:
