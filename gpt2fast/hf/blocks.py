@@ -1,0 +1,240 @@
+"""The modules of a block on our ops, each a subclass of the one it stands in for, with its name and weights.
+
+A block calls its parts as modules, but for what fuses: activation into c_fc, residual into c_proj, and the containers
+``attn`` and ``mlp`` themselves. Each of these steps is skipped as a module only while checks.obstacle finds nothing.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers import activations, pytorch_utils
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gpt2 import modeling_gpt2 as stock
+
+from .. import ops
+from .checks import is_plain, keeps_grad, obstacle, weight_obstacle
+from .masks import Visible, from_theirs, theirs
+
+_SDPA_OPTIONS = ("is_causal", "position_bias", "softcap", "cache")
+
+
+class Conv1D(pytorch_utils.Conv1D):
+    def forward(self, x):
+        if not is_plain(self.weight):
+            return super().forward(x)
+        return ops.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, input):
+        weight, bias = self.weight, self.bias
+        if weight is None or bias is None or weight.dim() != 1 or type(weight) not in (nn.Parameter, Tensor):
+            return super().forward(input)
+        if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        return ops.layer_norm(input, weight, bias, self.eps)
+
+
+class NewGELUActivation(activations.NewGELUActivation):
+    def forward(self, input):
+        return ops.gelu(input, "tanh")
+
+
+class GELUTanh(activations.GELUTanh):
+    def forward(self, input):
+        return ops.gelu(input, "tanh")
+
+
+class AccurateGELUActivation(activations.AccurateGELUActivation):
+    def forward(self, input):
+        return ops.gelu(input, "tanh")
+
+
+class GELUActivation(activations.GELUActivation):
+    def forward(self, input):
+        return ops.gelu(input, "none")
+
+
+CONV1D = (Conv1D, pytorch_utils.Conv1D)
+DROPOUT = (nn.Dropout,)
+ACTIVATIONS = {
+    NewGELUActivation: "gelu_tanh",
+    GELUTanh: "gelu_tanh",
+    AccurateGELUActivation: "gelu_tanh",
+    GELUActivation: "gelu_erf",
+}
+ACTIVATIONS |= {kind.__bases__[0]: form for kind, form in ACTIVATIONS.items()}
+
+
+def _project(linear: nn.Module, dropout: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
+    """residual + dropout(linear(x)), in one pass where nothing is in between.
+
+    Not under autocast, where transformers keeps the residual stream in float32 and the product in the lower dtype.
+    """
+    idle = obstacle(dropout, DROPOUT) is None and not (dropout.training and dropout.p > 0)
+    if (
+        residual is not None
+        and idle
+        and x.dtype == residual.dtype
+        and not torch.is_autocast_enabled(x.device.type)
+        and weight_obstacle(linear, CONV1D) is None
+    ):
+        return ops.linear(x, linear.weight, linear.bias, residual)
+    y = linear(x)
+    if not idle:
+        y = dropout(y)
+    return y if residual is None else residual + y
+
+
+class GPT2MLP(stock.GPT2MLP):
+    def forward(self, hidden_states):
+        return self.run(hidden_states, None)
+
+    def run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        c_fc, act = self.c_fc, self.act
+        form = ACTIVATIONS.get(type(act))
+        if form is None or weight_obstacle(c_fc, CONV1D) is not None or obstacle(act, (type(act),)) is not None:
+            x = act(c_fc(x))
+        else:
+            keep = keeps_grad(x, c_fc.weight, c_fc.bias)
+            x = ops.linear(x, c_fc.weight, c_fc.bias, activation=form, keep_preactivation=keep)
+        return _project(self.c_proj, self.dropout, x, residual)
+
+
+def attention_obstacle(attn: nn.Module, options: dict) -> str | None:
+    """Why transformers' own attention code runs, with its own masks, rather than our kernel."""
+    implementation = attn.config._attn_implementation
+    if implementation != "sdpa":
+        return f"attn_implementation is {implementation!r}"
+    if ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward:
+        return "another function is registered as 'sdpa'"
+    if attn.is_causal == attn.is_cross_attention:
+        return "is_causal was changed"
+    if attn.training and attn.attn_dropout.p >= 1:
+        return "attention dropout of 1"
+    for name in _SDPA_OPTIONS:
+        if options.get(name) is not None:
+            return f"{name} was passed"
+    return None
+
+
+class GPT2Attention(stock.GPT2Attention):
+    def forward(
+        self,
+        hidden_states,
+        past_key_values=None,
+        attention_mask=None,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+        output_attentions=False,
+        **kwargs,
+    ):
+        if attention_obstacle(self, kwargs) is not None:
+            return super().forward(
+                hidden_states,
+                past_key_values,
+                theirs(attention_mask),
+                encoder_hidden_states,
+                theirs(encoder_attention_mask),
+                output_attentions,
+                **kwargs,
+            )
+        mask = attention_mask if encoder_hidden_states is None else encoder_attention_mask
+        return self.run(hidden_states, None, past_key_values, mask, encoder_hidden_states), None
+
+    def run(self, x: Tensor, residual: Tensor | None, past, mask, encoder: Tensor | None = None) -> Tensor:
+        """x (B, T, C), normalised; past a Cache or None; mask a Visible or transformers'; encoder (B, S, C) or None."""
+        q, k, v = self._heads(x, past, encoder)
+        if not isinstance(mask, Visible):
+            mask = from_theirs(mask, q.shape[1], k.shape[1], q.dtype, self.is_causal)
+        if mask.length is not None:
+            k, v = k[:, : mask.length], v[:, : mask.length]
+        p = self.attn_dropout.p if self.training else 0.0
+        seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=q.device) if p > 0 else None
+        out = ops.attention(q, k, v, mask.padding, mask.bias, seed, mask.causal, 0, self.scaling, p)
+        return _project(self.c_proj, self.resid_dropout, out.flatten(2), residual)
+
+    def _heads(self, x: Tensor, past, encoder: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q (B, T, H, D) and the keys and values to look at (B, S, H, D): views of the projections and of the cache."""
+        if encoder is None:
+            q, k, v = (self._split(t) for t in self.c_attn(x).split(self.split_size, dim=2))
+            if past is not None:
+                k, v = past.update(k.transpose(1, 2), v.transpose(1, 2), self.layer_idx)
+                k, v = k.transpose(1, 2), v.transpose(1, 2)
+            return q, k, v
+        if not self.is_cross_attention:
+            raise ValueError("gpt2fast: encoder_hidden_states were given to a self-attention, which has no q_attn")
+        q = self._split(self.q_attn(x))
+        if isinstance(past, EncoderDecoderCache) and past.is_updated.get(self.layer_idx):
+            layer = past.cross_attention_cache.layers[self.layer_idx]
+            return q, layer.keys.transpose(1, 2), layer.values.transpose(1, 2)
+        k, v = (self._split(t) for t in self.c_attn(encoder).split(self.split_size, dim=2))
+        if isinstance(past, EncoderDecoderCache):
+            past.cross_attention_cache.update(k.transpose(1, 2), v.transpose(1, 2), self.layer_idx)
+            past.is_updated[self.layer_idx] = True
+        return q, k, v
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))
+
+
+class GPT2Block(stock.GPT2Block):
+    def forward(
+        self,
+        hidden_states,
+        past_key_values=None,
+        attention_mask=None,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+        use_cache=False,
+        **kwargs,
+    ):
+        x, attn, mlp = hidden_states, self.attn, self.mlp
+        normed = self.ln_1(x)
+        if attention_step_obstacle(attn, kwargs) is None:
+            x = attn.run(normed, x, past_key_values, attention_mask)
+        else:
+            x = x + attn(
+                normed,
+                past_key_values=past_key_values,
+                attention_mask=theirs(attention_mask),
+                use_cache=use_cache,
+                **kwargs,
+            )[0]  # fmt: skip
+        if encoder_hidden_states is not None:
+            x = self._cross(x, past_key_values, attention_mask, encoder_hidden_states, encoder_attention_mask)
+        normed = self.ln_2(x)
+        if obstacle(mlp, (GPT2MLP,)) is None:
+            return mlp.run(normed, x)
+        return x + mlp(normed)
+
+    def _cross(self, x, past, attention_mask, encoder, mask):
+        if not hasattr(self, "crossattention"):
+            raise ValueError(
+                "gpt2fast: encoder_hidden_states were given to a block without cross attention: "
+                "make the model with config.add_cross_attention=True"
+            )
+        attn, normed = self.crossattention, self.ln_cross_attn(x)
+        if attention_step_obstacle(attn, {}) is None and (past is None or isinstance(past, EncoderDecoderCache)):
+            return attn.run(normed, x, past, mask, encoder)
+        return x + attn(
+            normed,
+            past_key_values=past,
+            attention_mask=theirs(attention_mask),
+            encoder_hidden_states=encoder,
+            encoder_attention_mask=theirs(mask),
+        )[0]  # fmt: skip
+
+
+def attention_step_obstacle(attn: nn.Module, options: dict) -> str | None:
+    """Why a block has to call its attention as a module."""
+    return obstacle(attn, (GPT2Attention,)) or attention_obstacle(attn, options)
+
+
+def needs_their_mask(block: nn.Module, options: dict) -> bool:
+    """Whether anything in the block, or hooked to it, gets to see the mask."""
+    if obstacle(block, (GPT2Block,)) is not None or attention_step_obstacle(block.attn, options) is not None:
+        return True
+    cross = block._modules.get("crossattention")
+    return cross is not None and attention_step_obstacle(cross, options) is not None

@@ -1,0 +1,53 @@
+"""Whether a module may be skipped: only if calling it would do what its stock class does, and nothing else.
+
+Asked for every module on every call, so that a hook, an adapter or a parametrization added at any time is seen.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+_CAPTURE = "transformers.utils.output_capturing"
+_PLAIN = (nn.Parameter, Tensor)
+
+
+def obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
+    """Why ``module`` has to be called as a module, or None where its stock class' formula says all that happens."""
+    own = module.__dict__
+    if type(module) not in stock:
+        return f"{_name(type(module))} is not the stock class"
+    if "forward" in own:
+        return "its forward is replaced"
+    if "_compiled_call_impl" in own:
+        return "it is compiled on its own"
+    if own["_forward_pre_hooks"]:
+        return "it has a forward pre-hook"
+    if own["_backward_hooks"] or own["_backward_pre_hooks"]:
+        return "it has a backward hook"
+    # transformers' hooks that capture attentions see None from any fused attention, its own included: not in the way
+    if own["_forward_hooks"] and any(getattr(h, "__module__", "") != _CAPTURE for h in own["_forward_hooks"].values()):
+        return "it has a forward hook"
+    if _has_any_global_hook():
+        return "a hook on all modules is registered"
+    return None
+
+
+def weight_obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
+    """The same for a module with a weight, which must be a plain tensor (not quantised, not distributed)."""
+    found = obstacle(module, stock)
+    if found is None and type(module.weight) not in _PLAIN:
+        found = f"its weight is a {_name(type(module.weight))}"
+    return found
+
+
+def is_plain(tensor: Tensor | None) -> bool:
+    return tensor is None or type(tensor) in _PLAIN
+
+
+def keeps_grad(*tensors: Tensor | None) -> bool:
+    """Whether a backward pass through an op of these tensors may follow."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _name(kind: type) -> str:
+    return f"{kind.__module__.split('.')[0]}.{kind.__qualname__}"

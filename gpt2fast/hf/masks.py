@@ -1,0 +1,104 @@
+"""Attention masks kept small: a padding mask (B, S) and "causal", never (B, 1, T, S) unless something asks for it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, find_first_full_attention_index
+from transformers.utils.import_utils import is_tracing
+
+
+class Visible(NamedTuple):
+    """Which keys a query sees. ``theirs`` is what transformers' attention takes, made only if a layer needs it."""
+
+    padding: Tensor | None = None  # (B, S) bool, False hides a key
+    bias: Tensor | None = None  # (B or 1, H or 1, T, S), added to the scores
+    length: int | None = None  # only the first keys of a static cache are in use; None: all
+    causal: bool = True
+    theirs: Tensor | None = None
+
+
+def theirs(mask):
+    return mask.theirs if isinstance(mask, Visible) else mask
+
+
+def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask for torch's attention (bool: True is seen; else added) as a 4D additive one."""
+    mask = mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape))
+    if mask.dtype == torch.bool:
+        return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
+    return mask.to(dtype)
+
+
+def from_theirs(mask: Tensor | None, T: int, S: int, dtype: torch.dtype, is_causal: bool) -> Visible:
+    """What transformers' attention would make of its own mask; None with T > 1 is causal over the first T keys."""
+    if mask is not None:
+        return Visible(bias=as_bias(mask, dtype), causal=False)
+    causal = is_causal and T > 1
+    return Visible(length=T if causal and S > T else None, causal=causal)
+
+
+def _padding(mask: Tensor, S: int, device: torch.device) -> Tensor | None:
+    """(B, S) bool: columns that the mask does not reach are hidden; None where nothing is."""
+    mask = mask.to(device=device, dtype=torch.bool)
+    if mask.shape[1] < S:
+        mask = torch.nn.functional.pad(mask, (0, S - mask.shape[1]))
+    mask = mask[:, :S]
+    return None if not is_tracing(mask) and bool(mask.all()) else mask
+
+
+def self_attention_mask(config, embeds: Tensor, mask, past, positions: Tensor | None, fused: bool, full: bool):
+    """The mask for every block: transformers' own where attention is not fused, else a Visible.
+
+    ``positions`` are those that the user gave (None: the default ones), by which transformers tells packed sequences;
+    ``full`` says that some layer still needs transformers' mask.
+    """
+
+    def full_mask():
+        return create_causal_mask(config, embeds, mask, past_key_values=past, position_ids=positions)
+
+    if not fused:
+        return full_mask()
+    made = full_mask() if full else None
+    T = embeds.shape[1]
+    found = _small(embeds, mask, past, positions, T)
+    if found is None:
+        made = made if full else full_mask()
+        found = from_theirs(made, T, T, embeds.dtype, True)
+    return found._replace(theirs=made)
+
+
+def _small(embeds: Tensor, mask, past, positions, T: int) -> Visible | None:
+    """None where only transformers' own code knows: 4D and packed masks, sliding caches, traced static caches."""
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
+        return None
+    if past is None:
+        if mask is None:
+            return Visible() if positions is None else None
+        return Visible(padding=_padding(mask, mask.shape[1], embeds.device))
+    layer = find_first_full_attention_index(past)
+    S, skipped = past.get_mask_sizes(T, layer)
+    before = past.get_query_offset(layer)
+    if isinstance(before, Tensor):
+        if is_tracing(before):
+            return None
+        before = int(before)
+    if skipped or before + T > S:
+        return None
+    length = None if before + T == S else before + T
+    return Visible(padding=None if mask is None else _padding(mask, before + T, embeds.device), length=length)
+
+
+def cross_attention_mask(config, embeds: Tensor, mask, encoder: Tensor, fused: bool, full: bool):
+    def full_mask():
+        return create_bidirectional_mask(config, embeds, mask, encoder_hidden_states=encoder)
+
+    if not fused:
+        return full_mask()
+    made = full_mask() if full else None
+    if mask is None:
+        return Visible(causal=False, theirs=made)
+    if mask.dim() == 2:
+        return Visible(padding=_padding(mask, encoder.shape[1], embeds.device), causal=False, theirs=made)
+    made = made if full else full_mask()
+    return from_theirs(made, embeds.shape[1], encoder.shape[1], embeds.dtype, False)._replace(theirs=made)

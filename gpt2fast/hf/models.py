@@ -1,0 +1,211 @@
+"""transformers' GPT-2 models, by the same names, over our blocks. Same weights, keys, arguments and outputs."""
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.gpt2 import modeling_gpt2 as stock
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .. import ops
+from .blocks import needs_their_mask
+from .checks import weight_obstacle
+from .convert import Optimized
+from .generation import FastGeneration
+from .masks import cross_attention_mask, self_attention_mask
+
+LINEAR = (nn.Linear,)
+EMBEDDING = (nn.Embedding,)
+
+
+def embedding_obstacle(table: nn.Module) -> str | None:
+    found = weight_obstacle(table, EMBEDDING)
+    if found is None and (table.max_norm is not None or table.sparse or table.scale_grad_by_freq):
+        return "it has max_norm, sparse or scale_grad_by_freq"
+    return found if found is not None or table.padding_idx is None else "it has a padding_idx"
+
+
+def apply_head(head: nn.Module, x: Tensor) -> Tensor:
+    """The logits: one product with the vocabulary, (V, C) as nn.Linear holds it."""
+    if weight_obstacle(head, LINEAR) is not None:
+        return head(x)
+    return ops.linear(x, head.weight, head.bias, transposed=True)
+
+
+def causal_lm_loss(logits, labels, vocab_size, num_items_in_batch=None, ignore_index=-100, shift_labels=None, **kwargs):
+    """transformers' ForCausalLMLoss without a float32 copy of the logits: token i is scored by the label of i + 1."""
+    if shift_labels is None:
+        shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    targets = shift_labels.reshape(-1).to(device=logits.device, dtype=torch.int64)
+    rows = logits.reshape(-1, vocab_size)
+    rows = rows.float() if rows.dtype == torch.float64 else rows
+    reduction = "mean" if num_items_in_batch is None else "sum"
+    loss = ops.cross_entropy(rows, targets, ignore_index, reduction=reduction)
+    if num_items_in_batch is None:
+        return loss
+    if isinstance(num_items_in_batch, Tensor):
+        num_items_in_batch = num_items_in_batch.to(loss.device)
+    return loss / num_items_in_batch
+
+
+class GPT2Model(Optimized, stock.GPT2Model):
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids=None,
+        past_key_values=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+        use_cache=None,
+        **kwargs,
+    ):
+        for name in ("output_attentions", "output_hidden_states"):
+            kwargs.pop(name, None)  # capture_outputs has seen them
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("gpt2fast: exactly one of input_ids and inputs_embeds must be given")
+        if input_ids is not None:
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+        shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:-1]
+        T = shape[-1]
+        past = self._cache(past_key_values, use_cache)
+        embeds = self._embed(input_ids, inputs_embeds, token_type_ids, position_ids, past, T)
+        if attention_mask is not None and attention_mask.ndim < 4:
+            attention_mask = attention_mask.view(embeds.shape[0], -1)
+
+        asking = [needs_their_mask(block, kwargs) for block in self.h]
+        fused, full = not all(asking), any(asking)
+        mask = self_attention_mask(self.config, embeds, attention_mask, past, position_ids, fused, full)
+        if encoder_hidden_states is not None:
+            encoder_attention_mask = cross_attention_mask(
+                self.config, embeds, encoder_attention_mask, encoder_hidden_states, fused, full
+            )
+        if position_ids is None:
+            before = past.get_seq_length() if past is not None else 0
+            position_ids = (torch.arange(T, device=embeds.device) + before).unsqueeze(0)
+
+        x = self.drop(embeds)
+        checkpointing = self.gradient_checkpointing and self.training
+        for block, asks in zip(self.h, asking):
+            x = block(
+                x,
+                None if checkpointing else past,
+                mask.theirs if fused and asks else mask,
+                encoder_hidden_states,  # by position: gradient checkpointing looks for gradients there
+                encoder_attention_mask=encoder_attention_mask,
+                use_cache=use_cache,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        x = self.ln_f(x)
+        return BaseModelOutputWithPastAndCrossAttentions(
+            last_hidden_state=x.view((-1,) + tuple(shape[1:]) + (x.shape[-1],)),
+            past_key_values=past if use_cache else None,
+        )
+
+    def _cache(self, past, use_cache):
+        if not use_cache:
+            return past
+        past = DynamicCache(config=self.config) if past is None else past
+        if self.config.add_cross_attention and not isinstance(past, EncoderDecoderCache):
+            past = EncoderDecoderCache(past, DynamicCache(config=self.config))
+        return past
+
+    def _embed(self, input_ids, inputs_embeds, token_type_ids, position_ids, past, T: int) -> Tensor:
+        """Token, position and token-type embeddings, summed: (B, T, C)."""
+        ids = None if input_ids is None else input_ids.view(-1, T)
+        types = None if token_type_ids is None else token_type_ids.view(-1, T)
+        before = 0 if past is None or position_ids is not None else past.get_seq_length()
+        if isinstance(before, Tensor):
+            device = (ids if ids is not None else inputs_embeds).device
+            position_ids = (torch.arange(T, device=device) + before.to(device)).unsqueeze(0)
+        if (
+            ids is not None
+            and (position_ids is None or position_ids.dim() == 2 and position_ids.shape[0] in (1, ids.shape[0]))
+            and embedding_obstacle(self.wte) is None
+            and embedding_obstacle(self.wpe) is None
+        ):
+            ids, position_ids, types = (None if t is None else t.long() for t in (ids, position_ids, types))
+            start = before if position_ids is None else 0
+            return ops.embedding(ids, self.wte.weight, self.wpe.weight, position_ids, types, start)
+        embeds = self.wte(ids) if inputs_embeds is None else inputs_embeds
+        if position_ids is None:
+            position_ids = (torch.arange(T, device=embeds.device) + before).unsqueeze(0)
+        x = embeds + self.wpe(position_ids).to(embeds.device)
+        return x if types is None else x + self.wte(types)
+
+
+class GPT2LMHeadModel(Optimized, FastGeneration, stock.GPT2LMHeadModel):
+    @property
+    def loss_function(self):
+        found = super().loss_function
+        return causal_lm_loss if found is ForCausalLMLoss and "_loss_function" not in self.__dict__ else found
+
+    @loss_function.setter
+    def loss_function(self, value):
+        self._loss_function = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        past_key_values=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        encoder_hidden_states=None,
+        encoder_attention_mask=None,
+        labels=None,
+        use_cache=None,
+        logits_to_keep=0,
+        **kwargs,
+    ):
+        found = self.transformer(
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = apply_head(self.lm_head, slice_logits_to_keep(found.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithCrossAttentions(
+            loss=loss,
+            logits=logits,
+            past_key_values=found.past_key_values,
+            hidden_states=found.hidden_states,
+            attentions=found.attentions,
+            cross_attentions=found.cross_attentions,
+        )
+
+
+class GPT2DoubleHeadsModel(Optimized, stock.GPT2DoubleHeadsModel):
+    pass
+
+
+class GPT2ForSequenceClassification(Optimized, stock.GPT2ForSequenceClassification):
+    pass
+
+
+class GPT2ForTokenClassification(Optimized, stock.GPT2ForTokenClassification):
+    pass
+
+
+class GPT2ForQuestionAnswering(Optimized, stock.GPT2ForQuestionAnswering):
+    pass
