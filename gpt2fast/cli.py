@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X")
     add.add_argument("--seed", type=int, default=None, help="of the draws (default: a new one each time)")
     add.add_argument("--stop", action="append", metavar="TEXT", help="stop after this text; may be repeated")
-    add.add_argument("--weights", default=None, metavar="DTYPE", help="float32, bfloat16 or float16 (default: as saved)")
+    add.add_argument("--weights", default=None, metavar="DTYPE", help="float32, bfloat16 float16 (default: as saved)")
     add.set_defaults(run=run_generate)
 
     add = commands.add_parser("info", parents=[common], help="machine, instruction sets, backends, versions")
