@@ -12,10 +12,10 @@ namespace {
 constexpr int kTileRows = Vec::kRegisters == 16 ? 6 : Vec::kLanes == 16 ? 14 : 8;
 constexpr int kTileVecs = Vec::kRegisters == 32 && Vec::kLanes == 4 ? 3 : 2;
 constexpr int64_t kTileColumns = kTileVecs * Vec::kLanes;
-constexpr int64_t kSkinnyColumns = 64, kTaskColumns = 96;
-constexpr int64_t kPanelTasks = 3;         // tasks whose columns share a panel: kBlockWords x 288 words
-constexpr int64_t kBlockRows = 256;        // rows whose sums, with a panel and a block of x, fit a 1 MiB L2
-constexpr int64_t kPackedWords = 1 << 20;  // of x that stay packed from panel to panel
+constexpr int64_t kSkinnyColumns = 64, kTaskColumns = 96, kTaskRows = 128;
+constexpr int64_t kPanelColumns = 3 * kTaskColumns;  // a panel of kBlockWords x 288 words stays in the L2
+constexpr int64_t kBlockRows = 512;                  // rows for which a panel is packed once
+constexpr int64_t kPackedWords = 1 << 21;            // of x that stay packed from panel to panel
 
 // total (kRows, kTileVecs) of Vec (+)= x (words from pack_x) @ weight (words [k][kTileColumns])
 template <class T, int kRows>
@@ -107,71 +107,83 @@ inline void linear_skinny(const LinearArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-// Rows of a task: whole blocks of equal size, fewer rows where K is so long that their packed x would be too large.
-inline int64_t row_blocks(const LinearArgs& a) {
-  int64_t rows = max64(4 * kTileRows, min64(kBlockRows, kPackedWords / max64(a.K, 1)));
-  return ceil_div(a.M, rows);
+// Tiles of a block of rows: as equal as they can be. f(first row, rows)
+template <class F>
+inline void for_tiles(int64_t rows, F&& f) {
+  int64_t tiles = ceil_div(rows, kTileRows);
+  for (int64_t i = 0; i < tiles; ++i) f(rows * i / tiles, int(rows * (i + 1) / tiles - rows * i / tiles));
 }
 
-// Sums of `rows` rows of packed x, panels of kTileRows or one less ... times `columns` packed columns, k words each
+template <class T>
+inline void pack_block(const T* x, int64_t stride, int64_t rows, int64_t elements, float* out) {
+  int64_t words = ceil_div(elements, Operand<T>::kDepth);
+  for_tiles(rows, [&](int64_t m, int count) {
+    pack_x(x + m * stride, stride, count, elements, out);
+    out += words * packed_stride(count);
+  });
+}
+
+// total (rows, columns) (+)= x (tiles from pack_block) @ weight (panels from pack_weight)
 template <class T>
 inline void multiply_block(const float* x, const float* weight, int64_t rows, int64_t columns, int64_t words,
                            float* total, int64_t pitch, bool first) {
-  int64_t tiles = ceil_div(rows, kTileRows);
-  for (int64_t i = 0; i < tiles; ++i) {
-    int64_t m = rows * i / tiles;
-    int count = int(rows * (i + 1) / tiles - m);
+  for_tiles(rows, [&](int64_t m, int count) {
     for (int64_t n = 0; n < columns; n += kTileColumns)
       tile_of<T>(count, x, weight + n * words, words, total + m * pitch + n, pitch, first);
     x += words * packed_stride(count);
-  }
+  });
 }
 
+// The outputs (first_m .. last_m, first_n .. last_n).
 template <class T>
-inline void linear_blocked(const LinearArgs& a, int64_t begin, int64_t end) {
-  constexpr int64_t D = Operand<T>::kDepth, kPitch = kPanelTasks * kTaskColumns;
-  int64_t chunks = ceil_div(a.N, kTaskColumns), blocks = row_blocks(a), words = ceil_div(a.K, D);
-  int64_t most_rows = ceil_div(a.M, blocks), padded_rows = ceil_div(most_rows, kTileRows) * packed_stride(kTileRows);
-  bool keeps_x = most_rows * words <= kPackedWords;
+inline void linear_block(const LinearArgs& a, int64_t first_m, int64_t last_m, int64_t first_n, int64_t last_n) {
+  constexpr int64_t D = Operand<T>::kDepth, kPitch = kPanelColumns;
+  int64_t words = ceil_div(a.K, D), blocks = ceil_div(last_m - first_m, kBlockRows);
+  int64_t most_rows = ceil_div(last_m - first_m, blocks);
+  int64_t padded_rows = ceil_div(most_rows, kTileRows) * packed_stride(kTileRows);
+  bool keeps_x = padded_rows * words <= kPackedWords;
   int64_t x_words = padded_rows * (keeps_x ? words : kBlockWords) + Vec::kLanes;
   float* packed_x = (float*)scratch<0>(size_t(x_words) * sizeof(float));
   float* packed_weight = (float*)scratch<1>(size_t(kBlockWords * kPitch) * sizeof(float));
   float* total = (float*)scratch<2>(size_t(most_rows * kPitch) * sizeof(float));
-  for (int64_t task = begin; task < end;) {
-    int64_t block = task / chunks, chunk = task % chunks, chunk_end = min64(chunks, chunk + end - task);
-    int64_t m = a.M * block / blocks, rows = a.M * (block + 1) / blocks - m, tiles = ceil_div(rows, kTileRows);
-    task += chunk_end - chunk;
-    bool x_is_packed = false;
-    int64_t passes = ceil_div(chunk_end - chunk, kPanelTasks);
-    for (int64_t pass = 0; pass < passes; ++pass) {
-      int64_t n = (chunk + (chunk_end - chunk) * pass / passes) * kTaskColumns;
-      int64_t columns = min64(a.N, (chunk + (chunk_end - chunk) * (pass + 1) / passes) * kTaskColumns) - n;
+  for (int64_t block = 0; block < blocks; ++block) {
+    int64_t m = first_m + (last_m - first_m) * block / blocks;
+    int64_t rows = first_m + (last_m - first_m) * (block + 1) / blocks - m;
+    for (int64_t n = first_n; n < last_n; n += kPanelColumns) {
+      int64_t columns = min64(kPanelColumns, last_n - n);
       if (words == 0) __builtin_memset(total, 0, size_t(rows * kPitch) * sizeof(float));
       for (int64_t k = 0; k < words; k += kBlockWords) {
         int64_t count = min64(kBlockWords, words - k), elements = min64(count * D, a.K - k * D);
         float* x = packed_x + (keeps_x ? k * padded_rows : 0);
-        if (!x_is_packed) {
-          float* out = x;
-          for (int64_t i = 0; i < tiles; ++i) {
-            int64_t first = rows * i / tiles, tile_rows = rows * (i + 1) / tiles - first;
-            pack_x((const T*)a.x + (m + first) * a.stride_x_m + k * D, a.stride_x_m, int(tile_rows), elements, out);
-            out += count * packed_stride(int(tile_rows));
-          }
-        }
+        if (n == first_n || !keeps_x)
+          pack_block((const T*)a.x + m * a.stride_x_m + k * D, a.stride_x_m, rows, elements, x);
         const T* weight =
             (const T*)a.weight + (a.transposed ? n * a.stride_weight + k * D : k * D * a.stride_weight + n);
         pack_weight<T, kTileVecs>(weight, a.stride_weight, a.transposed, elements, columns, packed_weight);
         multiply_block<T>(x, packed_weight, rows, columns, count, total, kPitch, k == 0);
       }
-      x_is_packed = keeps_x;
       finish<T>(a, total, kPitch, m, rows, n, columns);
     }
   }
 }
 
+// Task = chunk of columns * row_chunks + chunk of rows: a range of tasks is cut into few, large blocks.
+template <class T>
+inline void linear_blocked(const LinearArgs& a, int64_t begin, int64_t end) {
+  int64_t row_chunks = ceil_div(a.M, kTaskRows);
+  while (begin < end) {
+    int64_t n = begin / row_chunks, chunk = begin % row_chunks, columns = 1,
+            chunks = min64(row_chunks - chunk, end - begin);
+    if (chunks == row_chunks) columns = (end - begin) / row_chunks;
+    linear_block<T>(a, a.M * chunk / row_chunks, a.M * (chunk + chunks) / row_chunks, n * kTaskColumns,
+                    min64(a.N, (n + columns) * kTaskColumns));
+    begin += chunks * columns;
+  }
+}
+
 inline int64_t linear_tasks(const LinearArgs& a) {
   if (a.M == 0 || a.N == 0) return 0;
-  return a.M <= kSkinnyRows ? ceil_div(a.N, kSkinnyColumns) : row_blocks(a) * ceil_div(a.N, kTaskColumns);
+  return a.M <= kSkinnyRows ? ceil_div(a.N, kSkinnyColumns) : ceil_div(a.M, kTaskRows) * ceil_div(a.N, kTaskColumns);
 }
 
 inline void linear_run(const LinearArgs& a, int64_t begin, int64_t end) {

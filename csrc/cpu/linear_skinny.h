@@ -98,7 +98,9 @@ inline void skinny_transposed(const float* x, const T* weight, int64_t stride, i
           for (int i = 0; i < L; ++i) r[i] = Operand<T>::along(row[g][i] + k);
           for (int i = 0; i < int(L * D * sizeof(T) * L / 64); ++i, next += 64) prefetch_l2(next);
           Vec::transpose(r);
+#pragma GCC unroll 16
           for (int i = 0; i < L; ++i)
+#pragma GCC unroll 8
             for (int m = 0; m < kRows; ++m)
               s[g][m] = Operand<T>::step(Vec::broadcast(x[(k / D + i) * packed_stride(kRows) + m]), r[i], s[g][m]);
         }
