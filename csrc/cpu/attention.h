@@ -10,7 +10,7 @@ struct AttentionUnits {
   int64_t rows, blocks, count, per_task;
 
   explicit AttentionUnits(const AttentionArgs& a) {
-    rows = max64(1, min64(a.T, kTaskRows));
+    rows = max64(1, min64(a.T, kQueriesPerTask));
     blocks = ceil_div(a.T, rows);
     count = a.B * a.H * blocks;
     per_task = max64(1, (int64_t(1) << 17) / max64(1, a.S * a.D * (rows + 8)));

@@ -7,9 +7,9 @@
 namespace gpt2fast {
 namespace {
 
-constexpr int kKeys = 64;       // keys of a block
-constexpr int kBandRows = 48;   // queries whose scores against one block stay in the first-level cache
-constexpr int kTaskRows = 192;  // queries that share a packed block
+constexpr int kKeys = 64;             // keys of a block
+constexpr int kBandRows = 48;         // queries whose scores against one block stay in the first-level cache
+constexpr int kQueriesPerTask = 192;  // queries that share a packed block
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2 = 0.693147180559945309f;
 constexpr float kLowest = -3.40282346638528860e38f;  // lse of a row that attends to nothing
@@ -97,7 +97,7 @@ inline void cover(const F& f, int row, int rows, int vectors) {
   if constexpr (kRows > 1) cover<kRows == 6 ? 4 : kRows / 2>(f, row, rows, vectors);
 }
 
-// Queries [begin, begin + rows) of a head, at most kTaskRows of them.
+// Queries [begin, begin + rows) of a head, at most kQueriesPerTask of them.
 template <class T>
 class AttentionTile {
   using O = AttentionOperand<T>;

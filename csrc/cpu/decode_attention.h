@@ -10,11 +10,11 @@ struct DecodeUnits {
   int64_t blocks, count, per_task;
 
   explicit DecodeUnits(const DecodeAttentionArgs& a) {
-    blocks = ceil_div(a.T, kTaskRows);
+    blocks = ceil_div(a.T, kQueriesPerTask);
     count = a.B * a.H * blocks;
     int64_t longest = 1;
     for (int64_t b = 0; b < a.B; ++b) longest = max64(longest, min64(a.lengths[b], a.S));
-    per_task = max64(1, (int64_t(1) << 17) / max64(1, longest * a.D * (min64(a.T, kTaskRows) + 8)));
+    per_task = max64(1, (int64_t(1) << 17) / max64(1, longest * a.D * (min64(a.T, kQueriesPerTask) + 8)));
   }
 };
 
@@ -28,7 +28,7 @@ inline void decode_attention_run(const DecodeAttentionArgs& a, int64_t begin, in
   with_dtype(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     for (int64_t u = begin * units.per_task; u < min64(end * units.per_task, units.count); ++u) {
-      int64_t b = u / units.blocks / a.H, h = u / units.blocks % a.H, row = u % units.blocks * kTaskRows;
+      int64_t b = u / units.blocks / a.H, h = u / units.blocks % a.H, row = u % units.blocks * kQueriesPerTask;
       Head<T> head = {};
       head.q = (const T*)a.q + b * a.stride_q[0] + h * a.stride_q[2];
       head.k = (const T*)a.k + b * a.stride_k[0] + h * a.stride_k[2];
@@ -41,7 +41,7 @@ inline void decode_attention_run(const DecodeAttentionArgs& a, int64_t begin, in
       head.offset = head.S - a.T;
       head.window = a.window, head.causal = true;
       head.scale = a.scale;
-      AttentionTile<T>(head, row, min64(row + kTaskRows, a.T)).run();
+      AttentionTile<T>(head, row, min64(row + kQueriesPerTask, a.T)).run();
     }
   });
 }
