@@ -129,10 +129,10 @@ like it; it knows nothing else.
 | --- | --- |
 | made by | `python -m gpt2fast.demo_model.train`, seed {seed} |
 | text | the standard library of Python {python} without tests and generated tables: {files} files, {bytes:,} bytes |
-| tokenizer | byte-level BPE of {vocab_size} tokens, trained on the same files |
+| tokenizer | byte-level BPE of {vocab_size} tokens, trained on those of them that are not held out |
 | training | {steps} steps of {batch} x {window} tokens: {tokens:,}, {epochs:.1f} times the {unique:,} that there are |
 | optimizer | AdamW, learning rate {rate}, {warmup} steps of warm-up, cosine decay to 0, bfloat16 autocast |
-| validation | {held_out} files, one in twenty by a hash of the path, that neither tokenizer nor model has seen |
+| held out | {held_out} of the files, one in twenty by a hash of the path: neither tokenizer nor model has seen them |
 | time | {minutes:.0f} min, {cpu_minutes:.0f} min of CPU time, {threads}, beside other work; torch {torch} |
 
 | validation loss | nats a token | bits a byte |
