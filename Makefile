@@ -19,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 PIN := -c $(VENV)/constraints.txt
 TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 TORCH_STAMP := $(VENV)/.torch-$(if $(CUDA),cuda,cpu)
-SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: demo test test-all bench lint sanitize neon wheel clean
 .DELETE_ON_ERROR:
@@ -95,13 +95,19 @@ $(TORCH_STAMP): constraints.txt | $(VENV)/.made
 	  $(PIP) install --dry-run --no-deps --timeout 5 --retries 1 --index-url $(CPU_INDEX) $(TORCH) >/dev/null 2>&1; then \
 	  $(PIP) install --no-deps --force-reinstall --retries 1 --index-url $(CPU_INDEX) $(TORCH); \
 	else $(PIP) install $(TORCH); fi
-	@$(PIP) install $(PIN) torch setuptools wheel ninja
+	@$(PIP) install $(PIN) torch numpy setuptools wheel ninja
 	@rm -f $(VENV)/.torch-cpu $(VENV)/.torch-cuda && touch $@
 
-$(VENV)/.built: $(TORCH_STAMP) $(SOURCES)
+$(VENV)/.installed: $(TORCH_STAMP) setup.py pyproject.toml
 	@$(PREFLIGHT)
 	@echo "Building gpt2fast ..."
 	@$(PIP) install $(PIN) --no-build-isolation -e '.[text,cli]'
+	@touch $@
+
+# pip builds from scratch; later changes to the sources compile only what they touch.
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	@if [ -n "$$(find $(SOURCES) -newer $(VENV)/.installed)" ]; then \
+	  echo "Building gpt2fast ..." && $(BIN)/python setup.py -q build_clib build_ext --inplace; fi
 	@touch $@
 
 # The package is there by now: pip adds only what the extras name.

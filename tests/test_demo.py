@@ -64,8 +64,9 @@ def test_writes_python(model, tokenizer, prompt):
     out = model.generate(input_ids, max_new_tokens=120, do_sample=True, temperature=0.8, top_k=50, seed=0)
     text = tokenizer.decode(out[0].tolist())
     assert text.startswith(prompt)
-    assert len(set(keyword.kwlist) & set(re.findall(r"\w+", text[len(prompt) :]))) >= 2, text
-    assert "\n    " in text
+    words = re.findall(r"\w+", text[len(prompt) :])
+    assert sum(map(keyword.iskeyword, words)) >= 5, text
+    assert "\n    " in text or "\nimport " in text, text
 
 
 def test_generate_streams():
