@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = commands.add_parser("generate", parents=[common], help="continue a text, streaming it as it comes")
     add.add_argument("prompt", nargs="?", help="the text to continue; standard input without it")
     add.add_argument("-m", "--model", default=None, help="folder or hub name (default: the shipped model)")
-    add.add_argument("-n", "--max-new-tokens", type=int, default=100, metavar="N")
+    add.add_argument("-n", "--max-new-tokens", type=int, default=None, metavar="N", help="default: 100, or what fits")
     add.add_argument("--min-new-tokens", type=int, default=0, metavar="N")
     add.add_argument("-t", "--temperature", type=float, default=0.8, help="0: always the likeliest token (default 0.8)")
     add.add_argument("--top-k", type=int, default=50, metavar="K", help="0: off (default 50)")
@@ -72,14 +72,15 @@ def run_generate(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer.from_pretrained(folder)
     model = GPT2.from_pretrained(folder, weights=args.weights)
     input_ids = torch.tensor([tokenizer.encode(prompt)], dtype=torch.int64)
+    room = max(model.config.n_positions - input_ids.shape[1], 1)
     pieces: list[str] = []
     streamer = Timed(TextStreamer(tokenizer, pieces.append if args.json else None))
     loaded = time.perf_counter()
     out = model.generate(
         input_ids,
-        max_new_tokens=args.max_new_tokens,
+        max_new_tokens=min(100, room) if args.max_new_tokens is None else args.max_new_tokens,
         min_new_tokens=args.min_new_tokens,
-        do_sample=args.temperature > 0,
+        do_sample=args.temperature != 0,
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from .ops.sample import check_sample
 MOST_NEW_TOKENS = 20
 
 
-@torch.inference_mode()
 def generate(
     model: Any,
     input_ids: Tensor,
@@ -64,43 +64,74 @@ def generate(
     )
     _need(not do_sample or temperature > 0, "temperature", "above 0 where do_sample", temperature)
     check_sample(torch.empty(0, 1), **options)
-    penalised = options["repetition_penalty"] != 1.0
     eos = _end_tokens(eos_token_id, config)
     pad = config.pad_token_id if pad_token_id is None else pad_token_id
-    pad = pad if pad is not None else eos[0] if eos else 0
-    stops = Stops(stop_strings, tokenizer) if stop_strings else None
-    banned = [token for token in eos if 0 <= token < vocabulary] if min_new_tokens else []
-    seed = make_seed(seed, input_ids.device)
+    plan = Plan(
+        most=max_new_tokens,
+        banned=[token for token in eos if 0 <= token < vocabulary] if min_new_tokens else [],
+        least=min_new_tokens,
+        options=options,
+        seed=make_seed(seed, input_ids.device),
+        eos=frozenset(eos),
+        pad=pad if pad is not None else eos[0] if eos else 0,
+        stops=Stops(stop_strings, tokenizer) if stop_strings else None,
+    )
+    with torch.inference_mode():
+        out = _run(model, input_ids, mask, plan, streamer)
+    return out.clone()  # a normal tensor, which autograd accepts
 
-    out = input_ids.new_full((B, T + max_new_tokens), pad)
+
+@dataclass
+class Plan:
+    """The checked arguments of ``generate``."""
+
+    most: int
+    least: int
+    banned: list[int]
+    options: dict[str, float]
+    seed: Tensor
+    eos: frozenset[int]
+    pad: int
+    stops: "Stops | None"
+
+
+def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streamer: Any) -> Tensor:
+    B, T = input_ids.shape
+    out = input_ids.new_full((B, T + plan.most), plan.pad)
     out[:, :T] = input_ids
     if streamer is not None:
         streamer.put(input_ids.cpu())
-    real, positions = torch.full((B,), T, device=input_ids.device), None
+    real, positions = input_ids.new_full((B,), T), None
     if mask is not None:
         real = mask.sum(1)
         positions = (mask.cumsum(1) - 1).masked_fill(~mask, 0)
-    cache = model.new_cache(B, T + max_new_tokens) if max_new_tokens else None
+    seen = None  # what the repetition penalty counts: as in transformers, all but padding on the left
+    if plan.options["repetition_penalty"] != 1.0:
+        seen = out if mask is None else out.clone()
+        if mask is not None:
+            seen[:, :T].masked_fill_(mask.cumsum(1) == 0, -1)
+    cache = model.new_cache(B, T + plan.most)
     alive, length, tokens = set(range(B)), T, input_ids
-    while length < T + max_new_tokens and alive:
+    while length < T + plan.most and alive:
         logits = model(tokens, positions, mask, cache, logits_to_keep=1)[:, -1]
-        if banned and length - T < min_new_tokens:
-            logits[:, banned] = -torch.inf
-        drawn = ops.sample(logits, seed, real, out[:, :length] if penalised else None, **options)
-        out[:, length] = drawn
-        length += 1
-        if eos or stops is not None:
+        if length - T < plan.least and plan.banned:
+            logits[:, plan.banned] = -torch.inf
+        drawn = ops.sample(logits, plan.seed, real, None if seen is None else seen[:, :length], **plan.options)
+        if plan.eos or plan.stops is not None:
             chosen = drawn.tolist()
             if len(alive) < B:
-                chosen = [token if row in alive else pad for row, token in enumerate(chosen)]
-                drawn = out[:, length - 1] = torch.tensor(chosen, device=out.device)
-            alive = {row for row in alive if chosen[row] not in eos}
-            if stops is not None:
-                alive = {row for row in alive if not stops.ends(out[row, :length])}
+                chosen = [token if row in alive else plan.pad for row, token in enumerate(chosen)]
+                drawn = torch.tensor(chosen, device=out.device)
+            alive = {row for row in alive if chosen[row] not in plan.eos}
+        out[:, length] = drawn
+        if seen is not None:
+            seen[:, length] = drawn
+        length += 1
+        if plan.stops is not None:
+            alive = {row for row in alive if not plan.stops.ends(out[row, :length])}
         if streamer is not None:
             streamer.put(drawn.cpu())
-        tokens, mask = out[:, length - 1 : length], None
-        real = real + 1
+        tokens, mask, real = out[:, length - 1 : length], None, real + 1
         if positions is not None:
             positions = real[:, None] - 1
     if streamer is not None:
