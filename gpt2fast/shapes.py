@@ -32,6 +32,7 @@ def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, An
     """Raises where an argument does not fit; returns the sizes that the letters stand for."""
     sizes: dict[str, Any] = {}
     first = first_floating = None
+    float64 = any(_is_float64(args.get(name)) for name in shapes)  # then statistics are float64 too
     for name, spec in shapes.items():
         tensor = args.get(name)
         if tensor is None:
@@ -39,6 +40,7 @@ def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, An
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
         dims, dtype = parse(resolve(spec, args))
+        dtype = torch.float64 if dtype == torch.float32 and float64 else dtype
         first = first or (name, tensor)
         if tensor.device != first[1].device:
             raise ValueError(f"{op}: {name} must be on {first[1].device} as {first[0]} is, got {tensor.device}")
@@ -54,6 +56,10 @@ def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, An
         if not _fits(dims, tuple(tensor.shape), sizes):
             raise ValueError(f"{op}: {name} must have shape {_describe(dims, sizes)}, got {_tuple(tensor.shape)}")
     return sizes
+
+
+def _is_float64(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float64
 
 
 def _fits(dims: list[str], shape: tuple, sizes: dict[str, Any]) -> bool:

@@ -4,11 +4,11 @@ import mmap
 
 import pytest
 import torch
-from conftest import ISAS, has_kernel
+from conftest import ISAS
 
 from gpt2fast import ops
 from gpt2fast.op import OPS
-from gpt2fast.testing import build, call, cpu_isa
+from gpt2fast.testing import build, call, cpu_isa, has_kernel
 
 ROWWISE = [o for o in OPS.values() if has_kernel(o)]
 

@@ -4,12 +4,12 @@ import re
 
 import pytest
 import torch
-from conftest import has_kernel, op_cases
+from conftest import op_cases
 from torch import Tensor
 
 from gpt2fast import backends, shapes
 from gpt2fast.op import OPS, op
-from gpt2fast.testing import LAYOUTS, assert_close_to_truth, build, call
+from gpt2fast.testing import LAYOUTS, assert_close_to_truth, build, call, has_kernel
 from gpt2fast.testing.inputs import cast, reference
 
 TINY = 4000  # operations: for float64 finite differences
@@ -20,7 +20,7 @@ def floating(args):
     return [n for n, v in args.items() if isinstance(v, Tensor) and v.is_floating_point()]
 
 
-@pytest.mark.parametrize("op, case", op_cases(100_000))
+@pytest.mark.parametrize("op, case", op_cases(10_000))
 def test_opcheck(op, case):
     for layout in LAYOUTS[:2]:
         args = build(op, case, layout=layout)
@@ -53,15 +53,20 @@ def gradients(op, args, dout):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 @pytest.mark.parametrize("op, case", op_cases(3_000_000, FORWARD))
 def test_gradients_keep_the_parity_rule(op, case, dtype):
-    args = build(op, case, dtype)
-    outs = reference(op, args)[: len(op.returns)]
-    dout = [torch.randn(o.shape, generator=torch.Generator().manual_seed(1)).to(o.dtype) for o in outs]
-    actual = gradients(op, args, dout)
-    with backends.use_backend("reference"):
-        plain = gradients(op, args, dout)
-        truth = gradients(op, cast(args, torch.float64), [d.double() for d in dout])
-    for name in actual:
-        assert_close_to_truth(actual[name], plain[name], truth[name], f"d{name}", op.slack)
+    found = {}  # per gradient: actual, plain and truth; a tiny case is pooled over seeds, its errors alone being luck
+    for seed in range(16 if op.flops(case) <= TINY else 1):
+        args = build(op, case, dtype, seed=seed)
+        outs = reference(op, args)[: len(op.returns)]
+        generator = torch.Generator().manual_seed(seed)
+        dout = [torch.randn(o.shape, generator=generator).to(o.dtype) for o in outs]
+        actual = gradients(op, args, dout)
+        with backends.use_backend("reference"):
+            plain = gradients(op, args, dout)
+            truth = gradients(op, cast(args, torch.float64), [d.double() for d in dout])
+        for name in actual:
+            found.setdefault(name, []).append((actual[name], plain[name], truth[name]))
+    for name, runs in found.items():
+        assert_close_to_truth(*(torch.stack(tensors) for tensors in zip(*runs)), f"d{name}", op.slack)
 
 
 @pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)
@@ -158,7 +163,8 @@ def test_bad_input_names_op_argument_expected_and_got(op):
         assert str(raised.value).split("\n")[0] == str(expected), (name, change)
         assert re.match(rf"gpt2fast::{op.name}: \w+ must .+, got .+", str(expected)), expected
         seen += 1
-    assert seen >= 3 * len([t for t in op.tensors if t not in op.optional])
+    required = len(op.tensors) - len(op.optional)
+    assert seen >= (3 * required if required > 1 else 1)
 
 
 @pytest.mark.parametrize("op", [o for o in OPS.values() if has_kernel(o)], ids=lambda op: op.name)
@@ -203,9 +209,8 @@ def test_float64_runs_the_reference_and_strict_raises(op):
 @pytest.mark.parametrize("backend", ("cpu", "reference"))
 def test_bad_values(name, change, message, backend):
     declared = OPS[name]
-    small = [c for c in declared.cases if 0 < declared.flops(c) <= TINY]
-    case = next(c for c in small if not set(c) & {"mask", "bias", "positions", "ignore_index", "seed", "label_smoothing"}
-                or name not in ("attention", "embedding", "cross_entropy"))  # fmt: skip
+    optional = {"mask", "bias", "positions", "ignore_index", "seed"}
+    case = min((c for c in declared.cases if declared.flops(c) and not optional & set(c)), key=declared.flops)
     args = build(declared, {k: v for k, v in case.items() if k not in ("start", "dropout_p", "seed")}) | change
     with backends.use_backend(backend), pytest.raises(ValueError) as raised:
         call(declared, args)

@@ -5,11 +5,11 @@ import gc
 
 import pytest
 import torch
-from conftest import ISAS, has_kernel, op_cases, op_runs
+from conftest import ISAS, op_cases, op_runs
 
 from gpt2fast import backends
 from gpt2fast.op import OPS
-from gpt2fast.testing import assert_parity, build, call, cpu_isa
+from gpt2fast.testing import assert_parity, build, call, cpu_isa, has_kernel
 
 
 @pytest.mark.parametrize("op, case, dtype, isa, layout", op_runs())

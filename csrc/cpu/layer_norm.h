@@ -1,5 +1,5 @@
 // s = x + residual; y = (s - mean) * rstd * weight + bias, variance from the deviations. A task is a block of rows; a
-// row is read from memory once and then from L1; out of cache, y and s are written past the caches.
+// row is read while the one before is normalised, then from L1; out of cache, y and s are written past the caches.
 #pragma once
 #include "../ops.h"
 #include "cache.h"
@@ -11,13 +11,78 @@ inline int64_t layer_norm_rows_per_task(const LayerNormArgs& args) { return max6
 
 inline int64_t layer_norm_tasks(const LayerNormArgs& args) { return ceil_div(args.R, layer_norm_rows_per_task(args)); }
 
-// whole(i) for each Vec of n elements, partial(i, count) for those left.
-template <class Whole, class Partial>
-inline void for_each_vec(int64_t n, Whole whole, Partial partial) {
-  int64_t i = 0;
-  for (; i + Vec::kLanes <= n; i += Vec::kLanes) whole(i);
-  if (i < n) partial(i, int(n - i));
+template <bool kValue>
+struct Flag {
+  static constexpr bool value = kValue;
+};
+
+template <bool kWhole, class T>
+inline Vec load_lanes(const T* p, int n) {
+  if constexpr (kWhole) return Vec::load(p);
+  return Vec::load(p, n);
 }
+
+template <bool kWhole, class T>
+inline void store_lanes(Vec v, T* p, int n) {
+  if constexpr (kWhole)
+    v.store(p);
+  else
+    v.store(p, n);
+}
+
+template <bool kStream, bool kWhole, class T>
+inline void write_lanes(Vec v, T* p, int n) {
+  if constexpr (kStream)
+    v.stream(p);
+  else
+    store_lanes<kWhole>(v, p, n);
+}
+
+template <class T>
+struct LayerNormPass {
+  const T *x, *residual;  // the row that is read: row = x + residual as stored, and a copy to sum past the caches
+  T *row, *sum;
+  const T* s;  // the row that is normalised, and where to
+  T* y;
+  const T *weight, *bias;
+  float mean, rstd;
+};
+
+// Normalises one row while it reads the next, so that memory has work all the time. Returns the sum of the row read.
+template <bool kRead, bool kResidual, bool kNormalize, bool kStream, class T>
+inline float layer_norm_pass(const LayerNormPass<T>& p, int64_t n) {
+  constexpr int64_t kLanes = Vec::kLanes;
+  Vec total[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+  Vec mean = Vec::broadcast(p.mean), rstd = Vec::broadcast(p.rstd);
+  auto step = [&](auto whole, int64_t i, int k, int count) {
+    constexpr bool kWhole = decltype(whole)::value;
+    if constexpr (kRead) {
+      Vec v = load_lanes<kWhole>(p.x + i, count);
+      if constexpr (kResidual) {
+        v = v + load_lanes<kWhole>(p.residual + i, count);
+        store_lanes<kWhole>(v, p.row + i, count);
+        if constexpr (kStream) v.stream(p.sum + i);
+        if constexpr (sizeof(T) < 4) v = load_lanes<kWhole>(p.row + i, count);  // as rounded
+      }
+      total[k] = total[k] + v;
+    }
+    if constexpr (kNormalize) {
+      Vec d = (load_lanes<kWhole>(p.s + i, count) - mean) * rstd;
+      Vec y = fma(d, load_lanes<kWhole>(p.weight + i, count), load_lanes<kWhole>(p.bias + i, count));
+      write_lanes<kStream, kWhole>(y, p.y + i, count);
+    }
+  };
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    for (int k = 0; k < 4; ++k) step(Flag<true>{}, i + k * kLanes, k, 0);
+  for (; i + kLanes <= n; i += kLanes) step(Flag<true>{}, i, 0, 0);
+  if (i < n) step(Flag<false>{}, i, 1, int(n - i));
+  return reduce_add((total[0] + total[1]) + (total[2] + total[3]));
+}
+
+struct Moments {
+  float mean, variance;
+};
 
 // v, zero from lane n on
 inline Vec first_lanes(Vec v, int n) {
@@ -26,92 +91,55 @@ inline Vec first_lanes(Vec v, int n) {
   return Vec::load(lanes, n);
 }
 
-// The sum x + residual as stored, into row and, past the caches, into sum.
-template <bool kStream, class T>
-inline void add_row(const T* x, const T* residual, T* row, T* sum, int64_t n) {
-  for_each_vec(
-      n,
-      [&](int64_t i) {
-        Vec s = Vec::load(x + i) + Vec::load(residual + i);
-        s.store(row + i);
-        if constexpr (kStream) s.stream(sum + i);
-      },
-      [&](int64_t i, int m) {
-        Vec s = Vec::load(x + i, m) + Vec::load(residual + i, m);
-        s.store(row + i, m);
-        if constexpr (kStream) s.store(sum + i, m);
-      });
-}
-
+// From the deviations of a first mean: their sum corrects the mean's rounding, their squares give the variance.
 template <class T>
-inline float mean_of_row(const T* s, int64_t n) {
+inline Moments moments_of_row(const T* s, int64_t n, float first) {
   constexpr int64_t kLanes = Vec::kLanes;
-  Vec total[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+  Vec m = Vec::broadcast(first);
+  Vec total[2] = {Vec::zero(), Vec::zero()}, squares[2] = {Vec::zero(), Vec::zero()};
+  auto add = [&](int k, Vec d) {
+    total[k] = total[k] + d;
+    squares[k] = fma(d, d, squares[k]);
+  };
   int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
-    for (int k = 0; k < 4; ++k) total[k] = total[k] + Vec::load(s + i + k * kLanes);
-  for (; i + kLanes <= n; i += kLanes) total[0] = total[0] + Vec::load(s + i);
-  if (i < n) total[1] = total[1] + Vec::load(s + i, int(n - i));
-  return reduce_add((total[0] + total[1]) + (total[2] + total[3])) / float(n);
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes)
+    for (int k = 0; k < 2; ++k) add(k, Vec::load(s + i + k * kLanes) - m);
+  for (; i + kLanes <= n; i += kLanes) add(0, Vec::load(s + i) - m);
+  if (i < n) add(1, first_lanes(Vec::load(s + i, int(n - i)) - m, int(n - i)));
+  float correction = reduce_add(total[0] + total[1]) / float(n);
+  float variance = reduce_add(squares[0] + squares[1]) / float(n) - correction * correction;
+  return {first + correction, variance > 0 ? variance : variance < 0 ? 0.f : variance};
 }
 
-template <class T>
-inline float variance_of_row(const T* s, int64_t n, float mean) {
-  constexpr int64_t kLanes = Vec::kLanes;
-  Vec m = Vec::broadcast(mean);
-  Vec total[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
-  int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
-    for (int k = 0; k < 4; ++k) {
-      Vec d = Vec::load(s + i + k * kLanes) - m;
-      total[k] = fma(d, d, total[k]);
-    }
-  for (; i + kLanes <= n; i += kLanes) {
-    Vec d = Vec::load(s + i) - m;
-    total[0] = fma(d, d, total[0]);
-  }
-  if (i < n) {
-    Vec d = first_lanes(Vec::load(s + i, int(n - i)) - m, int(n - i));
-    total[1] = fma(d, d, total[1]);
-  }
-  return reduce_add((total[0] + total[1]) + (total[2] + total[3])) / float(n);
-}
-
-template <bool kStream, class T>
-inline void normalize_row(const T* s, const T* weight, const T* bias, T* y, int64_t n, float mean, float rstd) {
-  Vec m = Vec::broadcast(mean), scale = Vec::broadcast(rstd);
-  for_each_vec(
-      n,
-      [&](int64_t i) {
-        Vec v = fma((Vec::load(s + i) - m) * scale, Vec::load(weight + i), Vec::load(bias + i));
-        if constexpr (kStream)
-          v.stream(y + i);
-        else
-          v.store(y + i);
-      },
-      [&](int64_t i, int k) {
-        fma((Vec::load(s + i, k) - m) * scale, Vec::load(weight + i, k), Vec::load(bias + i, k)).store(y + i, k);
-      });
-}
-
-template <bool kStream, class T>
+template <bool kResidual, bool kStream, class T>
 inline void layer_norm_rows(const LayerNormArgs& args, int64_t begin, int64_t end) {
+  constexpr bool kBuffered = kResidual && kStream;
   const int64_t C = args.C;
-  const T *weight = (const T*)args.weight, *bias = (const T*)args.bias;
-  T* buffer = kStream && args.residual ? (T*)scratch<0>(size_t(C) * sizeof(T)) : nullptr;
-  for (int64_t r = begin; r < end; ++r) {
-    const T* s = (const T*)args.x + r * args.stride_x_r;
-    if (args.residual) {
-      T* sum = (T*)args.sum + r * C;
-      T* row = kStream ? buffer : sum;
-      add_row<kStream>(s, (const T*)args.residual + r * args.stride_residual_r, row, sum, C);
-      s = row;
+  T* buffer = kBuffered ? (T*)scratch<0>(2 * size_t(C) * sizeof(T)) : nullptr;
+  LayerNormPass<T> p = {};
+  p.weight = (const T*)args.weight, p.bias = (const T*)args.bias;
+  auto read_next = [&](int64_t r) {
+    p.x = (const T*)args.x + r * args.stride_x_r;
+    if constexpr (kResidual) {
+      p.residual = (const T*)args.residual + r * args.stride_residual_r;
+      p.sum = (T*)args.sum + r * C;
+      p.row = kBuffered ? buffer + (r & 1) * C : p.sum;
     }
-    float mean = mean_of_row(s, C);
-    float rstd = 1.f / __builtin_sqrtf(variance_of_row(s, C, mean) + args.eps);
-    normalize_row<kStream>(s, weight, bias, (T*)args.y + r * C, C, mean, rstd);
-    args.mean[r] = mean;
-    args.rstd[r] = rstd;
+  };
+  read_next(begin);
+  float sum = layer_norm_pass<true, kResidual, false, kStream>(p, C);
+  for (int64_t r = begin; r < end; ++r) {
+    p.s = kResidual ? p.row : p.x;
+    p.y = (T*)args.y + r * C;
+    Moments moments = moments_of_row(p.s, C, sum / float(C));
+    args.mean[r] = p.mean = moments.mean;
+    args.rstd[r] = p.rstd = 1.f / __builtin_sqrtf(moments.variance + args.eps);
+    if (r + 1 < end) {
+      read_next(r + 1);
+      sum = layer_norm_pass<true, kResidual, true, kStream>(p, C);
+    } else {
+      layer_norm_pass<false, kResidual, true, kStream>(p, C);
+    }
   }
 }
 
@@ -122,12 +150,11 @@ inline void layer_norm_run(const LayerNormArgs& args, int64_t begin, int64_t end
     // Rows must all start aligned; the sizes of real models do.
     bool aligned = args.C % Vec::kLanes == 0 && elements_to_alignment((T*)args.y) == 0 &&
                    (!args.residual || elements_to_alignment((T*)args.sum) == 0);
-    if (aligned && exceeds_cache((args.residual ? 4 : 2) * args.R * args.C * int64_t(sizeof(T)))) {
-      layer_norm_rows<true, T>(args, first, last);
-      stream_fence();
-    } else {
-      layer_norm_rows<false, T>(args, first, last);
-    }
+    bool stream = aligned && exceeds_cache((args.residual ? 4 : 2) * args.R * args.C * int64_t(sizeof(T)));
+    auto rows_of = args.residual ? (stream ? layer_norm_rows<true, true, T> : layer_norm_rows<true, false, T>)
+                                 : (stream ? layer_norm_rows<false, true, T> : layer_norm_rows<false, false, T>);
+    if (first < last) rows_of(args, first, last);
+    if (stream) stream_fence();
   });
 }
 

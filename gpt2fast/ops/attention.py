@@ -89,7 +89,7 @@ def check_attention(op_name: str, q: Tensor, window: int, dropout_p: float, seed
     if window < 0:
         raise ValueError(f"gpt2fast::{op_name}: window must be at least 0 (0: unlimited), got {window}")
     if not 0 <= dropout_p < 1:
-        raise ValueError(f"gpt2fast::{op_name}: dropout_p must lie in [0, 1), got {dropout_p}")
+        raise ValueError(f"gpt2fast::{op_name}: dropout_p must lie in [0, 1), got {dropout_p:g}")
     if dropout_p > 0 and seed is None:
         raise ValueError(f"gpt2fast::{op_name}: seed must be given where dropout_p > 0, got None")
 

@@ -57,7 +57,7 @@ def cross_entropy(
     """
     choice("cross_entropy", "reduction", reduction, REDUCTIONS)
     if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"gpt2fast::cross_entropy: label_smoothing must lie in [0, 1], got {label_smoothing}")
+        raise ValueError(f"gpt2fast::cross_entropy: label_smoothing must lie in [0, 1], got {label_smoothing:g}")
     within("cross_entropy", "targets", targets, logits.shape[1], allowed=ignore_index)
     wide = widen(logits)
     lse = torch.logsumexp(wide, dim=1)

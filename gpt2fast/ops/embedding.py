@@ -11,13 +11,13 @@ def _integers(high):
 
 
 CASES = [
-    dict(B=1, T=1, C=768, V=50257, P=1024, start=37),
+    dict(B=1, T=1, C=768, V=1000, P=1024, start=37),
     dict(B=4, T=512, C=768, V=50257, P=1024),
-    dict(B=1, T=16, C=1600, V=50257, P=1024, positions=True),
+    dict(B=1, T=16, C=1600, V=1000, P=1024, positions=True),
     dict(B=2, T=5, C=770, V=100, P=8, positions=True, token_types=True),
     dict(B=2, T=3, C=5, V=7, P=4, start=1),
     dict(B=2, T=3, C=5, V=7, P=4, positions=True, token_types=True),
-    dict(B=0, T=3, C=768, V=50257, P=1024),
+    dict(B=0, T=3, C=768, V=10, P=8),
 ]
 MAKE = dict(tokens=_integers("V"), positions=_integers("P"), token_types=_integers("V"))
 

@@ -56,7 +56,7 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
 @op(
     shapes=dict(dy="... C", x="... C"),
     returns="dx",
-    cases=CASES,
+    cases=[c for c in CASES if c["B"] < 4],
     flops=lambda n: 20 * n["B"] * n["T"] * n["C"],
     derivative=False,
 )
