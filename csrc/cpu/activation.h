@@ -2,49 +2,52 @@
 // Phi(-a) = 2^(-log2(e) a^2 / 2) N(a) / D(a). Coefficients: minimax fits in float64, relative error as noted.
 #pragma once
 #include "../ops.h"
-#include "vec_math.h"
+#include "vecs.h"
 
 namespace gpt2fast {
 namespace {
 
-// 2^t for |t| <= 252, by 2^n (1 + r q(r)), n = round(t): 9e-8 for |r| <= 1/2. NaN stays NaN.
-inline Vec exp2_in_range(Vec t) {
-  Vec n = round(t), r = t - n;
-  Vec q = Vec::broadcast(1.32695702e-3f);
-  q = fma(q, r, Vec::broadcast(9.67129413e-3f));
-  q = fma(q, r, Vec::broadcast(5.55071086e-2f));
-  q = fma(q, r, Vec::broadcast(2.40222469e-1f));
-  q = fma(q, r, Vec::broadcast(6.93147004e-1f));
-  return scale2(fma(q, r, Vec::broadcast(1.f)), n);
+// V is a Vec or Vecs. 2^t for |t| <= 252, by 2^n (1 + r q(r)), n = round(t): 9e-8 for |r| <= 1/2. NaN stays NaN.
+template <class V>
+GPT2FAST_INLINE V exp2_in_range(V t) {
+  V n = round(t), r = t - n;
+  V q = V::broadcast(1.32695702e-3f);
+  q = fma(q, r, V::broadcast(9.67129413e-3f));
+  q = fma(q, r, V::broadcast(5.55071086e-2f));
+  q = fma(q, r, V::broadcast(2.40222469e-1f));
+  q = fma(q, r, V::broadcast(6.93147004e-1f));
+  return scale2(fma(q, r, V::broadcast(1.f)), n);
 }
 
 // Both forms: NaN at NaN and -infinity (as torch), infinity at infinity, -0 far left.
-inline Vec gelu_tanh(Vec x) {
+template <class V>
+GPT2FAST_INLINE V gelu_tanh(V x) {
   constexpr float kLinear = -2.8853900817779268f * kSqrtTwoOverPi;
-  Vec t = x * fma(x * x, Vec::broadcast(kLinear * kGeluCubic), Vec::broadcast(kLinear));
-  t = min(Vec::broadcast(150.f), max(Vec::broadcast(-150.f), t));
-  return x / (Vec::broadcast(1.f) + exp2_in_range(t));
+  V t = x * fma(x * x, V::broadcast(kLinear * kGeluCubic), V::broadcast(kLinear));
+  t = min(V::broadcast(150.f), max(V::broadcast(-150.f), t));
+  return x / (V::broadcast(1.f) + exp2_in_range(t));
 }
 
-inline Vec gelu_erf(Vec x) {
-  Vec a = min(Vec::broadcast(14.5f), abs(x)), one = Vec::broadcast(1.f);
-  Vec n = Vec::broadcast(4.11627407e-3f);  // N / D: 6e-9 for a <= 14.5, all terms positive
-  n = fma(n, a, Vec::broadcast(4.0633016e-2f));
-  n = fma(n, a, Vec::broadcast(1.83234556e-1f));
-  n = fma(n, a, Vec::broadcast(4.38294233e-1f));
-  n = fma(n, a, Vec::broadcast(0.5f));
-  Vec d = Vec::broadcast(1.03178492e-2f);
-  d = fma(d, a, Vec::broadcast(1.01858314e-1f));
-  d = fma(d, a, Vec::broadcast(4.69469082e-1f));
-  d = fma(d, a, Vec::broadcast(1.20250083f));
-  d = fma(d, a, Vec::broadcast(1.67447345f));
+template <class V>
+GPT2FAST_INLINE V gelu_erf(V x) {
+  V a = min(V::broadcast(14.5f), abs(x)), one = V::broadcast(1.f);
+  V n = V::broadcast(4.11627407e-3f);  // N / D: 6e-9 for a <= 14.5, all terms positive
+  n = fma(n, a, V::broadcast(4.0633016e-2f));
+  n = fma(n, a, V::broadcast(1.83234556e-1f));
+  n = fma(n, a, V::broadcast(4.38294233e-1f));
+  n = fma(n, a, V::broadcast(0.5f));
+  V d = V::broadcast(1.03178492e-2f);
+  d = fma(d, a, V::broadcast(1.01858314e-1f));
+  d = fma(d, a, V::broadcast(4.69469082e-1f));
+  d = fma(d, a, V::broadcast(1.20250083f));
+  d = fma(d, a, V::broadcast(1.67447345f));
   d = fma(d, a, one);
-  Vec tail = exp2_in_range(a * a * Vec::broadcast(-0.72134752f)) * n / d;
-  return x * select_less(x, Vec::zero(), tail, one - tail);
+  V tail = exp2_in_range(a * a * V::broadcast(-0.72134752f)) * n / d;
+  return x * select_less(x, V::broadcast(0.f), tail, one - tail);
 }
 
-template <Activation kActivation>
-inline Vec activate(Vec x) {
+template <Activation kActivation, class V>
+GPT2FAST_INLINE V activate(V x) {
   if constexpr (kActivation == Activation::kGeluTanh) return gelu_tanh(x);
   if constexpr (kActivation == Activation::kGeluErf) return gelu_erf(x);
   return x;

@@ -6,7 +6,7 @@ namespace gpt2fast {
 namespace {
 
 // Bytes that a call reads and writes above which what it wrote first is gone from a usual last-level cache.
-constexpr int64_t kCacheBytes = int64_t(32) << 20;
+constexpr int64_t kCacheBytes = int64_t(16) << 20;
 
 inline bool exceeds_cache(int64_t bytes) { return bytes > kCacheBytes; }
 

@@ -13,8 +13,9 @@ inline int64_t cross_entropy_tasks(const CrossEntropyArgs& args) {
 }
 
 // e^x for x <= 0; its error grows as |x| 2^-24, as does that of x, a rounded difference.
-inline Vec exp_of_negative(Vec x) {
-  return exp2_in_range(max(Vec::broadcast(-150.f), x * Vec::broadcast(1.44269504088896341f)));
+template <class V>
+GPT2FAST_INLINE V exp_of_negative(V x) {
+  return exp2_in_range(max(V::broadcast(-150.f), x * V::broadcast(1.44269504088896341f)));
 }
 
 // Kahan's sum: without it thousands of small terms vanish beside a large one.
@@ -43,9 +44,14 @@ struct LogitSums {
     Vec previous = maximum;
     for (int k = 0; k < kCount; ++k) maximum = max(maximum, x[k]);
     exponentials.scale(exp_of_negative(previous - maximum));
-    Vec block[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
-    for (int k = 0; k < kCount; ++k) block[k & 3] = block[k & 3] + exp_of_negative(x[k] - maximum);
-    exponentials.add((block[0] + block[1]) + (block[2] + block[3]));
+    constexpr int kStep = kCount < kInStep ? kCount : kInStep;
+    using Step = Vecs<kStep>;
+    Step block = Step::broadcast(0.f);
+    for (int k = 0; k < kCount; k += kStep)
+      block = block + exp_of_negative(Step::each([&](int i) { return x[k + i] - maximum; }));
+    Vec sum = block.v[0];
+    for (int i = 1; i < kStep; ++i) sum = sum + block.v[i];
+    exponentials.add(sum);
     if constexpr (kNeedsMean) {
       Vec total = x[0];
       for (int k = 1; k < kCount; ++k) total = total + x[k];

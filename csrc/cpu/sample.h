@@ -134,15 +134,30 @@ inline Cut find_cut(const Candidates& c, float top, double wanted) {
   return {c.scores[last], last};
 }
 
-inline void keep_top_k(Candidates& c, float threshold) {
-  int64_t kept = 0;
-  for (int64_t i = 0; i < c.n; ++i) {
+// Drops what is below threshold; i of the span from begin to end had the id ids[i], or i without ids.
+inline void keep_at_least(float threshold, int64_t begin, int64_t end, const int32_t* ids, Candidates& c) {
+  for (int64_t i = begin; i < end; ++i) {
     float score = c.scores[i];
-    c.scores[kept] = score;
-    c.ids[kept] = int32_t(i);
-    kept += score >= threshold;
+    c.scores[c.n] = score;
+    c.ids[c.n] = ids ? ids[i] : int32_t(i);
+    c.n += score >= threshold;
   }
-  c.n = kept;
+}
+
+// The k-th largest maximum of k or more spans bounds the k-th largest score from below: few scores reach it.
+inline void keep_top_k(Candidates& c, float top, int64_t k) {
+  constexpr int64_t kSpan = 64;
+  int64_t V = c.n, spans = ceil_div(V, kSpan);
+  Candidates maxima = {c.weights, nullptr, nullptr, c.list, spans};
+  for (int64_t s = 0; s < spans; ++s) maxima.scores[s] = largest(c.scores + s * kSpan, min64(kSpan, V - s * kSpan));
+  float bound = k <= spans ? find_cut<false>(maxima, top, double(k)).score : -kInfinity;
+  c.n = 0;
+  for (int64_t s = 0; s < spans; ++s)
+    if (maxima.scores[s] >= bound) keep_at_least(bound, s * kSpan, min64(V, (s + 1) * kSpan), nullptr, c);
+  float threshold = find_cut<false>(c, top, double(k)).score;
+  int64_t n = c.n;
+  c.n = 0;
+  keep_at_least(threshold, 0, n, c.ids, c);
 }
 
 inline void weigh(Candidates& c, float top) {
@@ -178,7 +193,7 @@ inline int64_t sample_row(const SampleArgs& args, int64_t b) {
   float top = largest(c.scores, args.V);
   if (args.temperature == 0) return first_index_of(top, c.scores, args.V);
   bool has_top_k = args.top_k > 0 && args.top_k < args.V;
-  if (has_top_k) keep_top_k(c, find_cut<false>(c, top, double(args.top_k)).score);
+  if (has_top_k) keep_top_k(c, top, args.top_k);
   weigh(c, top);
   if (args.top_p < 1) {
     Cut cut = find_cut<true>(c, top, double(args.top_p) * sum_of(c.weights, 0, c.n));
