@@ -13,7 +13,10 @@ from .gelu import CASES, FORMS, gelu_backward
     baseline=lambda x, bias, approximate="tanh": F.gelu(x + bias, approximate=approximate),
 )
 def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
-    """y = gelu(x + bias), in one pass over memory. Args: x (..., C); bias (C,); approximate as for gelu."""
+    """y = gelu(x + bias), in one pass over memory.
+
+    Args: x (..., C); bias (C,), of x's dtype; approximate as for gelu. Returns: x's shape and dtype.
+    """
     choice("bias_gelu", "approximate", approximate, FORMS)
     return F.gelu(widen(x) + widen(bias), approximate=approximate).to(x.dtype).contiguous()
 

@@ -61,7 +61,10 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     derivative=False,
 )
 def gelu_backward(dy: Tensor, x: Tensor, approximate: str = "tanh") -> Tensor:
-    """dx = dy gelu'(x). Args: dy, x (..., C); approximate as for gelu."""
+    """dx = dy gelu'(x).
+
+    Args: dy, x (..., C) of one dtype; approximate as for gelu. Returns: x's shape and dtype.
+    """
     choice("gelu_backward", "approximate", approximate, FORMS)
     return (widen(dy) * gelu_derivative(widen(x), approximate)).to(x.dtype).contiguous()
 
