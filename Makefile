@@ -26,7 +26,7 @@ SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -n
 export PROMPT MODEL
 
 demo: $(VENV)/.built
-	@$(BIN)/python -m gpt2fast generate "$$PROMPT" $(if $(MODEL),--model "$$MODEL") --max-new-tokens $(N)
+	@$(BIN)/python -m gpt2fast generate "$$PROMPT" $(if $(MODEL),--model "$$MODEL") -n $(N) --repetition-penalty 1.1
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(TESTS)

@@ -21,8 +21,7 @@ from . import corpus
 FOLDER = Path(__file__).parent
 SEED = 2026
 SIZES = dict(vocab_size=2048, n_positions=512, n_embd=256, n_layer=4, n_head=4)
-CYCLES = (3400, 1.5e-3), (1600, 1e-3)  # steps and highest learning rate: warm-up, then cosine decay to 0, twice
-STEPS, WARMUP, BATCH, WEIGHT_DECAY = sum(steps for steps, _ in CYCLES), 150, 4, 0.1
+STEPS, WARMUP, BATCH, LEARNING_RATE, WEIGHT_DECAY = 3400, 150, 4, 1.5e-3, 0.1
 OTHERWISE = dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0)
 WINDOW = SIZES["n_positions"]
 EVALUATE_EVERY, SAVE_EVERY = 250, 50
@@ -63,12 +62,9 @@ def batches(documents: list[np.ndarray], first_step: int):
 
 
 def learning_rate(step: int) -> float:
-    steps, highest = CYCLES[0]
-    if step >= steps:
-        step, (steps, highest) = step - steps, CYCLES[1]
     if step < WARMUP:
-        return highest * (step + 1) / WARMUP
-    return highest * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (steps - WARMUP)))
+        return LEARNING_RATE * (step + 1) / WARMUP
+    return LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (STEPS - WARMUP)))
 
 
 def loss_of(model, batch: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
@@ -92,7 +88,7 @@ def train(checkpoint: Path, training: list[np.ndarray], validation: np.ndarray):
     decayed = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() <= 1]
     groups = [dict(params=decayed, weight_decay=WEIGHT_DECAY), dict(params=rest, weight_decay=0.0)]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), fused=True)
     done, seconds, cpu_seconds = 0, 0.0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
@@ -135,7 +131,7 @@ like it; it knows nothing else.
 | text | the standard library of Python {python} without tests and generated tables: {files} files, {bytes:,} bytes |
 | tokenizer | byte-level BPE of {vocab_size} tokens, trained on those of them that are not held out |
 | training | {steps} steps of {batch} x {window} tokens: {tokens:,}, {epochs:.1f} times the {unique:,} that there are |
-| optimizer | AdamW, {cycles}, each with {warmup} of warm-up and cosine decay to 0; bfloat16 autocast |
+| optimizer | AdamW, learning rate {rate}, {warmup} steps of warm-up, cosine decay to 0, bfloat16 autocast |
 | held out | {held_out} of the files, one in twenty by a hash of the path: neither tokenizer nor model has seen them |
 | time | {minutes:.0f} min, {cpu_minutes:.0f} min of CPU time, {threads}, beside other work; torch {torch} |
 
@@ -192,7 +188,7 @@ def main() -> None:
         tokens=tokens,
         unique=len(stream),
         epochs=tokens / len(stream),
-        cycles=", then ".join(f"{steps} steps at {rate}" for steps, rate in CYCLES),
+        rate=LEARNING_RATE,
         warmup=WARMUP,
         minutes=seconds / 60,
         cpu_minutes=cpu_seconds / 60,
