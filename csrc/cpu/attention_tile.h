@@ -11,7 +11,7 @@ constexpr int kKeys = 64;             // keys of a block
 constexpr int kBandRows = 48;         // queries whose scores against one block stay in the first-level cache
 constexpr int kQueriesPerTask = 192;  // queries that share a packed block
 constexpr float kLog2E = 1.44269504088896341f;
-constexpr float kLn2 = 0.693147180559945309f;
+constexpr double kLn2 = 0.6931471805599453;  // double: lse is a difference of large numbers in backward
 constexpr float kLowest = -3.40282346638528860e38f;  // lse of a row that attends to nothing
 
 // One head of a call: what attention and decode_attention have in common.
@@ -350,7 +350,7 @@ class AttentionTile {
         if (total != 0) o = Vec::load(acc + (r * vectors + c) * kLanes) / Vec::broadcast(total) * Vec::broadcast(keep);
         o.store(out + c * kLanes, int(min64(h.D - c * kLanes, kLanes)));
       }
-      if (h.lse) h.lse[begin + r] = total == 0 ? kLowest : peak[r] * kLn2 + __builtin_logf(total);
+      if (h.lse) h.lse[begin + r] = total == 0 ? kLowest : float(peak[r] * kLn2 + __builtin_log(total));
     }
   }
 
