@@ -36,11 +36,11 @@ def generate(
 ) -> Tensor:
     """Continues each row until its end-of-sequence token, a stop string, or ``max_new_tokens``.
 
-    Args: input_ids (B, T) int64; attention_mask (B, T), 0 for padding (left padding for batches); do_sample False takes
-    the likeliest token; top_k, top_p, min_p, temperature as in transformers (None: off) and only where do_sample;
-    eos_token_id: by default the config's, [] for none; pad_token_id fills rows that ended early, by default the
-    config's, else the first eos; stop_strings need a tokenizer; streamer has put(tokens) and end(); seed: of the
-    draws, by default from torch's generator. A draw depends on (seed, row index, tokens so far) alone.
+    Args: input_ids (B, T) int64; attention_mask (B, T), 0 for padding (left padding for batches), by default none;
+    do_sample False takes the likeliest token; temperature, top_k, top_p, min_p as in transformers (None: off), only
+    where do_sample; eos_token_id: by default the config's, [] for none; pad_token_id fills rows that ended early, by
+    default the config's, else the first eos; stop_strings need a tokenizer; streamer has put(tokens) and end(); seed:
+    of the draws, by default from torch's generator. A draw depends on (seed, row index, tokens so far) alone.
     Returns: (B, T + N) int64, N <= max_new_tokens. Errors: ValueError or TypeError before anything is computed.
     """
     config = model.config
@@ -133,7 +133,7 @@ def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streame
             streamer.put(drawn.cpu())
         tokens, mask, real = out[:, length - 1 : length], None, real + 1
         if positions is not None:
-            positions = real[:, None] - 1
+            positions = positions[:, -1:] + 1
     if streamer is not None:
         streamer.end()
     return out[:, :length]

@@ -5,6 +5,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,8 +103,9 @@ def load(folder: Path, expected: dict[str, tuple], dtype: torch.dtype | None) ->
             raise TypeError(f"gpt2fast: {name} of {where} must hold floating-point numbers, got {tensor.dtype}")
     dtype = dtype or stored["wte.weight"].dtype
     state = memory.empty(expected, dtype)
-    for name in sorted(stored, key=lambda n: (str(getattr(stored[n], "path", "")), getattr(stored[n], "offset", 0))):
-        stored[name].copy_to(state[name])
+    largest_first = sorted(stored, key=lambda n: -state[n].numel())
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # first touch of memory is half of the time
+        list(pool.map(lambda name: stored[name].copy_to(state[name]), largest_first))
     if head is not None and not _equal(head, state["wte.weight"]):
         raise ValueError(
             f"gpt2fast: lm_head.weight of {where} must equal wte.weight, since the config ties them "
