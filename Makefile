@@ -42,8 +42,8 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	git ls-files -z '*.h' '*.cpp' '*.cuh' '*.cu' | xargs -0 $(BIN)/clang-format --dry-run --Werror
 
-sanitize neon:
-	tests/native/run.sh $@
+sanitize neon: $(TORCH_STAMP)
+	PYTHON=$(BIN)/python tests/native/run.sh $@
 
 wheel: $(VENV)/.built
 	$(PIP) wheel --no-deps --no-build-isolation -w dist .
