@@ -1,13 +1,25 @@
 """Builds gpt2fast._C: one static library per instruction set, then the torch extension that links them."""
 
 import glob
+import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 
 from setuptools import setup
+from setuptools.command.build_clib import build_clib
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 # One row an instruction set: csrc/cpu/isa_NAME.cpp is compiled with these flags and no other file is.
-X86_512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
+X86_512 = [
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512dq",
+    "-mavx512vl",
+    "-mavx2",
+    "-mfma",
+    "-mf16c",
+    "-mprefer-vector-width=512",
+]
 ISA_FLAGS = {
     "x86_64": {
         "scalar": [],
@@ -17,7 +29,16 @@ ISA_FLAGS = {
     },
     "aarch64": {"scalar": [], "neon": []},
 }
-FLAGS = ["-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-g0", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+FLAGS = [
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-g0",
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
+]
 
 machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 headers = sorted(glob.glob("csrc/*.h") + glob.glob("csrc/*/*.h"))
@@ -26,6 +47,14 @@ isas = ISA_FLAGS.get(machine, {"scalar": []})
 
 def library(name, sources, flags):
     return f"gpt2fast_{name}", {"sources": sources, "cflags": ["-std=c++17", *FLAGS, *flags], "obj_deps": {"": headers}}
+
+
+class BuildLibraries(build_clib):
+    """Compiles the instruction sets side by side: they have nothing in common but headers."""
+
+    def build_libraries(self, libraries):
+        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+            list(pool.map(lambda one: build_clib.build_libraries(self, [one]), libraries))
 
 
 setup(
@@ -38,5 +67,5 @@ setup(
             depends=headers,
         )
     ],
-    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=False)},
+    cmdclass={"build_ext": BuildExtension, "build_clib": BuildLibraries},
 )

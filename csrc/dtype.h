@@ -82,9 +82,12 @@ struct Type {
 template <class F>
 inline void with_dtype(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::kFloat32: return f(Type<float>{});
-    case DType::kBFloat16: return f(Type<bfloat16>{});
-    case DType::kFloat16: return f(Type<float16>{});
+    case DType::kFloat32:
+      return f(Type<float>{});
+    case DType::kBFloat16:
+      return f(Type<bfloat16>{});
+    case DType::kFloat16:
+      return f(Type<float16>{});
   }
 }
 

@@ -74,9 +74,9 @@ struct AttentionArgs {
 // As attention, causal, over a cache of which row b holds lengths[b] keys (the T new ones included), the first
 // starts[b] of them padding.
 struct DecodeAttentionArgs {
-  const void *q, *k, *v;           // (B, T, H, D), (B, S, H, D): S is the cache's capacity
+  const void *q, *k, *v;            // (B, T, H, D), (B, S, H, D): S is the cache's capacity
   const int64_t *lengths, *starts;  // (B); starts may be null
-  void* out;                       // (B, T, H, D) contiguous
+  void* out;                        // (B, T, H, D) contiguous
   int64_t B, T, S, H, D;
   int64_t stride_q[3], stride_k[3], stride_v[3];
   int64_t window;
@@ -84,7 +84,8 @@ struct DecodeAttentionArgs {
   DType dtype;
 };
 
-// loss of row r = lse - (1 - e) * logits[target] - e * mean(logits), 0 where target == ignore_index; e = label_smoothing
+// loss of row r = lse - (1 - e) * logits[target] - e * mean(logits), 0 where target == ignore_index; e =
+// label_smoothing
 struct CrossEntropyArgs {
   const void* logits;  // (R, V)
   const int64_t* targets;

@@ -38,7 +38,6 @@ def _cpu_reason() -> str | None:
     return f"gpt2fast._C is not built or does not load ({_extension_error}); pip install -e . --no-build-isolation"
 
 
-
 # name -> (what registers it, why it cannot be used or None, what it is)
 BACKENDS: dict[str, tuple[Callable, Callable[[], str | None], str]] = {
     "reference": (_reference, lambda: None, "plain PyTorch, on any device"),

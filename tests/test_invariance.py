@@ -110,7 +110,9 @@ def far_apart(sparse, tensor):
     return view
 
 
-@pytest.mark.parametrize("name", ("layer_norm", "linear", "gelu", "attention", "decode_attention", "cross_entropy", "sample"))
+@pytest.mark.parametrize(
+    "name", ("layer_norm", "linear", "gelu", "attention", "decode_attention", "cross_entropy", "sample")
+)
 def test_offsets_beyond_2_31_elements(sparse, name, monkeypatch):
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     declared = OPS[name]

@@ -119,7 +119,9 @@ def test_autocast(op):
         op(**(args | mixed))
 
 
-@pytest.mark.parametrize("op", [o for o in OPS.values() if not o.has_derivative and not o.mutates], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "op", [o for o in OPS.values() if not o.has_derivative and not o.mutates], ids=lambda o: o.name
+)
 def test_no_derivative_raises_instead_of_guessing(op):
     case = next(c for c in op.cases if 0 < op.flops(c) <= 3_000_000)
     args = build(op, case)
@@ -192,7 +194,8 @@ def test_float64_runs_the_reference_and_strict_raises(op):
         ("cross_entropy", dict(label_smoothing=1.5), "label_smoothing must lie in [0, 1], got 1.5"),
         ("cross_entropy", dict(targets=torch.tensor([0, 1, 7, 2])),
          "targets must lie in [0, 7) or be -100, got 7 at (2,)"),
-        ("embedding", dict(tokens=torch.tensor([[0, 1, 2], [3, -1, 2]])), "tokens must lie in [0, 7), got -1 at (1, 1)"),
+        ("embedding", dict(tokens=torch.tensor([[0, 1, 2], [3, -1, 2]])),
+         "tokens must lie in [0, 7), got -1 at (1, 1)"),
         ("embedding", dict(tokens=torch.tensor([[0, 7, 2], [3, 1, 2]])), "tokens must lie in [0, 7), got 7 at (0, 1)"),
         ("embedding", dict(start=2), "positions must lie in [0, 4), got start = 2 and T = 3"),
         ("embedding", dict(positions=torch.tensor([[0, 4, 2]])), "positions must lie in [0, 4), got 4 at (0, 1)"),

@@ -1,4 +1,4 @@
-"""Every op, case, dtype, instruction set and layout against float64: the parity rule, with guarded, NaN-filled outputs."""
+"""Every op, case, dtype, instruction set and layout against float64, outputs guarded and filled with NaN."""
 
 import ctypes
 import gc

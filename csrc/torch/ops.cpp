@@ -83,8 +83,8 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const Tensor& wei
   return {out.y, out.mean, out.rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor& residual,
-                                                          const Tensor& weight, const Tensor& bias, double eps) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const Tensor& residual, const Tensor& weight,
+                                                          const Tensor& bias, double eps) {
   Check check("add_layer_norm");
   check("x", x, "... C")("residual", residual, "... C")("weight", weight, "C")("bias", bias, "C");
   if (auto why = uncovered_dtype(x.scalar_type()))
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor> linear(const Tensor& x, const Tensor& weight, const O
                                   bool keep_preactivation) {
   Check check("linear");
   check("x", x, "... K")("weight", weight, transposed ? "N K" : "K N")("bias", bias, "N")("residual", residual,
-                                                                                         "... N");
+                                                                                          "... N");
   Activation act = parse_activation(activation);
   if (auto why = uncovered_dtype(x.scalar_type()))
     return call_reference<std::tuple<Tensor, Tensor>>("linear", why, x, weight, bias, residual, std::string(activation),
@@ -112,10 +112,10 @@ std::tuple<Tensor, Tensor> linear(const Tensor& x, const Tensor& weight, const O
   OptionalTensor bias_c = contiguous(bias);
   Tensor y = at::empty(with_last(x, check['N']), x.options());
   Tensor kept = keep_preactivation && act != Activation::kNone ? at::empty_like(y) : at::empty({0}, x.options());
-  launch(cpu::table().linear, {rows.data, held.const_data_ptr(), data(bias_c), residual ? rows_residual->data : nullptr,
-                               y.data_ptr(), kept.numel() ? kept.data_ptr() : nullptr, rows.count, check['K'],
-                               check['N'], rows.stride, held.stride(0), residual ? rows_residual->stride : 0,
-                               transposed != flipped, act, to_dtype(x.scalar_type())});
+  launch(cpu::table().linear,
+         {rows.data, held.const_data_ptr(), data(bias_c), residual ? rows_residual->data : nullptr, y.data_ptr(),
+          kept.numel() ? kept.data_ptr() : nullptr, rows.count, check['K'], check['N'], rows.stride, held.stride(0),
+          residual ? rows_residual->stride : 0, transposed != flipped, act, to_dtype(x.scalar_type())});
   return {y, kept};
 }
 

@@ -25,7 +25,8 @@ def add_layer_norm(
     """sum = x + residual and y = layer_norm(sum), in one pass over memory.
 
     Args: x, residual (..., C); weight, bias (C,), all of one dtype; eps is added to the variance.
-    Returns: y and sum (..., C) in x's dtype. Kept for the backward pass: mean and rstd (...), float32, of the rounded sum.
+    Returns: y and sum (..., C) in x's dtype. Kept for the backward pass: mean and
+    rstd (...), float32, of the rounded sum.
     """
     total = (x + residual).contiguous()
     y, mean, rstd = layer_norm.reference(total, weight, bias, eps)

@@ -145,7 +145,7 @@ def attention(
 
 
 @op(
-    shapes=dict(dout="B T H D", **{k: v for k, v in SHAPES.items()}, out="B T H D", lse="B H T: float32"),
+    shapes=dict(dout="B T H D", **SHAPES, out="B T H D", lse="B H T: float32"),
     returns="dq dk dv dbias",
     cases=CASES,
     make=MAKE,

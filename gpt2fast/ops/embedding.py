@@ -49,7 +49,8 @@ def embedding(
     """y = wte[tokens] + wpe[positions] (+ wte[token_types]), summed in float32 and rounded once.
 
     Args: tokens, token_types (B, T), int64 in [0, V); wte (V, C); wpe (P, C); positions (B, T) or (1, T), int64 in
-    [0, P); without them start, start + 1, ... Returns: (B, T, C) in wte's dtype. Errors: a token or position out of range.
+    [0, P); without them start, start + 1, ... Returns: (B, T, C) in wte's dtype.
+    Errors: a token or position out of range.
     """
     T, P = tokens.shape[1], wpe.shape[0]
     if positions is None and (start < 0 or start + T > P):

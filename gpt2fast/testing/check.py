@@ -6,7 +6,6 @@ import sys
 
 import torch
 
-
 from ..op import OPS, Op
 from .inputs import LAYOUTS, build, work
 from .isa import cpu_isa, runnable_isas
@@ -16,7 +15,7 @@ SMALL = 20_000_000  # floating-point operations up to which a case runs on every
 
 
 def check_op(op: Op, everything: bool = False) -> list[dict]:
-    """Runs the parity rule over ``op``'s cases; one row a run: case, dtype, isa, layout, error (None where it holds)."""
+    """Runs the parity rule over ``op``'s cases; a row a run: case, dtype, isa, layout, error (None: it holds)."""
     rows = []
     isas = runnable_isas() if has_kernel(op) else []
     isas = isas or [None]

@@ -1,4 +1,4 @@
-"""The parity rule: error against float64, as RMS and as max over the tensor, at most 2 x plain PyTorch's plus one rounding."""
+"""The parity rule: error against float64, as RMS and as max, at most 2 x plain PyTorch's plus one rounding step."""
 
 from typing import Any
 
@@ -36,7 +36,9 @@ def measure(actual: Tensor, plain: Tensor, truth: Tensor, slack: float = 1.0) ->
     return found | dict(fits=float(fits))
 
 
-def assert_close_to_truth(actual: Tensor, plain: Tensor, truth: Tensor, what: str = "output", slack: float = 1.0) -> None:
+def assert_close_to_truth(
+    actual: Tensor, plain: Tensor, truth: Tensor, what: str = "output", slack: float = 1.0
+) -> None:
     """Raises AssertionError with the worst element and the broken bound where ``actual`` breaks the rule."""
     assert actual.shape == truth.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
     if actual.numel() == 0:

@@ -4,7 +4,6 @@ from ..op import NAMESPACE, OPS
 from .check import has_kernel
 
 
-
 def table() -> str:
     """Markdown, one row an op, in the order of their names."""
     from .. import ops  # noqa: F401  declares them
