@@ -12,6 +12,16 @@ struct Kernel {
   void (*run)(const Args&, int64_t begin, int64_t end);
 };
 
+// What benchmarks/peak.py measures: n floats of x read, or copied to y; or repeats steps of multiply-adds in registers.
+enum class Peak : int32_t { kRead, kCopy, kStream, kFma, kDot };
+
+struct PeakArgs {
+  Peak peak;
+  const float* x;
+  float *y, *sink;  // sink (tasks)
+  int64_t n, tasks, repeats;
+};
+
 struct Table {
   const char* isa;
   Kernel<EmbeddingArgs> embedding;
@@ -22,6 +32,8 @@ struct Table {
   Kernel<DecodeAttentionArgs> decode_attention;
   Kernel<CrossEntropyArgs> cross_entropy;
   Kernel<SampleArgs> sample;
+  Kernel<PeakArgs> peak;
+  int64_t peak_flops;  // of one step of peak's multiply-adds
 };
 
 // Instruction sets compiled into this binary, best first, null-terminated; those this CPU can run answer true.

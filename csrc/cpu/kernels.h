@@ -12,19 +12,22 @@
 #include "gelu.h"
 #include "layer_norm.h"
 #include "linear.h"
+#include "peak.h"
 #include "sample.h"
 
 #define GPT2FAST_KERNEL(name) {name##_tasks, name##_run}
-#define GPT2FAST_TABLE(name)                                                                                 \
-  namespace gpt2fast::cpu {                                                                                  \
-  extern const Table table_##name;                                                                           \
-  const Table table_##name = {#name,                                                                         \
-                              GPT2FAST_KERNEL(embedding),                                                    \
-                              GPT2FAST_KERNEL(layer_norm),                                                   \
-                              GPT2FAST_KERNEL(linear),                                                       \
-                              GPT2FAST_KERNEL(gelu),                                                         \
-                              GPT2FAST_KERNEL(attention),                                                    \
-                              GPT2FAST_KERNEL(decode_attention),                                             \
-                              GPT2FAST_KERNEL(cross_entropy),                                                \
-                              GPT2FAST_KERNEL(sample)};                                                      \
+#define GPT2FAST_TABLE(name)                                     \
+  namespace gpt2fast::cpu {                                      \
+  extern const Table table_##name;                               \
+  const Table table_##name = {#name,                             \
+                              GPT2FAST_KERNEL(embedding),        \
+                              GPT2FAST_KERNEL(layer_norm),       \
+                              GPT2FAST_KERNEL(linear),           \
+                              GPT2FAST_KERNEL(gelu),             \
+                              GPT2FAST_KERNEL(attention),        \
+                              GPT2FAST_KERNEL(decode_attention), \
+                              GPT2FAST_KERNEL(cross_entropy),    \
+                              GPT2FAST_KERNEL(sample),           \
+                              GPT2FAST_KERNEL(peak),             \
+                              kPeakFlops};                       \
   }

@@ -4,6 +4,7 @@
 
 #include "guard.h"
 #include "launch.h"
+#include "peak.h"
 
 namespace {
 
@@ -20,8 +21,8 @@ at::Tensor huge_empty(int64_t nbytes) {
   TORCH_CHECK_VALUE(nbytes >= 0, "gpt2fast::huge_empty: nbytes must be at least 0, got ", nbytes);
   size_t size = (size_t(nbytes) + kPage - 1) / kPage * kPage;
   void* memory = nullptr;
-  TORCH_CHECK(posix_memalign(&memory, kPage, size ? size : kPage) == 0, "gpt2fast::huge_empty: out of memory: ",
-              nbytes, " bytes");
+  TORCH_CHECK(posix_memalign(&memory, kPage, size ? size : kPage) == 0, "gpt2fast::huge_empty: out of memory: ", nbytes,
+              " bytes");
 #ifdef MADV_HUGEPAGE
   madvise(memory, size, MADV_HUGEPAGE);
 #endif
@@ -37,5 +38,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("runnable_isas", [] { return isas(true); }, "Those of them that this CPU has, best first");
   m.def("set_strict", [](bool value) { gpt2fast::strict() = value; });
   m.def("huge_empty", &huge_empty);
+  m.def("measure_peak", &gpt2fast::measure_peak, pybind11::arg("what"), pybind11::arg("x"),
+        pybind11::arg("y") = py::none(), pybind11::arg("repeats") = 0);
   m.def("guard_memory", &gpt2fast::guard_memory, "For tests: guard bytes around every CPU tensor");
 }
