@@ -1,0 +1,126 @@
+"""What is timed: the cases of each op that have GPT-2's own sizes, a few more shapes, and PyTorch's ways to compare."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt2fast.op import OPS, Op
+from gpt2fast.testing import build, has_kernel
+
+GPT2 = dict(C={768, 3072}, K={768, 3072}, N={768, 2304, 3072, 50257}, V={50257}, H={12}, D={64}, P={1024})
+MORE = {
+    "embedding": [dict(B=1, T=1, C=768, V=50257, P=1024, start=37)],
+    "linear": [
+        dict(B=1, T=512, K=768, N=2304, bias=True),
+        dict(B=1, T=1, K=768, N=3072, bias=True, activation="gelu_tanh"),
+        dict(B=1, T=1, K=3072, N=768, bias=True, residual=True),
+        dict(B=8, T=1, K=768, N=50257, transposed=True),
+    ],
+    "attention": [dict(B=4, T=1024, S=1024, H=12, D=64)],
+    "decode_attention": [dict(B=1, T=1, S=1024, H=12, D=64)],
+    "cross_entropy": [dict(R=512, V=50257)],
+}
+LEAST_ROTATED = 2 << 20  # bytes a call moves from which its inputs would not be in cache when a model calls it
+MOST_ROTATED = 512 << 20
+
+
+def bench_ops(names: list[str]) -> list[Op]:
+    """Ops by name, by default all that have a kernel of ours and a way in PyTorch to compare with."""
+    import gpt2fast.ops  # noqa: F401  declares them
+
+    unknown = [name for name in names if name not in OPS]
+    if unknown:
+        raise ValueError(f"gpt2fast: op must be one of {', '.join(OPS)}, got {unknown[0]!r}")
+    return [OPS[name] for name in names] or [op for op in OPS.values() if has_kernel(op) and rivals(op)]
+
+
+def bench_cases(op: Op) -> list[dict]:
+    """Cases of ``op`` at GPT-2's sizes, decode first; all non-empty ones for an op whose letters are not GPT-2's."""
+    own = [c for c in op.cases if all(c[k] in sizes for k, sizes in GPT2.items() if k in c)]
+    found = [c for c in own if 0 not in c.values() and not c.get("dropout_p")]
+    found = found or [c for c in op.cases if 0 not in (c.get("B"), c.get("R"))]
+    return sorted(found + MORE.get(op.name, []), key=lambda c: c.get("B", 1) * c.get("T", 1) * c.get("R", 1))
+
+
+def describe(case: dict) -> str:
+    words = [f"{k}{v}" for k, v in case.items() if k.isupper()]
+    flags = [k if v is True else f"{k}={v}" for k, v in case.items() if not k.isupper() and v is not False]
+    return " ".join(["·".join(words), *flags])
+
+
+def _sdpa_decode(q, k, v, lengths, starts=None, window=0, scale=None):
+    """Without a mask: right, and PyTorch's best, where all rows see the whole cache."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def _torch_sample(
+    logits, seed, positions, tokens=None, rows=None,
+    temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
+):  # fmt: skip
+    """What transformers' processors and warpers do, then torch.multinomial."""
+    if tokens is not None and repetition_penalty != 1:
+        tokens = tokens.clamp(min=0)
+        score = logits.gather(1, tokens)
+        score = torch.where(score < 0, score * repetition_penalty, score / repetition_penalty)
+        logits = logits.scatter(1, tokens, score)
+    logits = logits / temperature
+    if top_k:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
+    if top_p < 1:
+        ascending, order = logits.sort()
+        below = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+        below[:, -1] = False
+        logits = logits.masked_fill(below.scatter(1, order, below), -torch.inf)
+    if min_p:
+        probabilities = logits.softmax(-1)
+        logits = logits.masked_fill(probabilities < min_p * probabilities.amax(-1, keepdim=True), -torch.inf)
+    return torch.multinomial(logits.softmax(-1).float(), 1)[:, 0]
+
+
+def rivals(op: Op, case: dict | None = None) -> dict[str, Callable]:
+    """PyTorch's ways to compute ``op``, by name; they take the op's arguments by position."""
+    found = dict(fused=op.baseline, naive=op.naive)
+    if op.name == "sample":
+        found["naive"] = _torch_sample
+    if op.name == "decode_attention" and case and case["B"] == case["T"] == 1 and not case.get("starts"):
+        found["fused"] = _sdpa_decode
+    return {name: function for name, function in found.items() if function is not None}
+
+
+def last_level_cache() -> int:
+    """Bytes of this machine's largest cache; 32 MiB where it does not say."""
+    sizes = []
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        sizes.append(int(text[:-1]) << {"K": 10, "M": 20}[text[-1]] if text[-1] in "KM" else int(text))
+    return max(sizes, default=32 << 20)
+
+
+def nbytes(op: Op, args: dict) -> tuple[int, int]:
+    """Bytes that a call must read and must write: every tensor in and out once, of tables only the rows in use."""
+    out = op.overload(**args)
+    written = sum(t.nbytes for t in (out if isinstance(out, tuple) else (out,)))
+    tensors = {name: t for name, t in args.items() if isinstance(t, Tensor)}
+    read = sum(t.nbytes for t in tensors.values())
+    if op.name == "embedding":
+        wte, wpe, tokens = tensors["wte"], tensors["wpe"], tensors["tokens"]
+        read += tokens.numel() * wte[0].nbytes + tokens.shape[1] * wpe[0].nbytes - wte.nbytes - wpe.nbytes
+    return read, written
+
+
+def inputs(op: Op, case: dict, dtype: torch.dtype) -> tuple[list[tuple], bool]:
+    """Argument tuples to take in turn, and whether they are more than the caches hold."""
+    args = build(op, case, dtype)
+    moved = sum(nbytes(op, args))
+    copies = 1
+    if moved >= LEAST_ROTATED:
+        copies = min(math.ceil(2 * last_level_cache() / moved) + 1, max(MOST_ROTATED // moved, 1))
+    sets = [tuple(args.values())]
+    for _ in range(copies - 1):
+        sets.append(tuple(t.clone() if isinstance(t, Tensor) else t for t in args.values()))
+    return sets, moved >= LEAST_ROTATED and copies * moved > last_level_cache()

@@ -1,0 +1,84 @@
+"""Timing that compares: contenders alternate in one process, and what is reported comes from pairs of one round."""
+
+import ctypes
+import gc
+import statistics
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+LEAST_BLOCK = 2e-3  # seconds: short calls are timed many at a time
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to reuse freed memory instead of handing it back, as caching allocators do; False elsewhere.
+
+    Outputs are then still allocated by every call, but neither side pays page faults (about 10 GB/s, far below what
+    memory gives), which would hide the kernels.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return bool(mallopt and mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def alternate(
+    contenders: dict[str, Sequence[Callable]],
+    probes: dict[str, Callable] | None = None,
+    seconds: float = 0.5,
+    rounds: tuple[int, int] = (5, 40),
+) -> dict[str, list[float]]:
+    """Seconds a call, round by round, of every contender: its callables (one per set of inputs) taken in turn.
+
+    As many outputs as inputs are kept alive, so that outputs rotate through memory as inputs do. ``probes`` return
+    their own figure and run once a round. Rounds go on for ``seconds``, within the bounds of ``rounds``.
+    """
+    found: dict[str, list[float]] = {name: [] for name in [*contenders, *(probes or {})]}
+    calls = {}
+    for name, callables in contenders.items():
+        for function in callables:  # warm-up: every input once
+            function()
+        block, calls[name] = 0.0, len(callables)
+        while True:
+            block = _time(callables, calls[name])
+            if block >= LEAST_BLOCK:
+                break
+            calls[name] *= max(2, min(10, int(LEAST_BLOCK / max(block, 1e-6)) + 1))
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        start = time.perf_counter()
+        for turn in range(rounds[1]):
+            if turn >= rounds[0] and time.perf_counter() - start > seconds:
+                break
+            for name, probe in (probes or {}).items():
+                found[name].append(probe())
+            order = list(contenders)
+            for name in order if turn % 2 else reversed(order):
+                found[name].append(_time(contenders[name], calls[name]) / calls[name])
+    finally:
+        if collecting:
+            gc.enable()
+    return found
+
+
+def _time(callables: Sequence[Callable], calls: int) -> float:
+    kept, n = deque(maxlen=len(callables)), len(callables)
+    start = time.perf_counter()
+    for i in range(calls):
+        kept.append(callables[i % n]())
+    return time.perf_counter() - start
+
+
+def summarise(values: Sequence[float]) -> dict[str, float]:
+    """median, and q10 and q90: the spread that eight of ten rounds stay within."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return dict(median=statistics.median(ordered), q10=ordered[round(0.1 * last)], q90=ordered[round(0.9 * last)])
+
+
+def ratios(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """How many times faster ``fast`` is, from the pairs of each round."""
+    return summarise([a / b for a, b in zip(slow, fast)])
