@@ -84,7 +84,7 @@ $(VENV)/.made:
 	@touch $@
 
 $(TORCH_STAMP): constraints.txt | $(VENV)/.made
-	@echo "Installing torch ..."
+	@echo "Installing $(if $(wildcard $(VENV)/.torch-lent),build tools,torch) ..."
 	@if [ -e $(VENV)/.torch-lent ]; then grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
 	else cp constraints.txt $(VENV)/constraints.txt; fi
 	@if [ -e $(VENV)/.torch-lent ]; then :; \
