@@ -1,4 +1,4 @@
-"""Shapes by letter: one small language for every op's checks, test inputs and messages; csrc/torch/check.h is its twin."""
+"""Shapes by letter: one small language for every op's checks, test inputs and messages, as csrc/torch/check.h has it."""
 
 from typing import Any
 
