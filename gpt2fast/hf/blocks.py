@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import ops
-from .checks import is_plain, keeps_grad, obstacle, weight_obstacle
+from .checks import is_autocast, is_plain, keeps_grad, obstacle, weight_obstacle
 from .masks import Visible, from_theirs, theirs
 
 _SDPA_OPTIONS = ("is_causal", "position_bias", "softcap", "cache")
@@ -29,9 +29,9 @@ class Conv1D(pytorch_utils.Conv1D):
 class LayerNorm(nn.LayerNorm):
     def forward(self, input):
         weight, bias = self.weight, self.bias
-        if weight is None or bias is None or weight.dim() != 1 or type(weight) not in (nn.Parameter, Tensor):
+        if weight is None or bias is None or weight.dim() != 1 or not is_plain(weight):
             return super().forward(input)
-        if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
+        if input.dtype != weight.dtype and not is_autocast(input):
             return super().forward(input)
         return ops.layer_norm(input, weight, bias, self.eps)
 
@@ -77,7 +77,7 @@ def _project(linear: nn.Module, dropout: nn.Module, x: Tensor, residual: Tensor 
         residual is not None
         and idle
         and x.dtype == residual.dtype
-        and not torch.is_autocast_enabled(x.device.type)
+        and not is_autocast(x)
         and weight_obstacle(linear, CONV1D) is None
     ):
         return ops.linear(x, linear.weight, linear.bias, residual)
@@ -160,6 +160,7 @@ class GPT2Attention(stock.GPT2Attention):
         if encoder is None:
             q, k, v = (self._split(t) for t in self.c_attn(x).split(self.split_size, dim=2))
             if past is not None:
+                past = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
                 k, v = past.update(k.transpose(1, 2), v.transpose(1, 2), self.layer_idx)
                 k, v = k.transpose(1, 2), v.transpose(1, 2)
             return q, k, v

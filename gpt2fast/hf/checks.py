@@ -16,7 +16,7 @@ def obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
     own = module.__dict__
     if type(module) not in stock:
         return f"{_name(type(module))} is not the stock class"
-    if "forward" in own:
+    if "forward" in own and not is_own_forward(module, own["forward"]):
         return "its forward is replaced"
     if "_compiled_call_impl" in own:
         return "it is compiled on its own"
@@ -42,6 +42,16 @@ def weight_obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
 
 def is_plain(tensor: Tensor | None) -> bool:
     return tensor is None or type(tensor) in _PLAIN
+
+
+def is_own_forward(module: nn.Module, function) -> bool:
+    """Whether ``function`` is the class' own forward, bound to the module (as removed hooks leave behind)."""
+    return getattr(function, "__self__", None) is module and function.__func__ is type(module).forward
+
+
+def is_autocast(x: Tensor) -> bool:
+    kind = x.device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
 def keeps_grad(*tensors: Tensor | None) -> bool:

@@ -7,6 +7,7 @@ from transformers.models.gpt2 import modeling_gpt2 as stock
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from . import blocks
+from .checks import is_own_forward
 
 ROOTS = (stock.GPT2PreTrainedModel, stock.GPT2Block, stock.GPT2Attention, stock.GPT2MLP)
 MODELS = (
@@ -83,9 +84,18 @@ def _roots(model: nn.Module) -> list[nn.Module]:
 def _swap(root: nn.Module, pairs: dict[type, type]) -> None:
     for module in root.modules():
         if (other := pairs.get(type(module))) is not None:
+            _rebind(module, other)
             module.__class__ = other
             if isinstance(module, stock.GPT2PreTrainedModel):
                 _enable_recording(module)
+
+
+def _rebind(module: nn.Module, other: type) -> None:
+    """Hooks of accelerate keep the bound forward of the class in ``_old_forward``, removed ones in ``forward``."""
+    for name in ("forward", "_old_forward"):
+        kept = module.__dict__.get(name)
+        if kept is not None and is_own_forward(module, kept):
+            module.__dict__[name] = other.forward.__get__(module)
 
 
 def _enable_recording(model) -> None:

@@ -15,7 +15,7 @@ from transformers.generation import stopping_criteria as criteria
 from .. import activations
 from ..model import GPT2
 from . import blocks
-from .checks import obstacle, weight_obstacle
+from .checks import is_autocast, obstacle, weight_obstacle
 
 _CONTAINERS = (nn.ModuleList, nn.Dropout)
 _WEIGHTED = (*blocks.CONV1D, blocks.LayerNorm, nn.LayerNorm, nn.Embedding, nn.Linear)
@@ -67,8 +67,7 @@ class FastGeneration:
             )
         twin = GPT2.from_transformers(self)
         streamer = None if streamer is None else _Continuation(streamer)
-        out = twin.generate(input_ids, model_kwargs.get("attention_mask"), streamer=streamer, **options)
-        return out.clone()  # the native loop runs in inference mode, whose tensors autograd refuses later
+        return twin.generate(input_ids, model_kwargs.get("attention_mask"), streamer=streamer, **options)
 
     def _beam_search(self, *args, **kwargs):
         _say_once("beam search is asked for")
@@ -101,7 +100,7 @@ def native_obstacle(model: nn.Module) -> str | None:
         return "the model has cross attention"
     if model.training and any(p > 0 for p in (config.attn_pdrop, config.resid_pdrop, config.embd_pdrop)):
         return "the model is in training mode"
-    if torch.is_autocast_enabled(model.device.type):
+    if is_autocast(model.transformer.wte.weight):
         return "autocast is on"
     for name in _OVERRIDABLE:
         if name in model.__dict__:
@@ -196,9 +195,10 @@ def _options(input_ids, logits_processor, stopping_criteria, config, given) -> t
         if getattr(found, "filter_value", -torch.inf) != -torch.inf or getattr(found, "min_tokens_to_keep", 1) != 1:
             return {}, f"logits processor {kind.__name__} with other settings than generate's"
         if kind is processors.RepetitionPenaltyLogitsProcessor:
-            ignored = found.prompt_ignore_length
-            if ignored is not None and bool(torch.as_tensor(ignored).any()):
-                return {}, "a repetition penalty on a padded prompt"
+            mask, ignored = given.get("attention_mask"), found.prompt_ignore_length
+            padding = 0 if mask is None else (mask != 0).int().argmax(1)
+            if bool(torch.as_tensor((0 if ignored is None else ignored) != padding).any()):
+                return {}, "a repetition penalty that leaves out more than padding"
             options["repetition_penalty"] = found.penalty
         elif kind is processors.MinLengthLogitsProcessor:
             options["min_new_tokens"] = max(found.min_length - T, 0)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.gpt2 import modeling_gpt2 as stock
@@ -146,8 +146,10 @@ class GPT2Model(Optimized, stock.GPT2Model):
 class GPT2LMHeadModel(Optimized, FastGeneration, stock.GPT2LMHeadModel):
     @property
     def loss_function(self):
-        found = super().loss_function
-        return causal_lm_loss if found is ForCausalLMLoss and "_loss_function" not in self.__dict__ else found
+        if hasattr(self, "_loss_function"):
+            return self._loss_function
+        found = LOSS_MAPPING.get(self.loss_type, LOSS_MAPPING["ForCausalLM"])
+        return causal_lm_loss if found is ForCausalLMLoss else found
 
     @loss_function.setter
     def loss_function(self, value):

@@ -113,7 +113,7 @@ def _model_lines(name: str, model: nn.Module) -> Iterator[Line]:
             yield _own(name, model, f"generate runs transformers' loop: {found}")
         yield _leaf(_join(name, "lm_head"), model.lm_head, models.LINEAR, "linear")
         if model.loss_function is models.causal_lm_loss:
-            yield _line(_join(name, "loss_function"), model.lm_head, "cross_entropy")
+            yield replace(_line(_join(name, "loss_function"), model.lm_head, "cross_entropy"), module="function")
         else:
             other = "not switched" if model.loss_function is ForCausalLMLoss else "it is replaced"
             yield Line(_join(name, "loss_function"), "function", None, reason=other)
@@ -137,6 +137,8 @@ def _leaf(name: str, module: nn.Module, ours: tuple, op: str, fused: str | None 
 
 def _block_lines(name: str, block: nn.Module) -> Iterator[Line]:
     fused = isinstance(block, blocks.GPT2Block)
+    if fused and (found := obstacle(block, (blocks.GPT2Block,))):
+        yield _own(name, block, f"called as a module, with transformers' mask: {found}")
     for part in ("ln_1", "ln_2", "ln_cross_attn"):
         if part in block._modules:
             yield _leaf(_join(name, part), getattr(block, part), (blocks.LayerNorm,), "layer_norm")
@@ -186,6 +188,8 @@ def _mlp_lines(name: str, mlp: nn.Module, fused: bool) -> Iterator[Line]:
     if not isinstance(mlp, blocks.GPT2MLP):
         yield _own(name, mlp, f"{type(mlp).__module__}.{type(mlp).__qualname__} is not ours")
         return
+    if found := obstacle(mlp, (blocks.GPT2MLP,)):
+        yield _own(name, mlp, f"called as a module: {found}")
     act = mlp.act
     form = blocks.ACTIVATIONS.get(type(act))
     why = "its activation is no GELU" if form is None else obstacle(act, (type(act),))
