@@ -20,7 +20,7 @@ class TextStreamer:
         self._prompt_follows = True
 
     def put(self, tokens: Tensor) -> None:
-        if tokens.dim() > 1 and tokens.shape[0] != 1 or tokens.dim() == 1 and tokens.shape[0] != 1:
+        if tokens.shape[0] != 1:
             raise ValueError(f"gpt2fast.TextStreamer: one row can be streamed, got {tokens.shape[0]}")
         is_prompt, self._prompt_follows = self._prompt_follows, False
         if is_prompt and self.skip_prompt:
