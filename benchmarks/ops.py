@@ -123,22 +123,22 @@ def cells(row: dict) -> list[str]:
 
 
 def run(names: list[str], dtypes: list[str], quick: bool = False, each=None) -> dict:
-    """All rows, with the machine and its limits; ``each(row)`` is called as they come."""
+    """All rows, with the machine and its limits; ``each(found)`` is called after every row."""
     torch.use_deterministic_algorithms(False)  # or torch.empty would fill memory
     kept = keep_freed_memory()
     threads = torch.get_num_threads()
     peaks = peak.measure(threads, quick=True)
     probe = peak.Probe(huge=True, nbytes=64 << 20 if quick else 128 << 20)
     measured = peak.limits(peaks, threads)
-    rows = []
+    found = dict(kind="ops", machine=peak.machine() | dict(freed_memory_kept=kept), peaks=peaks, rows=[])
     for op in cases.bench_ops(names):
         for case in cases.bench_cases(op):
             for name in dtypes:
                 if DTYPES[name] in op.dtypes:
-                    rows.append(bench_case(op, case, DTYPES[name], measured, probe, 0.15 if quick else 0.6))
+                    found["rows"].append(bench_case(op, case, DTYPES[name], measured, probe, 0.15 if quick else 0.6))
                     if each:
-                        each(rows[-1])
-    return dict(kind="ops", machine=peak.machine() | dict(freed_memory_kept=kept), peaks=peaks, rows=rows)
+                        each(found)
+    return found
 
 
 def parse_dtypes(text: str) -> list[str]:
@@ -159,9 +159,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    quiet = args.json == "-" or not sys.stderr.isatty()
-    found = run(args.names, args.dtype, args.quick, None if quiet else lambda row: print(*cells(row), file=sys.stderr))
-    write(found, args.json)
+
+    def each(found: dict) -> None:
+        if args.json != "-":
+            print(*cells(found["rows"][-1]), sep="  ", file=sys.stderr, flush=True)
+            write(found, args.json)  # so that an interrupted run leaves what it has
+
+    found = run(args.names, args.dtype, args.quick, each)
+    if args.json == "-":
+        write(found, "-")
     if args.json != "-":
         threads = str(found["machine"]["threads"])
         limits = peak.limits(found["peaks"], int(threads))
