@@ -1,0 +1,207 @@
+// A case's tensors to the args of its kernel, as csrc/torch/ops.cpp does from torch's tensors; every kernel by its op.
+#pragma once
+#include <cmath>
+
+#include "../../csrc/cpu/dispatch.h"
+#include "cases.h"
+#include "guarded.h"
+
+// The memory of one run: inputs copied, outputs filled with NaN.
+struct Run {
+  const Case& c;
+  std::map<std::string, Guarded> in, out;
+
+  Run(const Case& from, Guarded::Side side) : c(from) {
+    for (auto& [name, input] : c.inputs) in.emplace(name, Guarded(input.memory.data(), input.memory.size(), side));
+    for (auto& e : c.outputs) out.emplace(e.name, Guarded(e.truth.size() * size_of(e.dtype), side));
+  }
+
+  bool has(const char* name) const { return c.inputs.count(name) > 0; }
+  template <class T = void>
+  const T* input(const char* name) const {
+    return has(name) ? (const T*)in.at(name).data() : nullptr;
+  }
+  // Null for an output of no elements, which a caller need not have.
+  template <class T = void>
+  T* output(const char* name) const {
+    const Guarded& g = out.at(name);
+    return g.size() ? (T*)g.data() : nullptr;
+  }
+  // Dimensions count from the end where negative.
+  int64_t size(const char* name, int dim) const {
+    auto& sizes = c.inputs.at(name).sizes;
+    return sizes[size_t(dim < 0 ? dim + int(sizes.size()) : dim)];
+  }
+  int64_t stride(const char* name, int dim) const {
+    if (!has(name)) return 0;
+    auto& strides = c.inputs.at(name).strides;
+    return strides[size_t(dim < 0 ? dim + int(strides.size()) : dim)];
+  }
+  int64_t rows(const char* name) const {
+    auto& sizes = c.inputs.at(name).sizes;
+    int64_t count = 1;
+    for (size_t d = 0; d + 1 < sizes.size(); ++d) count *= sizes[d];
+    return count;
+  }
+  double number(const char* name) const { return std::stod(c.plain.at(name)); }
+  int64_t whole(const char* name) const { return int64_t(number(name)); }
+  const std::string& word(const char* name) const { return c.plain.at(name); }
+};
+
+namespace bind {
+
+using namespace gpt2fast;
+
+inline Activation gelu_form(const Run& r) {
+  return r.word("approximate") == "tanh" ? Activation::kGeluTanh : Activation::kGeluErf;
+}
+
+inline EmbeddingArgs embedding(const Run& r) {
+  int64_t B = r.size("tokens", 0), T = r.size("tokens", 1);
+  int64_t stride = r.has("positions") && r.size("positions", 0) != 1 ? T : 0;
+  return {r.input<int64_t>("tokens"),
+          r.input<int64_t>("positions"),
+          r.input<int64_t>("token_types"),
+          r.input("wte"),
+          r.input("wpe"),
+          r.output("y"),
+          B,
+          T,
+          r.size("wte", 1),
+          r.size("wte", 0),
+          r.size("wpe", 0),
+          r.whole("start"),
+          stride,
+          r.c.dtype};
+}
+
+inline LayerNormArgs layer_norm(const Run& r) {
+  return {r.input("x"),
+          r.input("residual"),
+          r.input("weight"),
+          r.input("bias"),
+          r.output("y"),
+          r.has("residual") ? r.output("sum") : nullptr,
+          r.output<float>("mean"),
+          r.output<float>("rstd"),
+          r.rows("x"),
+          r.size("x", -1),
+          r.stride("x", -2),
+          r.stride("residual", -2),
+          float(r.number("eps")),
+          r.c.dtype};
+}
+
+inline LinearArgs linear(const Run& r) {
+  bool transposed = r.number("transposed") != 0;
+  const std::string& word = r.word("activation");
+  Activation activation = word == "none"        ? Activation::kNone
+                          : word == "gelu_tanh" ? Activation::kGeluTanh
+                                                : Activation::kGeluErf;
+  return {r.input("x"),
+          r.input("weight"),
+          r.input("bias"),
+          r.input("residual"),
+          r.output("y"),
+          r.output("preactivation"),
+          r.rows("x"),
+          r.size("x", -1),
+          r.size("weight", transposed ? 0 : 1),
+          r.stride("x", -2),
+          r.stride("weight", 0),
+          r.stride("residual", -2),
+          transposed,
+          activation,
+          r.c.dtype};
+}
+
+inline GeluArgs gelu(const Run& r) {
+  return {r.input("x"),    r.input("bias"),   r.output("y"), r.rows("x"),
+          r.size("x", -1), r.stride("x", -2), gelu_form(r),  r.c.dtype};
+}
+
+// What attention and decode_attention have in common.
+template <class Args>
+Args heads(const Run& r) {
+  Args a{};
+  a.q = r.input("q"), a.k = r.input("k"), a.v = r.input("v"), a.out = r.output("out");
+  a.B = r.size("q", 0), a.T = r.size("q", 1), a.H = r.size("q", 2), a.D = r.size("q", 3), a.S = r.size("k", 1);
+  for (int i = 0; i < 3; ++i)
+    a.stride_q[i] = r.stride("q", i), a.stride_k[i] = r.stride("k", i), a.stride_v[i] = r.stride("v", i);
+  a.window = r.whole("window");
+  a.scale = r.c.plain.count("scale") ? float(r.number("scale")) : float(1 / std::sqrt(double(a.D)));
+  a.dtype = r.c.dtype;
+  return a;
+}
+
+inline AttentionArgs attention(const Run& r) {
+  auto a = heads<AttentionArgs>(r);
+  a.mask = r.input<bool>("mask"), a.bias = r.input("bias"), a.lse = r.output<float>("lse");
+  a.stride_mask_b = r.stride("mask", 0);
+  for (int i = 0; i < 4 && r.has("bias"); ++i) a.stride_bias[i] = r.size("bias", i) == 1 ? 0 : r.stride("bias", i);
+  a.causal = r.number("causal") != 0;
+  a.dropout_p = float(r.number("dropout_p")), a.seed = r.input<int64_t>("seed");
+  return a;
+}
+
+inline DecodeAttentionArgs decode_attention(const Run& r) {
+  auto a = heads<DecodeAttentionArgs>(r);
+  a.lengths = r.input<int64_t>("lengths"), a.starts = r.input<int64_t>("starts");
+  return a;
+}
+
+inline CrossEntropyArgs cross_entropy(const Run& r) {
+  return {r.input("logits"),
+          r.input<int64_t>("targets"),
+          r.output<float>("loss"),
+          r.output<float>("lse"),
+          r.size("logits", 0),
+          r.size("logits", 1),
+          r.stride("logits", 0),
+          r.whole("ignore_index"),
+          float(r.number("label_smoothing")),
+          r.c.dtype};
+}
+
+inline SampleArgs sample(const Run& r) {
+  return {r.input("logits"),
+          r.input<int64_t>("tokens"),
+          r.input<int64_t>("seed"),
+          r.input<int64_t>("positions"),
+          r.input<int64_t>("rows"),
+          r.output<int64_t>("out"),
+          r.size("logits", 0),
+          r.has("tokens") ? r.size("tokens", 1) : 0,
+          r.size("logits", 1),
+          r.stride("logits", 0),
+          r.stride("tokens", 0),
+          float(r.number("temperature")),
+          float(r.number("top_p")),
+          float(r.number("min_p")),
+          float(r.number("repetition_penalty")),
+          r.whole("top_k"),
+          r.c.dtype};
+}
+
+template <class Args>
+void launch(const cpu::Kernel<Args>& kernel, const Args& args, bool one_by_one) {
+  int64_t tasks = kernel.tasks(args);
+  if (!one_by_one && tasks) kernel.run(args, 0, tasks);
+  for (int64_t t = tasks; one_by_one && t-- > 0;) kernel.run(args, t, t + 1);
+}
+
+// Runs the case's kernel: all tasks in one go, or one by one from the last.
+inline void run(const cpu::Table& table, const Run& r, bool one_by_one) {
+  const std::string& op = r.c.op;
+  if (op == "embedding") return launch(table.embedding, embedding(r), one_by_one);
+  if (op == "layer_norm" || op == "add_layer_norm") return launch(table.layer_norm, layer_norm(r), one_by_one);
+  if (op == "linear") return launch(table.linear, linear(r), one_by_one);
+  if (op == "gelu" || op == "bias_gelu") return launch(table.gelu, gelu(r), one_by_one);
+  if (op == "attention") return launch(table.attention, attention(r), one_by_one);
+  if (op == "decode_attention") return launch(table.decode_attention, decode_attention(r), one_by_one);
+  if (op == "cross_entropy") return launch(table.cross_entropy, cross_entropy(r), one_by_one);
+  if (op == "sample") return launch(table.sample, sample(r), one_by_one);
+  throw std::runtime_error("no kernel for op " + op);
+}
+
+}  // namespace bind

@@ -1,0 +1,185 @@
+"""Writes the op cases for test_kernels.cpp: inputs, float64 truth and the bounds of the parity rule, in binary.
+
+``cases.py cases FILE`` writes them; ``cases.py flags MACHINE`` prints setup.py's flags, a line an
+instruction set.
+"""
+
+import ast
+import re
+import struct
+import sys
+from itertools import product
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 6_000_000  # operations of a case: the sanitizers and the emulator are slow
+LAYOUTS = ("contiguous", "sliced")
+
+# Ops with a kernel, each with the arguments of which its struct in csrc/ops.h knows strides.
+STRIDED = dict(
+    embedding="",
+    layer_norm="x",
+    add_layer_norm="x residual",
+    linear="x weight residual",
+    gelu="x",
+    bias_gelu="x",
+    attention="q k v mask bias",
+    decode_attention="q k v",
+    cross_entropy="logits",
+    sample="logits tokens",
+)
+
+# What the declared cases leave to sizes above LIMIT, and every length of a loop's tail.
+TAILS = (1, 2, 7, 8, 15, 16, 17, 31, 33, 63, 65, 100)
+ROWS = [dict(B=3, T=11, C=C) for C in TAILS]
+STREAMED = dict(B=1, T=2700, C=1600)  # beyond the caches in every dtype: written past them
+SHAPES = [(M, 770, 33) for M in (1, 3, 9, 70)] + [(8, 513, 97), (8, 64, 300), (130, 9, 300), (520, 5, 97)]  # M, K, N
+EPILOGUES = [
+    dict(bias=True),
+    dict(activation="gelu_tanh", residual=True),
+    dict(bias=True, activation="gelu_erf", keep_preactivation=True, residual=True),
+]
+CUTS = [
+    dict(top_k=2),
+    dict(top_p=0.6, tokens=True, repetition_penalty=1.3),
+    dict(top_k=5, top_p=0.7, min_p=0.1, temperature=0.6, rows=True),
+    dict(temperature=0.0),
+]
+EXTRA = dict(
+    embedding=[dict(B=2, T=3, C=C, V=9, P=8, positions=True, token_types=C % 2 > 0) for C in TAILS]
+    + [dict(B=1, T=1, C=768, V=50, P=64, start=37), dict(B=1, T=90, C=1600, V=100, P=128)],
+    layer_norm=[*ROWS, STREAMED],
+    add_layer_norm=ROWS,
+    gelu=[row | dict(approximate=form) for row in ROWS for form in ("tanh", "none")] + [STREAMED],
+    bias_gelu=[row | dict(approximate="tanh") for row in ROWS],
+    linear=[
+        dict(B=1, T=M, K=K, N=N, transposed=transposed, **EPILOGUES[i % 3])
+        for i, ((M, K, N), transposed) in enumerate(product(SHAPES, (False, True)))
+    ]
+    + [dict(B=2, T=3, K=K, N=K, bias=True, transposed=K % 2 > 0) for K in TAILS]
+    + [dict(B=1, T=17, K=K, N=K, bias=True, transposed=K % 2 == 0) for K in TAILS],
+    attention=[dict(B=1, T=5, S=37, H=2, D=D, mask=True) for D in (*TAILS, 40, 72, 96, 128, 255, 256)]
+    + [dict(B=1, T=200, S=200, H=2, D=16), dict(B=2, T=50, S=130, H=1, D=80, window=70, mask=True)]
+    + [dict(B=2, T=70, S=S, H=2, D=20, bias=True, causal=False, dropout_p=0.1, seed=True) for S in (63, 65, 129)]
+    + [dict(B=2, T=9, S=66, H=3, D=12, bias=shape) for shape in ((1, 1, 1, 66), (2, 1, 9, 1), (1, 3, 1, 1))]
+    + [dict(B=1, T=3, S=0, H=2, D=8)],
+    decode_attention=[dict(B=2, T=1, S=S, H=2, D=24, starts=True) for S in (1, 63, 64, 65, 200)]
+    + [dict(B=3, T=2, S=20, H=2, D=D) for D in (*TAILS, 80, 128, 256)],
+    cross_entropy=[dict(R=40, V=V, label_smoothing=0.1 * (V % 2)) for V in TAILS],
+    sample=[dict(B=6, T=4, V=V, **cut) for V in TAILS for cut in CUTS],
+)
+
+
+def flags(machine: str) -> None:
+    """Runs setup.py's assignments to constants and nothing else of it."""
+    found: dict = {}
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id.isupper():
+            exec(compile(ast.Module([node], []), "setup.py", "exec"), found)
+    print("common", *found["FLAGS"])
+    for isa, own in found["ISA_FLAGS"].get(machine, {"scalar": []}).items():
+        print(isa, *own)
+
+
+def cases(path: str) -> None:
+    sys.path.insert(0, str(ROOT))
+    import torch
+
+    import gpt2fast.ops  # noqa: F401
+    from gpt2fast.op import OPS
+    from gpt2fast.testing import work
+
+    torch.set_num_threads(1)  # the compilers have the other cores
+    table = set(re.findall(r"Kernel<\w+Args> (\w+);", (ROOT / "csrc/cpu/dispatch.h").read_text()))
+    if missing := (table & set(OPS)) - set(STRIDED):
+        raise SystemExit(f"tests/native/cases.py: STRIDED lacks {', '.join(sorted(missing))} of csrc/cpu/dispatch.h")
+    with open(path, "wb") as out:
+        for name in STRIDED:
+            op = OPS[name]
+            small = [case for case in op.cases if work(op, case) <= LIMIT]
+            for case in small + EXTRA[name]:
+                layouts = LAYOUTS if STRIDED[name] and case is not STREAMED else LAYOUTS[:1]
+                for dtype, layout in product(op.dtypes, layouts):
+                    Case(out).write(op, case, dtype, layout)
+
+
+class Case:
+    """One case in one dtype and layout. Integers are int64, floats float64, little-endian; a text: length, bytes."""
+
+    def __init__(self, out):
+        self.out = out
+
+    def write(self, op, case: dict, dtype, layout: str) -> None:
+        args = self.arguments(op, case, dtype, layout)
+        word = str(dtype).removeprefix("torch.")
+        self.text(op.name)
+        self.text(f"{op.name} {' '.join(f'{k}={v}' for k, v in case.items())} {word} {layout}")
+        self.text(word)
+        tensors = {name: args[name] for name in op.tensors if args[name] is not None}
+        self.integers(len(tensors))
+        for name, tensor in tensors.items():
+            self.tensor(name, tensor)
+        plain = {name: value for name, value in args.items() if name not in op.tensors and value is not None}
+        self.integers(len(plain))
+        for name, value in plain.items():
+            self.text(name)
+            self.text(value if isinstance(value, str) else repr(float(value)))
+        self.outputs(op, args)
+
+    @staticmethod
+    def arguments(op, case: dict, dtype, layout: str) -> dict:
+        from gpt2fast.testing import build
+
+        case = dict(case)
+        if op.name == "cross_entropy":
+            case["reduction"] = "none"  # the kernel gives the loss of each row
+        args = build(op, case, dtype, layout)
+        for name in op.tensors:
+            if args[name] is not None and name not in STRIDED[op.name].split():
+                args[name] = args[name].contiguous()
+        if isinstance(case.get("bias"), tuple):
+            args["bias"] = args["bias"][tuple(slice(n) for n in case["bias"])]
+        return args
+
+    def outputs(self, op, args: dict) -> None:
+        import torch
+
+        from gpt2fast.testing import inputs, measure
+
+        plain, truth = inputs.reference(op, args), inputs.reference(op, args, torch.float64)
+        self.integers(len(op.outputs))
+        for name, p, t in zip(op.outputs, plain, truth):
+            self.text(name)
+            self.text(str(p.dtype).removeprefix("torch."))
+            self.integers(p.numel())
+            if p.is_floating_point():
+                bounds = measure(p, p, t, op.slack) if p.numel() else dict(rms_bound=0.0, max_bound=0.0)
+                self.out.write(struct.pack("<dd", bounds["rms_bound"], bounds["max_bound"]))
+            else:
+                t = p  # integers equal the reference's
+                self.out.write(struct.pack("<dd", 0.0, 0.0))
+            self.out.write(t.double().contiguous().numpy().tobytes())
+
+    def tensor(self, name: str, t) -> None:
+        """Sizes, strides, and the memory from the first element to the last, what lies between rows included."""
+        import torch
+
+        self.text(name)
+        self.text(str(t.dtype).removeprefix("torch."))
+        self.integers(t.dim(), *t.shape, *t.stride())
+        span = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride())) if t.numel() else 0
+        memory = torch.as_strided(t, (span,), (1,)).view(torch.uint8).numpy().tobytes()
+        self.integers(len(memory))
+        self.out.write(memory)
+
+    def text(self, words: str) -> None:
+        encoded = words.encode()
+        self.integers(len(encoded))
+        self.out.write(encoded)
+
+    def integers(self, *values: int) -> None:
+        self.out.write(struct.pack(f"<{len(values)}q", *values))
+
+
+if __name__ == "__main__":
+    {"cases": cases, "flags": flags}[sys.argv[1]](sys.argv[2])
