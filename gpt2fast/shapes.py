@@ -1,4 +1,4 @@
-"""Shapes by letter: one small language for every op's checks, test inputs and messages, as csrc/torch/check.h has it."""
+"""Shapes by letter: one small language for every op's checks, test inputs and messages, as in csrc/torch/check.h."""
 
 from typing import Any
 
