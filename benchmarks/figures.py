@@ -1,0 +1,45 @@
+"""The figures that gpt2fast promises, and whether a run's results hold them."""
+
+GELU, CROSS_ENTROPY, BANDWIDTH = 8.0, 5.0, 0.85
+
+
+def of_ops(rows: list[dict]) -> list[tuple[str, str, bool]]:
+    """(figure, what was found, whether it holds) for rows of benchmarks.ops."""
+    timed = [row for row in rows if "failed" not in row]
+    found = [(f"{_name(row)}: parity", "FAILED", False) for row in rows if "failed" in row]
+    for row in timed:
+        ratio, share = row["ratio"]["median"], row["share"]["median"]
+        least = 1.0
+        if row["op"] == "gelu" and row["dtype"] == "float32" and row["outside_cache"]:
+            least = GELU
+        if row["op"] == "cross_entropy" and row["case"]["R"] > 1:
+            least = CROSS_ENTROPY
+        found.append((f"{_name(row)}: at least {least:g} x PyTorch", f"{ratio:.2f} x", ratio >= least))
+        if row["op"] in ("add_layer_norm", "bias_gelu") and row["outside_cache"]:
+            goal = f"{_name(row)}: at least {BANDWIDTH:.0%} of the read+write bandwidth"
+            found.append((goal, f"{share:.0%}", share >= BANDWIDTH))
+    return found
+
+
+def of_model(results: dict) -> list[tuple[str, str, bool]]:
+    """The same for results of benchmarks.generate."""
+    found = []
+    for row in results["rows"]:
+        name = f"{row['what']} {row['case']} {row['dtype']}"
+        for peer, ratio in row["ratio"].items():
+            least = 1.2 if row["what"] == "prefill" else 2.0
+            if row["what"] == "prefill" or (row["dtype"] == "float32" and row["case"].startswith("1x")):
+                median = ratio["median"]
+                found.append((f"{name}: {peer} at least {least:g} x transformers", f"{median:.2f} x", median >= least))
+        share = row.get("share", {}).get("native", {}).get("median")
+        if share and row["dtype"] == "float32" and row["case"].startswith("1x"):
+            found.append((f"{name}: native at least 70% of the read bandwidth", f"{share:.0%}", share >= 0.7))
+    if fresh := results.get("fresh"):
+        memory, start = fresh["memory"], fresh["start"]
+        found.append(("native memory at most 1.15 x the weights", f"{memory:.3f} x", memory <= 1.15))
+        found.append(("start to first token at most 1.5 x import torch", f"{start:.2f} x", start <= 1.5))
+    return found
+
+
+def _name(row: dict) -> str:
+    return f"{row['op']} {row['label']} {row['dtype']}"
