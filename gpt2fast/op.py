@@ -49,6 +49,7 @@ class Op:
     baseline: Callable | None
     naive: Callable | None
     has_derivative: bool = False
+    gradient_slack: float = 1.0
 
     def __post_init__(self):
         self.overload = getattr(getattr(torch.ops, self.namespace), self.name).default
@@ -78,12 +79,13 @@ class Op:
         bound.apply_defaults()
         return bound.arguments
 
-    def backward(self, saves: str = ""):
+    def backward(self, saves: str = "", slack: float = 1.0):
         """Registers the derivative, once, above every backend.
 
         ``saves`` names the inputs and outputs to keep. The function gets them (and every non-tensor argument) as
         attributes of ``saved`` and the gradients of the outputs as attributes of ``grad`` (None where not needed),
-        with ``saved.needs`` the set of inputs that want one, and returns a dict from input to gradient.
+        with ``saved.needs`` the set of inputs that want one, and returns a dict from input to gradient. ``slack`` is a factor
+        on the parity rule of the gradients; give the reason beside it.
         """
         kept = saves.split()
 
@@ -108,7 +110,7 @@ class Op:
             torch.library.register_autograd(
                 f"{self.namespace}::{self.name}", derivative, setup_context=setup, lib=_libraries[self.namespace][0]
             )
-            self.has_derivative = True
+            self.has_derivative, self.gradient_slack = True, slack
             return self
 
         return register

@@ -53,8 +53,8 @@ def gradients(op, args, dout):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 @pytest.mark.parametrize("op, case", op_cases(3_000_000, FORWARD))
 def test_gradients_keep_the_parity_rule(op, case, dtype):
-    found = {}  # per gradient: actual, plain and truth; a tiny case is pooled over seeds, its errors alone being luck
-    for seed in range(16 if op.flops(case) <= TINY else 1):
+    found = {}  # per gradient: actual, plain and truth; a small case is pooled over seeds, a few rows' errors being luck
+    for seed in range(16 if op.flops(case) <= 100_000 else 1):
         args = build(op, case, dtype, seed=seed)
         outs = reference(op, args)[: len(op.returns)]
         generator = torch.Generator().manual_seed(seed)
@@ -66,7 +66,7 @@ def test_gradients_keep_the_parity_rule(op, case, dtype):
         for name in actual:
             found.setdefault(name, []).append((actual[name], plain[name], truth[name]))
     for name, runs in found.items():
-        assert_close_to_truth(*(torch.stack(tensors) for tensors in zip(*runs)), f"d{name}", op.slack)
+        assert_close_to_truth(*(torch.stack(tensors) for tensors in zip(*runs)), f"d{name}", op.gradient_slack)
 
 
 @pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)

@@ -197,7 +197,8 @@ def attention_backward(
     return (*(g.to(q.dtype).contiguous() for g in (dq, dk, dv)), dbias)
 
 
-@attention.backward("q k v mask bias seed out lse")
+# slack: lse comes from the forward kernel and the scores from the reference, whose sums run in another order
+@attention.backward("q k v mask bias seed out lse", slack=1.5)
 def _(saved, grad):
     dq, dk, dv, dbias = attention_backward(
         grad.out, saved.q, saved.k, saved.v, saved.out, saved.lse, saved.mask, saved.bias, saved.seed,
