@@ -113,6 +113,7 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 # The package is there by now: pip adds only what the extras name.
 $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.built
 	@$(PIP) install $(PIN) 'gpt2fast[$*]'
+	@$(BIN)/python tests/fetch_ranks.py || true
 	@touch $@
 
 $(VENV)/.lint: constraints.txt | $(VENV)/.made

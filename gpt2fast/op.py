@@ -84,8 +84,8 @@ class Op:
 
         ``saves`` names the inputs and outputs to keep. The function gets them (and every non-tensor argument) as
         attributes of ``saved`` and the gradients of the outputs as attributes of ``grad`` (None where not needed),
-        with ``saved.needs`` the set of inputs that want one, and returns a dict from input to gradient. ``slack`` is a factor
-        on the parity rule of the gradients; give the reason beside it.
+        with ``saved.needs`` the set of inputs that want one, and returns a dict from input to gradient.
+        ``slack`` is a factor on the parity rule of the gradients; give the reason beside it.
         """
         kept = saves.split()
 

@@ -53,7 +53,7 @@ def gradients(op, args, dout):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 @pytest.mark.parametrize("op, case", op_cases(3_000_000, FORWARD))
 def test_gradients_keep_the_parity_rule(op, case, dtype):
-    found = {}  # per gradient: actual, plain and truth; a small case is pooled over seeds, a few rows' errors being luck
+    found = {}  # per gradient: actual, plain and truth; small cases are pooled over seeds: few rows are luck
     for seed in range(16 if op.flops(case) <= 100_000 else 1):
         args = build(op, case, dtype, seed=seed)
         outs = reference(op, args)[: len(op.returns)]
