@@ -10,7 +10,12 @@ def of_ops(rows: list[dict]) -> list[tuple[str, str, bool]]:
     for row in timed:
         ratio, share = row["ratio"]["median"], row["share"]["median"]
         least = 1.0
-        if row["op"] == "gelu" and row["dtype"] == "float32" and row["outside_cache"]:
+        if (
+            row["op"] == "gelu"
+            and row["case"]["approximate"] == "tanh"
+            and row["dtype"] == "float32"
+            and row["outside_cache"]
+        ):
             least = GELU
         if row["op"] == "cross_entropy" and row["case"]["R"] > 1:
             least = CROSS_ENTROPY

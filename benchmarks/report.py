@@ -71,7 +71,7 @@ def draw_roofline(ax, results: dict) -> None:
     limit = peak.limits(results["peaks"], threads)
     rows = [row for row in results["rows"] if "failed" not in row and row["outside_cache"] and row["flops"]]
     intensity = [row["flops"] / (row["read"] + row["written"]) for row in rows]
-    low, high = min(intensity, default=0.1) / 3, max(intensity, default=100) * 3
+    low, high = min(intensity, default=0.1) / 3, 3 * max([*intensity, limit["dot"] / limit["read"]])
     for name, style in (("fma", "-"), ("dot", "--")):
         knee = limit[name] / limit["read"]
         label = {"fma": "float32 multiply-add", "dot": "bfloat16 pair product"}[name]

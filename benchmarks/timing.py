@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 LEAST_BLOCK = 2e-3  # seconds: short calls are timed many at a time
+WARM_UP = 2  # rounds not counted: the allocator has by then all the memory that the contenders ask for
 
 
 def keep_freed_memory() -> bool:
@@ -38,8 +39,7 @@ def alternate(
     found: dict[str, list[float]] = {name: [] for name in [*contenders, *(probes or {})]}
     calls = {}
     for name, callables in contenders.items():
-        for function in callables:  # warm-up: every input once
-            function()
+        _time(callables, len(callables))
         block, calls[name] = 0.0, len(callables)
         while True:
             block = _time(callables, calls[name])
@@ -50,14 +50,17 @@ def alternate(
     gc.disable()
     try:
         start = time.perf_counter()
-        for turn in range(rounds[1]):
+        for turn in range(-WARM_UP, rounds[1]):
+            if turn == 0:
+                start = time.perf_counter()
             if turn >= rounds[0] and time.perf_counter() - start > seconds:
                 break
-            for name, probe in (probes or {}).items():
-                found[name].append(probe())
-            order = list(contenders)
-            for name in order if turn % 2 else reversed(order):
-                found[name].append(_time(contenders[name], calls[name]) / calls[name])
+            order = list(contenders) if turn % 2 else list(reversed(contenders))
+            figures = {name: probe() for name, probe in (probes or {}).items()}
+            figures |= {name: _time(contenders[name], calls[name]) / calls[name] for name in order}
+            if turn >= 0:
+                for name, figure in figures.items():
+                    found[name].append(figure)
     finally:
         if collecting:
             gc.enable()
