@@ -13,6 +13,7 @@ constexpr int kTileRows = Vec::kRegisters == 16 ? 6 : Vec::kLanes == 16 ? 14 : 8
 constexpr int kTileVecs = Vec::kRegisters == 32 && Vec::kLanes == 4 ? 3 : 2;
 constexpr int64_t kTileColumns = kTileVecs * Vec::kLanes;
 constexpr int64_t kSkinnyColumns = 64, kTaskColumns = 96, kTaskRows = 128;
+constexpr int64_t kSkinnySums = 4096;                // of a pass over weight: stay in the L1
 constexpr int64_t kPanelColumns = 3 * kTaskColumns;  // a panel of kBlockWords x 288 words stays in the L2
 constexpr int64_t kBlockRows = 512;                  // rows for which a panel is packed once
 constexpr int64_t kPackedWords = 1 << 21;            // of x that stay packed from panel to panel
@@ -35,7 +36,8 @@ inline void tile(const float* x, const float* weight, int64_t words, float* tota
   for (int m = 0; m < kRows; ++m)
     for (int v = 0; v < kTileVecs; ++v) {
       float* to = total + m * pitch + v * L;
-      (first ? s[m][v] : Vec::load(to) + s[m][v]).store(to);
+      if (!first) s[m][v] = Vec::load(to) + s[m][v];
+      s[m][v].store(to);
     }
 }
 
@@ -89,21 +91,22 @@ inline void linear_skinny(const LinearArgs& a, int64_t begin, int64_t end) {
   if constexpr (kRows > 1) {
     if (a.M < kRows) return linear_skinny<T, kRows - 1>(a, begin, end);
   }
-  constexpr int64_t kColumns = 4096 / kRows / kSkinnyColumns * kSkinnyColumns;  // sums of a pass stay in the L1
+  int64_t first = begin * kSkinnyColumns, last = min64(a.N, end * kSkinnyColumns);
+  int64_t passes = max64(1, ceil_div(last - first, kSkinnySums / kRows));
+  int64_t width = ceil_div(ceil_div(last - first, passes), kSkinnyColumns) * kSkinnyColumns;
+  int64_t pitch = width + Vec::kLanes;  // a power of two would put all rows into the same sets of the L1
   float* x = (float*)scratch<0>(size_t(a.K * packed_stride(kRows) + Vec::kLanes) * sizeof(float));
-  float* total = (float*)scratch<1>(size_t(2 * kRows * kColumns) * sizeof(float));
+  float* total = (float*)scratch<1>(size_t(2 * kRows * pitch) * sizeof(float));
   pack_x((const T*)a.x, a.stride_x_m, kRows, a.K, x);
-  int64_t last = min64(a.N, end * kSkinnyColumns);
-  for (int64_t n = begin * kSkinnyColumns; n < last; n += kColumns) {
-    int64_t columns = min64(kColumns, last - n);
-    if (a.K == 0) __builtin_memset(total, 0, size_t(kRows * kColumns) * sizeof(float));
+  for (int64_t n = first; n < last; n += width) {
+    int64_t columns = min64(width, last - n);
+    if (a.K == 0) __builtin_memset(total, 0, size_t(kRows * pitch) * sizeof(float));
     if (a.transposed)
       skinny_transposed<T, kRows>(x, (const T*)a.weight + n * a.stride_weight, a.stride_weight, a.K, columns, total,
-                                  kColumns);
+                                  pitch);
     else
-      skinny<T, kRows>(x, (const T*)a.weight + n, a.stride_weight, a.K, columns, total, total + kRows * kColumns,
-                       kColumns);
-    finish<T>(a, total, kColumns, 0, kRows, n, columns);
+      skinny<T, kRows>(x, (const T*)a.weight + n, a.stride_weight, a.K, columns, total, total + kRows * pitch, pitch);
+    finish<T>(a, total, pitch, 0, kRows, n, columns);
   }
 }
 

@@ -1,11 +1,15 @@
 // Operands of linear as 4-byte words along K: a float32 (float16 is converted), or two bfloat16 where the CPU has their
 // dot product. Elsewhere a bfloat16 is converted too: dot()'s two fused steps are the same chain. Tiles want the words
-// of several rows side by side: interleave() transposes them in registers, pack_rows() copies rows that lie so already.
+// of several rows side by side: interleave() transposes them in registers; rows that lie so already are copied.
 #pragma once
 #include "vec_math.h"
 
 namespace gpt2fast {
 namespace {
+
+constexpr int64_t kRowsAhead = 8;  // of a (K, N) weight: its rows are too far apart for the CPU's own prefetcher
+
+inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 template <class T>
 struct Operand {
@@ -101,6 +105,9 @@ inline void pack_weight(const T* weight, int64_t stride, bool transposed, int64_
     const T* p = weight + k * D * stride;
     const T* q = next_row(p, stride, (k + 1) * D <= elements);
     bool zeros = (k + 1) * D > elements;
+    for (int d = 0; d < D; ++d)
+      for (int64_t offset = 0; offset < columns * int64_t(sizeof(T)); offset += 64)
+        prefetch_l2((const char*)(p + (kRowsAhead * D + d) * stride) + offset);
     for (int64_t n = 0; n < columns; n += L) {
       float* to = out + (n / W * words + k) * W + n % W;
       const T* high = zeros ? q : q + n;

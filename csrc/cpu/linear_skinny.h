@@ -10,16 +10,14 @@ namespace {
 constexpr int kSkinnyRows = 8;
 constexpr int64_t kBlockWords = 256;  // of K, in one chain: longer sums are added up from such blocks, in order
 
-inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
-
-// Words [k, k + kDepth words) of a chain for kVecs Vec of columns: partial sums come from and go to `sum`.
+// sum (kRows, kVecs Vec of columns) += x @ weight over a few words: the middle of a chain.
 template <class T, int kRows, int kVecs, bool kTail>
 inline void advance(const float* x, const T* weight, int64_t stride, int words, bool last_exists, int columns,
-                    int64_t ahead, float* sum, float* total, int64_t pitch, bool begins, bool ends, bool first_block) {
+                    int64_t ahead, float* sum, int64_t pitch) {
   constexpr int L = Vec::kLanes, D = Operand<T>::kDepth;
   Vec s[kRows][kVecs];
   for (int m = 0; m < kRows; ++m)
-    for (int v = 0; v < kVecs; ++v) s[m][v] = begins ? Vec::zero() : Vec::load(sum + m * pitch + v * L);
+    for (int v = 0; v < kVecs; ++v) s[m][v] = Vec::load(sum + m * pitch + v * L);
   for (int k = 0; k < words; ++k) {
     const T* p = weight + k * D * stride;
     bool exists = k + 1 < words || last_exists;
@@ -38,41 +36,38 @@ inline void advance(const float* x, const T* weight, int64_t stride, int words, 
     }
   }
   for (int m = 0; m < kRows; ++m)
-    for (int v = 0; v < kVecs; ++v) {
-      float* to = (ends ? total : sum) + m * pitch + v * L;
-      (ends && !first_block ? Vec::load(to) + s[m][v] : s[m][v]).store(to);
-    }
+    for (int v = 0; v < kVecs; ++v) s[m][v].store(sum + m * pitch + v * L);
 }
 
-// total (kRows, columns), rows `pitch` apart, = x (words from pack_x) @ weight (K, columns); sum: scratch of the same
-// size
+// total (kRows, columns), rows `pitch` apart, = x (words from pack_x) @ weight (K, columns); sum: scratch as large
 template <class T, int kRows>
 inline void skinny(const float* x, const T* weight, int64_t stride, int64_t K, int64_t columns, float* total,
                    float* sum, int64_t pitch) {
   constexpr int L = Vec::kLanes, D = Operand<T>::kDepth, kGroup = 8;
   constexpr int kVecs = (Vec::kRegisters - 4) / (kRows + 1) > 4 ? 4 : (Vec::kRegisters - 4) / (kRows + 1);
-  int64_t words = ceil_div(K, D);
-  int64_t ahead = kGroup * D * stride * int64_t(sizeof(T));
-  for (int64_t k = 0; k < words; k += kGroup) {
-    int64_t block = k / kBlockWords * kBlockWords, block_end = min64(words, block + kBlockWords);
-    int group = int(min64(kGroup, block_end - k));
-    bool begins = k == block, ends = k + group == block_end, last_exists = (k + group) * D <= K;
-    const T* w = weight + k * D * stride;
-    const float* a = x + k * packed_stride(kRows);
-    int64_t n = 0;
-    for (; n + kVecs * L <= columns; n += kVecs * L)
+  int64_t words = ceil_div(K, D), ahead = kGroup * D * stride * int64_t(sizeof(T));
+  for (int64_t block = 0; block < words; block += kBlockWords) {
+    int64_t block_end = min64(words, block + kBlockWords);
+    for (int64_t i = 0; i < kRows * pitch; i += L) Vec::zero().store(sum + i);
+    for (int64_t k = block; k < block_end; k += kGroup) {
+      int group = int(min64(kGroup, block_end - k));
+      bool last_exists = (k + group) * D <= K;
+      const T* w = weight + k * D * stride;
+      const float* a = x + k * packed_stride(kRows);
+      int64_t n = 0;
       if (group == kGroup)
-        advance<T, kRows, kVecs, false>(a, w + n, stride, kGroup, last_exists, 0, ahead, sum + n, total + n, pitch,
-                                        begins, ends, block == 0);
-      else
-        advance<T, kRows, kVecs, false>(a, w + n, stride, group, last_exists, 0, ahead, sum + n, total + n, pitch,
-                                        begins, ends, block == 0);
-    for (; n + L <= columns; n += L)
-      advance<T, kRows, 1, false>(a, w + n, stride, group, last_exists, 0, ahead, sum + n, total + n, pitch, begins,
-                                  ends, block == 0);
-    if (n < columns)
-      advance<T, kRows, 1, true>(a, w + n, stride, group, last_exists, int(columns - n), ahead, sum + n, total + n,
-                                 pitch, begins, ends, block == 0);
+        for (; n + kVecs * L <= columns; n += kVecs * L)
+          advance<T, kRows, kVecs, false>(a, w + n, stride, kGroup, last_exists, 0, ahead, sum + n, pitch);
+      for (; n + L <= columns; n += L)
+        advance<T, kRows, 1, false>(a, w + n, stride, group, last_exists, 0, ahead, sum + n, pitch);
+      if (n < columns)
+        advance<T, kRows, 1, true>(a, w + n, stride, group, last_exists, int(columns - n), ahead, sum + n, pitch);
+    }
+    for (int64_t i = 0; i < kRows * pitch; i += L) {
+      Vec s = Vec::load(sum + i);
+      if (block) s = Vec::load(total + i) + s;
+      s.store(total + i);
+    }
   }
 }
 
@@ -116,7 +111,8 @@ inline void skinny_transposed(const float* x, const T* weight, int64_t stride, i
       for (int g = 0; g < kGroups; ++g)
         for (int m = 0; m < kRows; ++m) {
           float* to = total + m * pitch + n + g * L;
-          (block ? Vec::load(to) + s[g][m] : s[g][m]).store(to);
+          if (block) s[g][m] = Vec::load(to) + s[g][m];
+          s[g][m].store(to);
         }
     }
   }
