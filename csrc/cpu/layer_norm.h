@@ -52,7 +52,9 @@ struct LayerNormPass {
 template <bool kRead, bool kResidual, bool kNormalize, bool kStream, class T>
 inline float layer_norm_pass(const LayerNormPass<T>& p, int64_t n) {
   constexpr int64_t kLanes = Vec::kLanes;
-  Vec total[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+  constexpr int kSums = 8;  // many short sums round less than few long ones
+  Vec total[kSums];
+  for (Vec& t : total) t = Vec::zero();
   Vec mean = Vec::broadcast(p.mean), rstd = Vec::broadcast(p.rstd);
   auto step = [&](auto whole, int64_t i, int k, int count) {
     constexpr bool kWhole = decltype(whole)::value;
@@ -73,11 +75,13 @@ inline float layer_norm_pass(const LayerNormPass<T>& p, int64_t n) {
     }
   };
   int64_t i = 0;
-  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
-    for (int k = 0; k < 4; ++k) step(Flag<true>{}, i + k * kLanes, k, 0);
+  for (; i + kSums * kLanes <= n; i += kSums * kLanes)
+    for (int k = 0; k < kSums; ++k) step(Flag<true>{}, i + k * kLanes, k, 0);
   for (; i + kLanes <= n; i += kLanes) step(Flag<true>{}, i, 0, 0);
   if (i < n) step(Flag<false>{}, i, 1, int(n - i));
-  return reduce_add((total[0] + total[1]) + (total[2] + total[3]));
+  for (int half = kSums / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) total[k] = total[k] + total[k + half];
+  return reduce_add(total[0]);
 }
 
 struct Moments {
@@ -91,7 +95,8 @@ inline Vec first_lanes(Vec v, int n) {
   return Vec::load(lanes, n);
 }
 
-// From the deviations of a first mean: their sum corrects the mean's rounding, their squares give the variance.
+// From the deviations of a first mean: their squares give the variance, and their sum corrects the mean where it is
+// large beside them; where it is small, the deviations have more rounding than the values had.
 template <class T>
 inline Moments moments_of_row(const T* s, int64_t n, float first) {
   constexpr int64_t kLanes = Vec::kLanes;
@@ -108,7 +113,8 @@ inline Moments moments_of_row(const T* s, int64_t n, float first) {
   if (i < n) add(1, first_lanes(Vec::load(s + i, int(n - i)) - m, int(n - i)));
   float correction = reduce_add(total[0] + total[1]) / float(n);
   float variance = reduce_add(squares[0] + squares[1]) / float(n) - correction * correction;
-  return {first + correction, variance > 0 ? variance : variance < 0 ? 0.f : variance};
+  variance = variance < 0 ? 0.f : variance;
+  return {first * first > variance ? first + correction : first, variance};
 }
 
 template <bool kResidual, bool kStream, class T>
