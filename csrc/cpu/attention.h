@@ -7,35 +7,25 @@
 namespace gpt2fast {
 namespace {
 
-inline AttentionUnits attention_units(const AttentionArgs &a) {
-  return {a.B, a.H, a.T, a.S, a.D};
-}
+inline AttentionUnits attention_units(const AttentionArgs& a) { return {a.B, a.H, a.T, a.S, a.D}; }
 
-inline int64_t attention_tasks(const AttentionArgs &a) {
-  return attention_units(a).tasks();
-}
+inline int64_t attention_tasks(const AttentionArgs& a) { return attention_units(a).tasks(); }
 
-inline void attention_run(const AttentionArgs &a, int64_t begin, int64_t end) {
+inline void attention_run(const AttentionArgs& a, int64_t begin, int64_t end) {
   with_dtype(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     attention_units(a).run<T>(begin, end, [&](int64_t b, int64_t h) {
       Head<T> head = {};
-      head.q = (const T *)a.q + b * a.stride_q[0] + h * a.stride_q[2];
-      head.k = (const T *)a.k + b * a.stride_k[0] + h * a.stride_k[2];
-      head.v = (const T *)a.v + b * a.stride_v[0] + h * a.stride_v[2];
-      head.stride_q = a.stride_q[1], head.stride_k = a.stride_k[1],
-      head.stride_v = a.stride_v[1];
-      head.out = (T *)a.out + (b * a.T * a.H + h) * a.D;
+      head.q = (const T*)a.q + b * a.stride_q[0] + h * a.stride_q[2];
+      head.k = (const T*)a.k + b * a.stride_k[0] + h * a.stride_k[2];
+      head.v = (const T*)a.v + b * a.stride_v[0] + h * a.stride_v[2];
+      head.stride_q = a.stride_q[1], head.stride_k = a.stride_k[1], head.stride_v = a.stride_v[1];
+      head.out = (T*)a.out + (b * a.T * a.H + h) * a.D;
       head.stride_out = a.H * a.D;
-      if (a.lse)
-        head.lse = a.lse + (b * a.H + h) * a.T;
-      if (a.mask)
-        head.mask = a.mask + b * a.stride_mask_b;
-      if (a.bias)
-        head.bias =
-            (const T *)a.bias + b * a.stride_bias[0] + h * a.stride_bias[1];
-      head.stride_bias[0] = a.stride_bias[2],
-      head.stride_bias[1] = a.stride_bias[3];
+      if (a.lse) head.lse = a.lse + (b * a.H + h) * a.T;
+      if (a.mask) head.mask = a.mask + b * a.stride_mask_b;
+      if (a.bias) head.bias = (const T*)a.bias + b * a.stride_bias[0] + h * a.stride_bias[1];
+      head.stride_bias[0] = a.stride_bias[2], head.stride_bias[1] = a.stride_bias[3];
       head.queries = a.T, head.S = a.S, head.D = a.D;
       head.offset = a.S - a.T;
       head.window = a.window, head.causal = a.causal;
@@ -48,5 +38,5 @@ inline void attention_run(const AttentionArgs &a, int64_t begin, int64_t end) {
   });
 }
 
-} // namespace
-} // namespace gpt2fast
+}  // namespace
+}  // namespace gpt2fast

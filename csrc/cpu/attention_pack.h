@@ -7,81 +7,76 @@
 namespace gpt2fast {
 namespace {
 
-constexpr int kKeys = 64; // keys of a block; the first one starts at key 0
-constexpr int kPackedBlocks =
-    256; // at most so many blocks are kept packed for a head's further queries,
-constexpr int64_t kPackedBytes = int64_t(2) << 20; // and so many bytes
+constexpr int kKeys = 64;           // keys of a block; the first one starts at key 0
+constexpr int kPackedBlocks = 256;  // at most so many blocks are kept packed for a head's further queries,
+constexpr int64_t kPackedBytes = int64_t(2) << 20;  // and so many bytes
 
 // What attention and decode_attention have in common.
-template <class T> struct Head {
-  const T *q, *k, *v;                   // (T, D), (S, D), (S, D)
-  int64_t stride_q, stride_k, stride_v; // of T or S
-  T *out;                               // (T, D)
+template <class T>
+struct Head {
+  const T *q, *k, *v;                    // (T, D), (S, D), (S, D)
+  int64_t stride_q, stride_k, stride_v;  // of T or S
+  T* out;                                // (T, D)
   int64_t stride_out;
-  float *lse;       // (T) or null
-  const bool *mask; // (S) or null
-  const T *bias;    // (T, S) or null
+  float* lse;        // (T) or null
+  const bool* mask;  // (S) or null
+  const T* bias;     // (T, S) or null
   int64_t stride_bias[2];
   int64_t queries, S, D;
-  int64_t first, offset, window; // see low and high
+  int64_t first, offset, window;  // see low and high
   bool causal;
   float scale;
   float dropout_p;
-  uint64_t seed, row; // Philox key, and counter of query 0
+  uint64_t seed, row;  // Philox key, and counter of query 0
 
   // Query i sees keys [low(i), high(i)); neither ever decreases.
-  int64_t low(int64_t i) const {
-    return window > 0 ? max64(first, offset + i - window + 1) : first;
-  }
-  int64_t high(int64_t i) const {
-    return causal ? max64(0, min64(S, offset + i + 1)) : S;
-  }
+  int64_t low(int64_t i) const { return window > 0 ? max64(first, offset + i - window + 1) : first; }
+  int64_t high(int64_t i) const { return causal ? max64(0, min64(S, offset + i + 1)) : S; }
 };
 
 // What an inner product steps over: one float, or two bfloat16.
-template <class T> struct AttentionOperand {
+template <class T>
+struct AttentionOperand {
   using Element = float;
   using Chunk = Vec;
   static constexpr int kPair = 1;
-  static Vec broadcast(const float *p) { return Vec::broadcast(*p); }
+  static Vec broadcast(const float* p) { return Vec::broadcast(*p); }
   static Vec multiply(Vec a, Vec b, Vec acc) { return fma(a, b, acc); }
 };
-template <> struct AttentionOperand<bfloat16> {
+template <>
+struct AttentionOperand<bfloat16> {
   using Element = bfloat16;
   using Chunk = Pairs;
   static constexpr int kPair = 2;
-  static Pairs broadcast(const bfloat16 *p) { return Pairs::broadcast(p); }
+  static Pairs broadcast(const bfloat16* p) { return Pairs::broadcast(p); }
   static Vec multiply(Pairs a, Pairs b, Vec acc) { return dot(a, b, acc); }
 };
 
-template <class T> class PackedBlocks {
-public:
+template <class T>
+class PackedBlocks {
+ public:
   using Element = typename AttentionOperand<T>::Element;
   static constexpr int kLanes = Vec::kLanes, kPair = AttentionOperand<T>::kPair;
 
   const Head<T> h;
-  const int64_t steps; // of an inner product over D
-  const int vectors;   // of a row of D outputs
+  const int64_t steps;  // of an inner product over D
+  const int vectors;    // of a row of D outputs
 
   // The block chosen last.
-  int64_t block = 0; // its first key
+  int64_t block = 0;  // its first key
   const Element *key = nullptr, *value = nullptr;
-  int64_t stride_value = 0; // between steps over keys
-  int hidden = 0; // how many of its keys the mask hides; visible[j] = 0 for
-                  // those, else 1
+  int64_t stride_value = 0;  // between steps over keys
+  int hidden = 0;            // how many of its keys the mask hides; visible[j] = 0 for
+                             // those, else 1
   float visible[kKeys];
 
   // Of `rows` queries at a time; blocks stay packed only where that saves work.
-  PackedBlocks(const Head<T> &head, int64_t rows)
-      : h(head), steps(ceil_div(h.D, kPair)),
-        vectors(int(ceil_div(h.D, kLanes))) {
+  PackedBlocks(const Head<T>& head, int64_t rows)
+      : h(head), steps(ceil_div(h.D, kPair)), vectors(int(ceil_div(h.D, kLanes))) {
     slot = kKeys * (steps * kPair + vectors * kLanes);
     int64_t blocks = ceil_div(h.S, kKeys);
-    keep = rows < h.queries &&
-           blocks <= min64(kPackedBlocks,
-                           kPackedBytes / (slot * int64_t(sizeof(Element))));
-    packed = (Element *)scratch<1>(size_t((keep ? blocks : 1) * slot) *
-                                   sizeof(Element));
+    keep = rows < h.queries && blocks <= min64(kPackedBlocks, kPackedBytes / (slot * int64_t(sizeof(Element))));
+    packed = (Element*)scratch<1>(size_t((keep ? blocks : 1) * slot) * sizeof(Element));
   }
 
   // False if the mask hides the whole block.
@@ -90,75 +85,59 @@ public:
     hidden = 0;
     int keys = int(min64(h.S - block, kKeys));
     if (h.mask) {
-      for (int j = 0; j < kKeys; ++j)
-        visible[j] = j < keys && h.mask[block + j];
-      for (int j = 0; j < keys; ++j)
-        hidden += visible[j] == 0;
-      if (hidden == keys)
-        return false;
+      for (int j = 0; j < kKeys; ++j) visible[j] = j < keys && h.mask[block + j];
+      for (int j = 0; j < keys; ++j) hidden += visible[j] == 0;
+      if (hidden == keys) return false;
     }
-    Element *to = packed + (keep ? block / kKeys * slot : 0);
+    Element* to = packed + (keep ? block / kKeys * slot : 0);
     key = to;
     value = to + kKeys * steps * kPair;
     stride_value = int64_t(vectors) * kLanes * kPair;
     bool direct = in_place();
-    if (direct)
-      value = (const Element *)(h.v + block * h.stride_v),
-      stride_value = h.stride_v;
-    if (keep && ready[block / kKeys])
-      return true;
-    if (keep)
-      ready[block / kKeys] = true;
+    if (direct) value = (const Element*)(h.v + block * h.stride_v), stride_value = h.stride_v;
+    if (keep && ready[block / kKeys]) return true;
+    if (keep) ready[block / kKeys] = true;
     pack_keys(to, keys);
-    if (!direct)
-      pack_values(to + kKeys * steps * kPair, keys);
+    if (!direct) pack_values(to + kKeys * steps * kPair, keys);
     return true;
   }
 
   // Prefetches keys and values [begin, end) of the next block: rows of one head
   // lie far apart in memory.
   void fetch_ahead(int begin, int end, int64_t last) const {
-    for (int64_t j = block + kKeys + begin;
-         j < min64(block + kKeys + end, last); ++j)
+    for (int64_t j = block + kKeys + begin; j < min64(block + kKeys + end, last); ++j)
       for (int64_t d = 0; d < h.D; d += 64 / int(sizeof(T))) {
         prefetch(h.k + j * h.stride_k + d);
         prefetch(h.v + j * h.stride_v + d);
       }
   }
 
-private:
+ private:
   // Values are read where they are if too few queries would share a copy.
-  bool in_place() const {
-    return sizeof(T) == 4 && h.queries <= 6 && !h.mask && h.D % kLanes == 0;
-  }
+  bool in_place() const { return sizeof(T) == 4 && h.queries <= 6 && !h.mask && h.D % kLanes == 0; }
 
-  bool shown(int64_t j, int keys) const {
-    return j < keys && block + j >= h.first && (!hidden || visible[j] > 0);
-  }
+  bool shown(int64_t j, int keys) const { return j < keys && block + j >= h.first && (!hidden || visible[j] > 0); }
 
-  static Vec lanes(const T *p, int n) {
+  static Vec lanes(const T* p, int n) {
     if constexpr (kPair == 2)
-      return (n == kLanes * kPair ? Pairs::load(p) : Pairs::load(p, n))
-          .as_vec();
+      return (n == kLanes * kPair ? Pairs::load(p) : Pairs::load(p, n)).as_vec();
     else
       return n == kLanes ? Vec::load(p) : Vec::load(p, n);
   }
 
   // to[s][j]: step s of key j. Rows not shown are zeros and never read.
-  void pack_keys(Element *to, int keys) const {
+  void pack_keys(Element* to, int keys) const {
     for (int j = 0; j < keys; j += kLanes) {
       bool whole = j + kLanes <= keys && block + j >= h.first && !hidden;
-      const T *rows = h.k + (block + j) * h.stride_k;
+      const T* rows = h.k + (block + j) * h.stride_k;
       for (int64_t s = 0; s < steps; s += kLanes) {
         Vec r[kLanes];
         int n = int(min64(h.D - s * kPair, kLanes * kPair));
         for (int i = 0; i < kLanes; ++i)
-          r[i] = whole || shown(j + i, keys)
-                     ? lanes(rows + i * h.stride_k + s * kPair, n)
-                     : Vec::zero();
+          r[i] = whole || shown(j + i, keys) ? lanes(rows + i * h.stride_k + s * kPair, n) : Vec::zero();
         Vec::transpose(r);
         for (int i = 0; i < kLanes && s + i < steps; ++i) {
-          Element *at = to + ((s + i) * kKeys + j) * kPair;
+          Element* at = to + ((s + i) * kKeys + j) * kPair;
           if constexpr (kPair == 2)
             Pairs::from_vec(r[i]).store(at);
           else
@@ -169,23 +148,21 @@ private:
   }
 
   // to[j][d], or pairs of keys: to[j / 2][d][j % 2].
-  void pack_values(Element *to, int keys) const {
+  void pack_values(Element* to, int keys) const {
     for (int j = 0; j < keys; j += kPair, to += vectors * kLanes * kPair) {
-      const T *row = h.v + (block + j) * h.stride_v;
+      const T* row = h.v + (block + j) * h.stride_v;
       bool use = shown(j, keys);
       for (int c = 0; c < vectors; ++c) {
         int n = int(min64(h.D - c * kLanes, kLanes));
-        Element *at = to + c * kLanes * kPair;
+        Element* at = to + c * kLanes * kPair;
         if constexpr (kPair == 2) {
           const T *even = row + c * kLanes, *odd = even + h.stride_v;
           bool use_odd = shown(j + 1, keys);
           bfloat16 padded[2][kLanes];
           if (n < kLanes || !use || !use_odd) {
             __builtin_memset(padded, 0, sizeof(padded));
-            if (use)
-              __builtin_memcpy(padded[0], even, size_t(n) * 2);
-            if (use_odd)
-              __builtin_memcpy(padded[1], odd, size_t(n) * 2);
+            if (use) __builtin_memcpy(padded[0], even, size_t(n) * 2);
+            if (use_odd) __builtin_memcpy(padded[1], odd, size_t(n) * 2);
             even = padded[0], odd = padded[1];
           }
           Pairs::zip(even, odd).store(at);
@@ -196,11 +173,11 @@ private:
     }
   }
 
-  int64_t slot; // elements of a packed block
+  int64_t slot;  // elements of a packed block
   bool keep;
-  Element *packed;
+  Element* packed;
   bool ready[kPackedBlocks] = {};
 };
 
-} // namespace
-} // namespace gpt2fast
+}  // namespace
+}  // namespace gpt2fast

@@ -8,13 +8,11 @@
 namespace gpt2fast {
 namespace {
 
-constexpr int kBandRows =
-    48; // queries whose scores against one block stay in the first-level cache
-constexpr int kQueriesPerTask = 192; // queries that share a packed block
+constexpr int kBandRows = 48;         // queries whose scores against one block stay in the first-level cache
+constexpr int kQueriesPerTask = 192;  // queries that share a packed block
 constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLn2 = 0.693147180559945309f;
-constexpr float kLowest =
-    -3.40282346638528860e38f; // lse of a row that attends to nothing
+constexpr float kLowest = -3.40282346638528860e38f;  // lse of a row that attends to nothing
 
 // 2^t for t <= 0 or NaN: degree-6 minimax polynomial, error below 1 ulp; 1 at
 // 0, 0 below -150.
@@ -32,12 +30,12 @@ inline Vec exp2_nonpositive(Vec t) {
 }
 
 // Two vectors of probabilities, side by side.
-inline void store_probabilities(Vec a, Vec b, float *p) {
+inline void store_probabilities(Vec a, Vec b, float* p) {
   a.store(p);
   b.store(p + Vec::kLanes);
 }
-inline void store_probabilities(Vec a, Vec b, bfloat16 *p) {
-#ifdef __AVX512BF16__ // flushes subnormals, which Vec::store must not
+inline void store_probabilities(Vec a, Vec b, bfloat16* p) {
+#ifdef __AVX512BF16__  // flushes subnormals, which Vec::store must not
   _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v));
 #else
   a.store(p);
@@ -48,17 +46,14 @@ inline void store_probabilities(Vec a, Vec b, bfloat16 *p) {
 // acc[i][j] += the sum over steps of a[i] (one row each) times b[j] (kLanes
 // columns each), in the order of the steps.
 template <class O, int kRows, int kVectors>
-inline void multiply_tile(const typename O::Element *a, int64_t stride_a,
-                          const typename O::Element *b, int64_t stride_b,
-                          int64_t steps, Vec (&acc)[kRows][kVectors]) {
+inline void multiply_tile(const typename O::Element* a, int64_t stride_a, const typename O::Element* b,
+                          int64_t stride_b, int64_t steps, Vec (&acc)[kRows][kVectors]) {
   for (int64_t s = 0; s < steps; ++s, a += O::kPair, b += stride_b) {
     typename O::Chunk columns[kVectors];
-    for (int j = 0; j < kVectors; ++j)
-      columns[j] = O::Chunk::load(b + j * Vec::kLanes * O::kPair);
+    for (int j = 0; j < kVectors; ++j) columns[j] = O::Chunk::load(b + j * Vec::kLanes * O::kPair);
     for (int i = 0; i < kRows; ++i) {
       typename O::Chunk row = O::broadcast(a + i * stride_a);
-      for (int j = 0; j < kVectors; ++j)
-        acc[i][j] = O::multiply(row, columns[j], acc[i][j]);
+      for (int j = 0; j < kVectors; ++j) acc[i][j] = O::multiply(row, columns[j], acc[i][j]);
     }
   }
 }
@@ -66,72 +61,61 @@ inline void multiply_tile(const typename O::Element *a, int64_t stride_a,
 // f.tile<R, V>(row, column) for tiles of R rows and V vectors that cover rows x
 // vectors.
 template <int kRows, int kVectors, class F>
-inline void cover_columns(const F &f, int row, int column, int vectors) {
-  for (; vectors >= kVectors; vectors -= kVectors, column += kVectors)
-    f.template tile<kRows, kVectors>(row, column);
-  if constexpr (kVectors > 1)
-    cover_columns<kRows, kVectors / 2>(f, row, column, vectors);
+inline void cover_columns(const F& f, int row, int column, int vectors) {
+  for (; vectors >= kVectors; vectors -= kVectors, column += kVectors) f.template tile<kRows, kVectors>(row, column);
+  if constexpr (kVectors > 1) cover_columns<kRows, kVectors / 2>(f, row, column, vectors);
 }
 template <int kRows = 6, class F>
-inline void cover(const F &f, int row, int rows, int vectors) {
-  constexpr int kWide =
-      Vec::kRegisters >= 32
-          ? 4
-          : 2; // 6 x kWide sums, kWide columns and a row fill the registers
+inline void cover(const F& f, int row, int rows, int vectors) {
+  constexpr int kWide = Vec::kRegisters >= 32 ? 4 : 2;  // 6 x kWide sums, kWide columns and a row fill the registers
   constexpr int kVectors = kRows == 1 && Vec::kLanes < 16 ? 8 : kWide;
-  for (; rows >= kRows; rows -= kRows, row += kRows)
-    cover_columns<kRows, kVectors>(f, row, 0, vectors);
-  if constexpr (kRows > 1)
-    cover<kRows == 6 ? 4 : kRows / 2>(f, row, rows, vectors);
+  for (; rows >= kRows; rows -= kRows, row += kRows) cover_columns<kRows, kVectors>(f, row, 0, vectors);
+  if constexpr (kRows > 1) cover<kRows == 6 ? 4 : kRows / 2>(f, row, rows, vectors);
 }
 
 // Queries [begin, end) of a head, at most kQueriesPerTask of them.
-template <class T> class AttentionTile {
+template <class T>
+class AttentionTile {
   using O = AttentionOperand<T>;
   using Element = typename O::Element;
   static constexpr int kLanes = Vec::kLanes, kPair = O::kPair;
 
-public:
-  AttentionTile(PackedBlocks<T> &keys, int64_t begin, int64_t end)
-      : keys(keys), h(keys.h), begin(begin), rows(int(end - begin)),
-        steps(keys.steps), vectors(keys.vectors) {
+ public:
+  AttentionTile(PackedBlocks<T>& keys, int64_t begin, int64_t end)
+      : keys(keys), h(keys.h), begin(begin), rows(int(end - begin)), steps(keys.steps), vectors(keys.vectors) {
     int64_t width = int64_t(vectors) * kLanes;
-    char *next =
-        (char *)scratch<0>(size_t(rows) * (sizeof(Element) * (steps * kPair) +
-                                           4 * (width + kLanes + 1)) +
-                           8 * kBandRows * kKeys + 1024);
+    char* next = (char*)scratch<0>(size_t(rows) * (sizeof(Element) * (steps * kPair) + 4 * (width + kLanes + 1)) +
+                                   8 * kBandRows * kKeys + 1024);
     query = take<Element>(next, rows * steps * kPair);
     probability = take<Element>(next, kBandRows * kKeys);
     score = take<float>(next, kBandRows * kKeys);
     acc = take<float>(next, rows * width);
     sum = take<float>(next, rows * kLanes);
     peak = take<float>(next, rows + kLanes);
-    for (int j = 0; j < kKeys; ++j)
-      index[j] = float(j);
+    for (int j = 0; j < kKeys; ++j) index[j] = float(j);
   }
 
   void run() {
     load_queries();
     last = h.high(begin + rows - 1);
-    for (int64_t block = h.low(begin) / kKeys * kKeys; block < last;
-         block += kKeys)
+    for (int64_t block = h.low(begin) / kKeys * kKeys; block < last; block += kKeys)
       if (keys.choose(block))
-        for (band = 0; band < rows; band += kBandRows)
-          attend(int(min64(rows - band, kBandRows)));
+        for (band = 0; band < rows; band += kBandRows) attend(int(min64(rows - band, kBandRows)));
     finish();
   }
 
-private:
-  template <class E> static E *take(char *&next, int64_t count) {
-    E *p = (E *)next;
+ private:
+  template <class E>
+  static E* take(char*& next, int64_t count) {
+    E* p = (E*)next;
     next += (size_t(count) * sizeof(E) + 63) & ~size_t(63);
     return p;
   }
 
   void load_queries() {
     for (int r = 0; r < rows; ++r) {
-      const T *p = h.q + (begin + r) * h.stride_q;
-      Element *to = query + r * steps * kPair;
+      const T* p = h.q + (begin + r) * h.stride_q;
+      Element* to = query + r * steps * kPair;
       if constexpr (kPair == 2) {
         to[steps * 2 - 1] = {0};
         __builtin_memcpy(to, p, size_t(h.D) * 2);
@@ -143,68 +127,55 @@ private:
       }
       peak[r] = -kInfinity;
       Vec::zero().store(sum + r * kLanes);
-      for (int c = 0; c < vectors; ++c)
-        Vec::zero().store(acc + (r * vectors + c) * kLanes);
+      for (int c = 0; c < vectors; ++c) Vec::zero().store(acc + (r * vectors + c) * kLanes);
     }
   }
 
   // score = scale q k^T, but for tiles that no query sees.
   struct Scores {
-    const AttentionTile &t;
-    template <int kRows, int kVectors> void tile(int row, int column) const {
+    const AttentionTile& t;
+    template <int kRows, int kVectors>
+    void tile(int row, int column) const {
       int at = t.band + row;
-      if (column == 0)
-        t.keys.fetch_ahead(at * kKeys / t.rows, (at + kRows) * kKeys / t.rows,
-                           t.last);
-      if (column * kLanes >= t.high[row + kRows - 1] ||
-          (column + kVectors) * kLanes <= t.low[row])
-        return;
-      float *to = t.score + row * kKeys + column * kLanes;
+      if (column == 0) t.keys.fetch_ahead(at * kKeys / t.rows, (at + kRows) * kKeys / t.rows, t.last);
+      if (column * kLanes >= t.high[row + kRows - 1] || (column + kVectors) * kLanes <= t.low[row]) return;
+      float* to = t.score + row * kKeys + column * kLanes;
       Vec scale = Vec::broadcast(t.h.scale), s[kRows][kVectors];
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j)
-          s[i][j] = Vec::zero();
-      multiply_tile<O>(t.query + at * t.steps * kPair, t.steps * kPair,
-                       t.keys.key + column * kLanes * kPair, kKeys * kPair,
-                       t.steps, s);
+        for (int j = 0; j < kVectors; ++j) s[i][j] = Vec::zero();
+      multiply_tile<O>(t.query + at * t.steps * kPair, t.steps * kPair, t.keys.key + column * kLanes * kPair,
+                       kKeys * kPair, t.steps, s);
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j)
-          (s[i][j] * scale).store(to + i * kKeys + j * kLanes);
+        for (int j = 0; j < kVectors; ++j) (s[i][j] * scale).store(to + i * kKeys + j * kLanes);
     }
   };
 
   // acc = decay acc + probability value, over the keys that a query of the tile
   // sees.
   struct Outputs {
-    const AttentionTile &t;
-    template <int kRows, int kVectors> void tile(int row, int column) const {
-      int first = t.low[row] / kPair,
-          end = (t.high[row + kRows - 1] + kPair - 1) / kPair;
-      if (first >= end)
-        return;
-      int64_t stride = int64_t(t.vectors) * kLanes,
-              stride_value = t.keys.stride_value;
-      float *at = t.acc + (t.band + row) * stride + column * kLanes;
+    const AttentionTile& t;
+    template <int kRows, int kVectors>
+    void tile(int row, int column) const {
+      int first = t.low[row] / kPair, end = (t.high[row + kRows - 1] + kPair - 1) / kPair;
+      if (first >= end) return;
+      int64_t stride = int64_t(t.vectors) * kLanes, stride_value = t.keys.stride_value;
+      float* at = t.acc + (t.band + row) * stride + column * kLanes;
       Vec o[kRows][kVectors];
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
         for (int j = 0; j < kVectors; ++j)
-          o[i][j] = Vec::load(at + i * stride + j * kLanes) *
-                    Vec::broadcast(t.decay[row + i]);
+          o[i][j] = Vec::load(at + i * stride + j * kLanes) * Vec::broadcast(t.decay[row + i]);
       multiply_tile<O>(t.probability + row * kKeys + first * kPair, kKeys,
-                       t.keys.value + first * stride_value +
-                           column * kLanes * kPair,
-                       stride_value, end - first, o);
+                       t.keys.value + first * stride_value + column * kLanes * kPair, stride_value, end - first, o);
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j)
-          o[i][j].store(at + i * stride + j * kLanes);
+        for (int j = 0; j < kVectors; ++j) o[i][j].store(at + i * stride + j * kLanes);
     }
   };
 
@@ -215,21 +186,17 @@ private:
       low[r] = int(min64(max64(h.low(i) - keys.block, 0), kKeys));
       high[r] = int(min64(max64(h.high(i) - keys.block, 0), kKeys));
     }
-    if (low[0] >= high[n - 1])
-      return;
+    if (low[0] >= high[n - 1]) return;
     cover(Scores{*this}, 0, n, int(ceil_div(high[n - 1], kLanes)));
-    for (int r = 0; r < n; ++r)
-      shift[r] = row_peak(r);
-    for (int r = 0; r < n;
-         r += kLanes) { // decay = e^(old maximum - new maximum)
+    for (int r = 0; r < n; ++r) shift[r] = row_peak(r);
+    for (int r = 0; r < n; r += kLanes) {  // decay = e^(old maximum - new maximum)
       Vec old = Vec::load(peak + band + r), now = Vec::load(shift + r);
       now.store(peak + band + r);
       now = select_less(Vec::broadcast(-kInfinity), now, now, Vec::zero());
       now.store(shift + r);
       exp2_nonpositive(old - now).store(decay + r);
     }
-    for (int r = 0; r < n; ++r)
-      exponentiate(r, low[0] / kLanes, int(ceil_div(high[n - 1], kLanes)));
+    for (int r = 0; r < n; ++r) exponentiate(r, low[0] / kLanes, int(ceil_div(high[n - 1], kLanes)));
     cover(Outputs{*this}, 0, n, vectors);
   }
 
@@ -237,23 +204,18 @@ private:
   // maximum times log2 e.
   float row_peak(int r) {
     Vec top = Vec::broadcast(-kInfinity), none = top;
-    Vec from = Vec::broadcast(float(low[r])),
-        to = Vec::broadcast(float(high[r]));
+    Vec from = Vec::broadcast(float(low[r])), to = Vec::broadcast(float(high[r]));
     bool partial = low[r] % kLanes || high[r] % kLanes;
     for (int c = low[r] / kLanes; c * kLanes < high[r]; ++c) {
-      float *at = score + r * kKeys + c * kLanes;
+      float* at = score + r * kKeys + c * kLanes;
       Vec s = Vec::load(at);
-      if (h.bias)
-        s = s + bias(r, c * kLanes);
+      if (h.bias) s = s + bias(r, c * kLanes);
       if (partial) {
         Vec j = Vec::load(index + c * kLanes);
         s = select_less(j, from, none, select_less(j, to, s, none));
       }
-      if (keys.hidden)
-        s = select_less(Vec::zero(), Vec::load(keys.visible + c * kLanes), s,
-                        none);
-      if (h.bias || partial || keys.hidden)
-        s.store(at);
+      if (keys.hidden) s = select_less(Vec::zero(), Vec::load(keys.visible + c * kLanes), s, none);
+      if (h.bias || partial || keys.hidden) s.store(at);
       top = max(top, s);
     }
     float now = reduce_max(top) * kLog2E, old = peak[band + r];
@@ -261,51 +223,40 @@ private:
   }
 
   Vec bias(int r, int j) const {
-    const T *p = h.bias + (begin + band + r) * h.stride_bias[0] +
-                 (keys.block + j) * h.stride_bias[1];
+    const T* p = h.bias + (begin + band + r) * h.stride_bias[0] + (keys.block + j) * h.stride_bias[1];
     int n = int(min64(h.S - keys.block - j, kLanes));
-    if (h.stride_bias[1] == 1)
-      return n == kLanes ? Vec::load(p) : Vec::load(p, n);
+    if (h.stride_bias[1] == 1) return n == kLanes ? Vec::load(p) : Vec::load(p, n);
     float x[kLanes] = {};
-    for (int i = 0; i < n; ++i)
-      x[i] = to_float(p[i * h.stride_bias[1]]);
+    for (int i = 0; i < n; ++i) x[i] = to_float(p[i * h.stride_bias[1]]);
     return Vec::load(x);
   }
 
   // probability = e^(score - maximum) where row r sees a key, else 0, over
   // vectors [first, end); adds up the sum.
   void exponentiate(int r, int first, int end) {
-    int seen = low[r] / kLanes,
-        unseen = low[r] < high[r] ? int(ceil_div(high[r], kLanes)) : seen;
+    int seen = low[r] / kLanes, unseen = low[r] < high[r] ? int(ceil_div(high[r], kLanes)) : seen;
     float kept[kKeys];
-    if (h.dropout_p > 0)
-      dropout(r, seen * kLanes, unseen * kLanes, kept);
-    float *sums = sum + (band + r) * kLanes;
-    Vec total = Vec::load(sums) * Vec::broadcast(decay[r]),
-        minus = Vec::broadcast(-shift[r]);
+    if (h.dropout_p > 0) dropout(r, seen * kLanes, unseen * kLanes, kept);
+    float* sums = sum + (band + r) * kLanes;
+    Vec total = Vec::load(sums) * Vec::broadcast(decay[r]), minus = Vec::broadcast(-shift[r]);
     for (int c = first & ~1; c < end; c += 2) {
       Vec p[2] = {Vec::zero(), Vec::zero()};
       for (int i = 0; i < 2; ++i) {
         int at = (c + i) * kLanes;
-        if (c + i < seen || c + i >= unseen)
-          continue;
-        p[i] = exp2_nonpositive(fma(Vec::load(score + r * kKeys + at),
-                                    Vec::broadcast(kLog2E), minus));
+        if (c + i < seen || c + i >= unseen) continue;
+        p[i] = exp2_nonpositive(fma(Vec::load(score + r * kKeys + at), Vec::broadcast(kLog2E), minus));
         total = total + p[i];
-        if (h.dropout_p > 0)
-          p[i] = p[i] * Vec::load(kept + at);
+        if (h.dropout_p > 0) p[i] = p[i] * Vec::load(kept + at);
       }
       store_probabilities(p[0], p[1], probability + r * kKeys + c * kLanes);
     }
     total.store(sums);
   }
 
-  void dropout(int r, int from, int to, float *kept) const {
+  void dropout(int r, int from, int to, float* kept) const {
     for (int j = from; j < to; j += 4) {
-      Philox words(h.seed, uint64_t(keys.block + j) >> 2,
-                   h.row + uint64_t(begin + band + r));
-      for (int i = 0; i < 4; ++i)
-        kept[j + i] = dropout_keeps(words, i, h.dropout_p);
+      Philox words(h.seed, uint64_t(keys.block + j) >> 2, h.row + uint64_t(begin + band + r));
+      for (int i = 0; i < 4; ++i) kept[j + i] = dropout_keeps(words, i, h.dropout_p);
     }
   }
 
@@ -313,34 +264,30 @@ private:
     float keep = h.dropout_p > 0 ? 1 / (1 - h.dropout_p) : 1;
     for (int r = 0; r < rows; ++r) {
       float total = reduce_add(Vec::load(sum + r * kLanes));
-      T *out = h.out + (begin + r) * h.stride_out;
+      T* out = h.out + (begin + r) * h.stride_out;
       for (int c = 0; c < vectors; ++c) {
         Vec o = Vec::zero();
-        if (total != 0)
-          o = Vec::load(acc + (r * vectors + c) * kLanes) /
-              Vec::broadcast(total) * Vec::broadcast(keep);
+        if (total != 0) o = Vec::load(acc + (r * vectors + c) * kLanes) / Vec::broadcast(total) * Vec::broadcast(keep);
         o.store(out + c * kLanes, int(min64(h.D - c * kLanes, kLanes)));
       }
-      if (h.lse)
-        h.lse[begin + r] =
-            total == 0 ? kLowest : peak[r] * kLn2 + __builtin_logf(total);
+      if (h.lse) h.lse[begin + r] = total == 0 ? kLowest : peak[r] * kLn2 + __builtin_logf(total);
     }
   }
 
-  PackedBlocks<T> &keys;
-  const Head<T> &h;
+  PackedBlocks<T>& keys;
+  const Head<T>& h;
   const int64_t begin;
   const int rows;
   const int64_t steps;
   const int vectors;
 
-  Element *query, *probability; // (rows, D), (kBandRows, kKeys)
+  Element *query, *probability;  // (rows, D), (kBandRows, kKeys)
   float *score, *acc, *sum,
-      *peak; // (kBandRows, kKeys), (rows, D), (rows, kLanes), (rows)
+      *peak;  // (kBandRows, kKeys), (rows, D), (rows, kLanes), (rows)
 
-  int64_t last; // no query sees a key from here on
-  int band;     // the band's first query; its rows see keys [low, high) of the
-                // block
+  int64_t last;  // no query sees a key from here on
+  int band;      // the band's first query; its rows see keys [low, high) of the
+                 // block
   int low[kBandRows], high[kBandRows];
   float shift[kBandRows] = {}, decay[kBandRows], index[kKeys];
 };
@@ -350,8 +297,7 @@ private:
 struct AttentionUnits {
   int64_t H, T, rows, per_head, count, per_task;
 
-  AttentionUnits(int64_t B, int64_t H, int64_t T, int64_t S, int64_t D)
-      : H(H), T(T) {
+  AttentionUnits(int64_t B, int64_t H, int64_t T, int64_t S, int64_t D) : H(H), T(T) {
     rows = max64(1, min64(T, kQueriesPerTask));
     per_head = ceil_div(T, rows);
     count = B * H * per_head;
@@ -368,13 +314,12 @@ struct AttentionUnits {
       int64_t bh = unit / per_head;
       PackedBlocks<Storage> keys(head(bh / H, bh % H), rows);
       for (; unit < min64(stop, (bh + 1) * per_head); ++unit) {
-        int64_t i = unit % per_head,
-                row = (i & 1 ? per_head - 1 - i / 2 : i / 2) * rows;
+        int64_t i = unit % per_head, row = (i & 1 ? per_head - 1 - i / 2 : i / 2) * rows;
         AttentionTile<Storage>(keys, row, min64(row + rows, T)).run();
       }
     }
   }
 };
 
-} // namespace
-} // namespace gpt2fast
+}  // namespace
+}  // namespace gpt2fast
