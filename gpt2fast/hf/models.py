@@ -132,6 +132,7 @@ class GPT2Model(Optimized, stock.GPT2Model):
             and (position_ids is None or position_ids.dim() == 2 and position_ids.shape[0] in (1, ids.shape[0]))
             and embedding_obstacle(self.wte) is None
             and embedding_obstacle(self.wpe) is None
+            and self.wte.weight.dtype == self.wpe.weight.dtype
         ):
             ids, position_ids, types = (None if t is None else t.long() for t in (ids, position_ids, types))
             start = before if position_ids is None else 0
