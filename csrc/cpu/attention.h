@@ -1,6 +1,5 @@
-// out = softmax(scale * q k^T + bias, over visible keys) v. A unit is a block
-// of queries of one head, a task one unit or several tiny ones; long and short
-// causal units alternate, so that any run of tasks is balanced.
+// out = softmax(scale * q k^T + bias, over visible keys) v. A unit is a block of queries of one head, a task one unit
+// or several tiny ones; long and short causal units alternate, so that any run of tasks is balanced.
 #pragma once
 #include "attention_tile.h"
 

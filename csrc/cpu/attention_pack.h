@@ -1,6 +1,5 @@
-// One head of an attention call, and its keys and values copied block by block
-// into the layout that the inner products stream: key[d][j] and value[j][d], or
-// both in pairs along the summed axis where storage is bfloat16.
+// One head of an attention call, and its keys and values copied block by block into the layout that the inner products
+// stream: key[d][j] and value[j][d], or both in pairs along the summed axis where storage is bfloat16.
 #pragma once
 #include "vec_math.h"
 
@@ -66,8 +65,7 @@ class PackedBlocks {
   int64_t block = 0;  // its first key
   const Element *key = nullptr, *value = nullptr;
   int64_t stride_value = 0;  // between steps over keys
-  int hidden = 0;            // how many of its keys the mask hides; visible[j] = 0 for
-                             // those, else 1
+  int hidden = 0;            // how many of its keys the mask hides: visible[j] is 0 for those, else 1
   float visible[kKeys];
 
   // Of `rows` queries at a time; blocks stay packed only where that saves work.
@@ -102,8 +100,7 @@ class PackedBlocks {
     return true;
   }
 
-  // Prefetches keys and values [begin, end) of the next block: rows of one head
-  // lie far apart in memory.
+  // Prefetches keys and values [begin, end) of the next block: rows of one head lie far apart in memory.
   void fetch_ahead(int begin, int end, int64_t last) const {
     for (int64_t j = block + kKeys + begin; j < min64(block + kKeys + end, last); ++j)
       for (int64_t d = 0; d < h.D; d += 64 / int(sizeof(T))) {

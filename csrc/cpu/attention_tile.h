@@ -1,6 +1,5 @@
-// Flash-style attention of a block of queries: blocks of kKeys keys from key 0
-// on, a running maximum and sum. Lanes hold keys, then head elements; each q.k
-// is one chain over d, each output one chain over keys: a row's bits depend
+// Flash-style attention of a block of queries: blocks of kKeys keys from key 0 on, a running maximum and sum. Lanes
+// hold keys, then head elements; each q.k is one chain over d, each output one chain over keys: a row's bits depend
 // neither on the rows beside it nor on keys that it does not see.
 #pragma once
 #include "attention_pack.h"
@@ -11,11 +10,10 @@ namespace {
 constexpr int kBandRows = 48;         // queries whose scores against one block stay in the first-level cache
 constexpr int kQueriesPerTask = 192;  // queries that share a packed block
 constexpr float kLog2E = 1.44269504088896341f;
-constexpr float kLn2 = 0.693147180559945309f;
+constexpr double kLn2 = 0.6931471805599453;          // double: lse is a difference of large numbers in backward
 constexpr float kLowest = -3.40282346638528860e38f;  // lse of a row that attends to nothing
 
-// 2^t for t <= 0 or NaN: degree-6 minimax polynomial, error below 1 ulp; 1 at
-// 0, 0 below -150.
+// 2^t for t <= 0 or NaN: degree-6 minimax polynomial, error below 1 ulp; 1 at 0, 0 below -150.
 inline Vec exp2_nonpositive(Vec t) {
   t = max(Vec::broadcast(-160.f), t);
   Vec n = round(t), r = t - n;
@@ -43,8 +41,7 @@ inline void store_probabilities(Vec a, Vec b, bfloat16* p) {
 #endif
 }
 
-// acc[i][j] += the sum over steps of a[i] (one row each) times b[j] (kLanes
-// columns each), in the order of the steps.
+// acc[i][j] += the sum over steps of a[i] (one row each) times b[j] (kLanes columns each), in the order of the steps.
 template <class O, int kRows, int kVectors>
 inline void multiply_tile(const typename O::Element* a, int64_t stride_a, const typename O::Element* b,
                           int64_t stride_b, int64_t steps, Vec (&acc)[kRows][kVectors]) {
@@ -58,8 +55,7 @@ inline void multiply_tile(const typename O::Element* a, int64_t stride_a, const 
   }
 }
 
-// f.tile<R, V>(row, column) for tiles of R rows and V vectors that cover rows x
-// vectors.
+// f.tile<R, V>(row, column) for tiles of R rows and V vectors that cover rows x vectors.
 template <int kRows, int kVectors, class F>
 inline void cover_columns(const F& f, int row, int column, int vectors) {
   for (; vectors >= kVectors; vectors -= kVectors, column += kVectors) f.template tile<kRows, kVectors>(row, column);
@@ -154,8 +150,7 @@ class AttentionTile {
     }
   };
 
-  // acc = decay acc + probability value, over the keys that a query of the tile
-  // sees.
+  // acc = decay acc + probability value, over the keys that a query of the tile sees.
   struct Outputs {
     const AttentionTile& t;
     template <int kRows, int kVectors>
@@ -200,8 +195,7 @@ class AttentionTile {
     cover(Outputs{*this}, 0, n, vectors);
   }
 
-  // Adds the bias, hides what row r does not see, and returns its new running
-  // maximum times log2 e.
+  // Adds the bias, hides what row r does not see, and returns its new running maximum times log2 e.
   float row_peak(int r) {
     Vec top = Vec::broadcast(-kInfinity), none = top;
     Vec from = Vec::broadcast(float(low[r])), to = Vec::broadcast(float(high[r]));
@@ -231,8 +225,7 @@ class AttentionTile {
     return Vec::load(x);
   }
 
-  // probability = e^(score - maximum) where row r sees a key, else 0, over
-  // vectors [first, end); adds up the sum.
+  // probability = e^(score - maximum) where row r sees a key, else 0, over vectors [first, end); adds up the sum.
   void exponentiate(int r, int first, int end) {
     int seen = low[r] / kLanes, unseen = low[r] < high[r] ? int(ceil_div(high[r], kLanes)) : seen;
     float kept[kKeys];
@@ -270,7 +263,7 @@ class AttentionTile {
         if (total != 0) o = Vec::load(acc + (r * vectors + c) * kLanes) / Vec::broadcast(total) * Vec::broadcast(keep);
         o.store(out + c * kLanes, int(min64(h.D - c * kLanes, kLanes)));
       }
-      if (h.lse) h.lse[begin + r] = total == 0 ? kLowest : peak[r] * kLn2 + __builtin_logf(total);
+      if (h.lse) h.lse[begin + r] = total == 0 ? kLowest : float(peak[r] * kLn2 + __builtin_log(total));
     }
   }
 
@@ -286,14 +279,12 @@ class AttentionTile {
       *peak;  // (kBandRows, kKeys), (rows, D), (rows, kLanes), (rows)
 
   int64_t last;  // no query sees a key from here on
-  int band;      // the band's first query; its rows see keys [low, high) of the
-                 // block
+  int band;      // the band's first query; its rows see keys [low, high) of the block
   int low[kBandRows], high[kBandRows];
   float shift[kBandRows] = {}, decay[kBandRows], index[kKeys];
 };
 
-// The work of a call: units of kQueriesPerTask queries of one head, and tasks
-// of one unit or, where those are tiny, more.
+// The work of a call: units of kQueriesPerTask queries of one head, a task is one, or several tiny ones.
 struct AttentionUnits {
   int64_t H, T, rows, per_head, count, per_task;
 

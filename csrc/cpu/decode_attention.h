@@ -1,6 +1,5 @@
-// Causal attention of the last T tokens over a cache of lengths[b] keys:
-// attention's own tile, hence its bits. A task is one head, or several where
-// the cache is short; keys and values are read once for all T queries.
+// Causal attention of the last T tokens over a cache of lengths[b] keys: attention's own tile, hence its bits. A task
+// is one head, or several where the cache is short; keys and values are read once for all T queries.
 #pragma once
 #include "attention_tile.h"
 
