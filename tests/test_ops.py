@@ -15,7 +15,7 @@ from gpt2fast.testing import assert_parity, build, call, cpu_isa, has_kernel
 @pytest.mark.parametrize("op, case, dtype, isa, layout", op_runs())
 def test_parity(op, case, dtype, isa, layout):
     with cpu_isa(isa):
-        assert_parity(op, build(op, case, dtype, layout), f"{dtype} {isa} {layout}")
+        assert_parity(op, case, dtype, layout, f"{dtype} {isa} {layout}")
 
 
 @pytest.mark.parametrize("isa", ISAS)
