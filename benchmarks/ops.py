@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from gpt2fast.op import Op
-from gpt2fast.testing import assert_parity, build
+from gpt2fast.testing import assert_parity
 
 from . import cases, peak
 from .table import markdown, show

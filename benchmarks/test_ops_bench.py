@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from gpt2fast.testing import assert_parity, build
+from gpt2fast.testing import assert_parity
 
 from . import cases
 from .ops import DTYPES
