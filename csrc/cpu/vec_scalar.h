@@ -74,7 +74,7 @@ struct Vec {
     return each([&](int i) { return std::nearbyint(a.v[i]); });
   }
   friend Vec scale2(Vec a, Vec n) {
-    return each([&](int i) { return std::ldexp(a.v[i], int(n.v[i])); });
+    return each([&](int i) { return a.v[i] == a.v[i] ? std::ldexp(a.v[i], int(n.v[i])) : a.v[i]; });
   }
   friend Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
     return each([&](int i) { return a.v[i] < b.v[i] ? yes.v[i] : no.v[i]; });

@@ -9,14 +9,16 @@
 // The memory of one run: inputs copied, outputs filled with NaN.
 struct Run {
   const Case& c;
+  const Draw& draw;
   std::map<std::string, Guarded> in, out;
 
-  Run(const Case& from, Guarded::Side side) : c(from) {
-    for (auto& [name, input] : c.inputs) in.emplace(name, Guarded(input.memory.data(), input.memory.size(), side));
-    for (auto& e : c.outputs) out.emplace(e.name, Guarded(e.truth.size() * size_of(e.dtype), side));
+  Run(const Case& of, const Draw& drawn, Guarded::Side side) : c(of), draw(drawn) {
+    for (auto& [name, input] : draw.inputs) in.emplace(name, Guarded(input.memory.data(), input.memory.size(), side));
+    for (size_t i = 0; i < c.outputs.size(); ++i)
+      out.emplace(c.outputs[i].name, Guarded(draw.truths[i].size() * size_of(c.outputs[i].dtype), side));
   }
 
-  bool has(const char* name) const { return c.inputs.count(name) > 0; }
+  bool has(const char* name) const { return draw.inputs.count(name) > 0; }
   template <class T = void>
   const T* input(const char* name) const {
     return has(name) ? (const T*)in.at(name).data() : nullptr;
@@ -29,16 +31,16 @@ struct Run {
   }
   // Dimensions count from the end where negative.
   int64_t size(const char* name, int dim) const {
-    auto& sizes = c.inputs.at(name).sizes;
+    auto& sizes = draw.inputs.at(name).sizes;
     return sizes[size_t(dim < 0 ? dim + int(sizes.size()) : dim)];
   }
   int64_t stride(const char* name, int dim) const {
     if (!has(name)) return 0;
-    auto& strides = c.inputs.at(name).strides;
+    auto& strides = draw.inputs.at(name).strides;
     return strides[size_t(dim < 0 ? dim + int(strides.size()) : dim)];
   }
   int64_t rows(const char* name) const {
-    auto& sizes = c.inputs.at(name).sizes;
+    auto& sizes = draw.inputs.at(name).sizes;
     int64_t count = 1;
     for (size_t d = 0; d + 1 < sizes.size(); ++d) count *= sizes[d];
     return count;

@@ -16,18 +16,22 @@ struct Input {
   std::vector<unsigned char> memory;  // from the first element to the last, gaps included
 };
 
-struct Expected {
+struct Output {
   std::string name, dtype;
   double rms_bound, max_bound;  // of the error against the truth; 0 for integers
-  std::vector<double> truth;
+};
+
+struct Draw {
+  std::map<std::string, Input> inputs;
+  std::vector<std::vector<double>> truths;  // of each output
 };
 
 struct Case {
   std::string op, label;
   gpt2fast::DType dtype;
-  std::map<std::string, Input> inputs;
   std::map<std::string, std::string> plain;  // arguments that are no tensors
-  std::vector<Expected> outputs;
+  std::vector<Output> outputs;
+  std::vector<Draw> draws;  // several where the outputs are few numbers: their errors are pooled
 };
 
 inline size_t size_of(const std::string& dtype) {
@@ -69,27 +73,24 @@ class Reader {
               : dtype == "bfloat16" ? gpt2fast::DType::kBFloat16
                                     : gpt2fast::DType::kFloat16;
     for (int64_t n = integer(); n > 0; --n) {
-      Input& input = c.inputs[text()];
-      text();
-      input.sizes.resize(size_t(integer()));
-      input.strides.resize(input.sizes.size());
-      for (int64_t& size : input.sizes) size = integer();
-      for (int64_t& stride : input.strides) stride = integer();
-      input.memory.resize(size_t(integer()));
-      read(input.memory.data(), input.memory.size());
-    }
-    for (int64_t n = integer(); n > 0; --n) {
       std::string name = text();
       c.plain[name] = text();
     }
     c.outputs.resize(size_t(integer()));
-    for (Expected& e : c.outputs) {
-      e.name = text();
-      e.dtype = text();
-      e.truth.resize(size_t(integer()));
-      read(&e.rms_bound, 8);
-      read(&e.max_bound, 8);
-      read(e.truth.data(), e.truth.size() * 8);
+    for (Output& output : c.outputs) {
+      output.name = text();
+      output.dtype = text();
+      read(&output.rms_bound, 8);
+      read(&output.max_bound, 8);
+    }
+    c.draws.resize(size_t(integer()));
+    for (Draw& draw : c.draws) {
+      for (int64_t n = integer(); n > 0; --n) read_input(draw);
+      draw.truths.resize(c.outputs.size());
+      for (auto& truth : draw.truths) {
+        truth.resize(size_t(integer()));
+        read(truth.data(), truth.size() * 8);
+      }
     }
     return true;
   }
@@ -97,6 +98,16 @@ class Reader {
  private:
   void read(void* to, size_t bytes) {
     if (bytes && std::fread(to, 1, bytes, file_) != bytes) throw std::runtime_error("the file of cases is cut short");
+  }
+  void read_input(Draw& draw) {
+    Input& input = draw.inputs[text()];
+    text();  // its dtype, which the op's struct knows
+    input.sizes.resize(size_t(integer()));
+    input.strides.resize(input.sizes.size());
+    for (int64_t& size : input.sizes) size = integer();
+    for (int64_t& stride : input.strides) stride = integer();
+    input.memory.resize(size_t(integer()));
+    read(input.memory.data(), input.memory.size());
   }
   int64_t integer() {
     int64_t value;

@@ -23,9 +23,10 @@ case $mode in
   sanitize)
     compiler=$(need "${CXX:-g++}" g++)
     flags+=(-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all -fno-omit-frame-pointer)
-    optimise=(-O1 -g1)
+    # Checks by call instead of in place, and nothing inlined: a quarter of the time to compile.
+    optimise=(-O1 -g1 -fno-inline --param asan-instrumentation-with-call-threshold=0)
     # New heap memory is NaN.
-    export ASAN_OPTIONS=malloc_fill_byte=255:max_malloc_fill_size=2147483647 UBSAN_OPTIONS=print_stacktrace=1
+    export ASAN_OPTIONS=malloc_fill_byte=255:max_malloc_fill_size=2147483647 UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1
     ;;
   neon)
     optimise=(-O2 -g1)
@@ -72,10 +73,11 @@ commands() {
   compile tests/native/test_kernels.cpp test_kernels
 }
 jobs=$(getconf _NPROCESSORS_ONLN)
-commands | tac | xargs -P "$jobs" -d '\n' -n 1 bash -c
+commands | xargs -P "$jobs" -d '\n' -n 1 bash -c
 "$compiler" "${flags[@]}" "$folder"/*.o -o "$folder/test_kernels"
 
 wait "$cases"
 # The slowest, scalar, begins.
 "${emulator[@]}" "$folder/test_kernels" | tac |
   xargs -P "$jobs" -n 1 "${emulator[@]}" "$folder/test_kernels" "$folder/cases.bin"
+rm "$folder/cases.bin" # some 400 MB, kept where a case fails

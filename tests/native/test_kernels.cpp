@@ -21,43 +21,51 @@ void name_the_case() {
     if (write(STDERR_FILENO, part, std::strlen(part)) < 0) return;
 }
 
+void die(int number) {
+  name_the_case();
+  std::signal(number, SIG_DFL);
+  std::raise(number);
+}
+
 void watch_for_crashes() {
+  std::signal(SIGABRT, die);  // UBSan's end, where abort_on_error is set
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_set_death_callback(name_the_case);
 #else
-  for (int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT})
-    std::signal(signal, [](int number) {
-      name_the_case();
-      std::signal(number, SIG_DFL);
-      std::raise(number);
-    });
+  for (int number : {SIGSEGV, SIGBUS, SIGILL, SIGFPE}) std::signal(number, die);
 #endif
 }
 
-// Why an output breaks the parity rule, or nothing. Infinities and NaNs must stand where the truth has them.
-std::string compare(const Expected& e, const void* data) {
-  double squares = 0, worst = -1;
-  size_t at = 0, finite = 0;
-  for (size_t i = 0; i < e.truth.size(); ++i) {
-    double got = value_at(e.dtype, data, i), truth = e.truth[i], error = std::fabs(got - truth);
-    if (!std::isfinite(truth)) {
-      bool same = std::isnan(truth) ? std::isnan(got) : got == truth;
-      if (same) continue;
-      error = HUGE_VAL;
-    } else {
-      ++finite;
+// The errors of one output over the draws of a case. Infinities and NaNs must stand where the truth has them.
+struct Errors {
+  double squares = 0, worst = -1, got = 0, truth = 0;
+  size_t count = 0, at = 0;
+
+  void add(const std::string& dtype, const void* data, const std::vector<double>& truths) {
+    for (size_t i = 0; i < truths.size(); ++i) {
+      double value = value_at(dtype, data, i), error = std::fabs(value - truths[i]);
+      if (!std::isfinite(truths[i])) {
+        if (std::isnan(truths[i]) ? std::isnan(value) : value == truths[i]) continue;
+        error = HUGE_VAL;
+      }
+      if (std::isnan(error)) error = HUGE_VAL;
+      ++count;
+      squares += error * error;
+      if (error > worst) worst = error, at = i, got = value, truth = truths[i];
     }
-    if (std::isnan(error)) error = HUGE_VAL;
-    squares += error * error;
-    if (error > worst) worst = error, at = i;
   }
-  double rms = finite ? std::sqrt(squares / double(finite)) : squares;
-  if (worst <= e.max_bound && rms <= e.rms_bound) return "";
-  char words[512];
-  std::snprintf(words, sizeof words, "%s: rms %.3g (bound %.3g), max %.3g (bound %.3g); at %zu: got %.9g, truth %.9g",
-                e.name.c_str(), rms, e.rms_bound, worst, e.max_bound, at, value_at(e.dtype, data, at), e.truth[at]);
-  return words;
-}
+
+  // Why the output breaks the parity rule, or nothing.
+  std::string judge(const Output& output) const {
+    double rms = count ? std::sqrt(squares / double(count)) : 0;
+    if (worst <= output.max_bound && rms <= output.rms_bound) return "";
+    char words[512];
+    std::snprintf(words, sizeof words,
+                  "  %s: rms %.3g (bound %.3g), max %.3g (bound %.3g); at %zu: got %.9g, truth %.9g\n",
+                  output.name.c_str(), rms, output.rms_bound, worst, output.max_bound, at, got, truth);
+    return words;
+  }
+};
 
 // A thread for each run: its scratch memory is new, and as large as this very case needs.
 void run_alone(const Run& run, bool one_by_one) {
@@ -66,18 +74,22 @@ void run_alone(const Run& run, bool one_by_one) {
 
 // What is wrong with the kernel on this case, line by line; empty where all is well.
 std::string failures(const Case& c) {
-  Run together(c, Guarded::kBeforeFence), apart(c, Guarded::kAfterFence);
-  run_alone(together, false);
-  run_alone(apart, true);
   std::string found;
-  for (const Expected& e : c.outputs) {
-    const Guarded &a = together.out.at(e.name), &b = apart.out.at(e.name);
-    std::string why = compare(e, a.data());
-    if (!why.empty()) found += "  " + why + "\n";
-    if (a.size() && std::memcmp(a.data(), b.data(), a.size())) found += "  " + e.name + ": other bits task by task\n";
-    if (!a.intact()) found += "  " + e.name + ": written before its beginning\n";
-    if (!b.intact()) found += "  " + e.name + ": written past its end\n";
+  std::vector<Errors> errors(c.outputs.size());
+  for (const Draw& draw : c.draws) {
+    Run together(c, draw, Guarded::kBeforeFence), apart(c, draw, Guarded::kAfterFence);
+    run_alone(together, false);
+    run_alone(apart, true);
+    for (size_t i = 0; i < c.outputs.size(); ++i) {
+      const std::string& name = c.outputs[i].name;
+      const Guarded &a = together.out.at(name), &b = apart.out.at(name);
+      errors[i].add(c.outputs[i].dtype, a.data(), draw.truths[i]);
+      if (a.size() && std::memcmp(a.data(), b.data(), a.size())) found += "  " + name + ": other bits task by task\n";
+      if (!a.intact()) found += "  " + name + ": written before its beginning\n";
+      if (!b.intact()) found += "  " + name + ": written past its end\n";
+    }
   }
+  for (size_t i = 0; i < c.outputs.size(); ++i) found += errors[i].judge(c.outputs[i]);
   return found;
 }
 
