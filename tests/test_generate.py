@@ -1,12 +1,11 @@
 """Generation: transformers' texts, padding, ends, stop strings, streamers, seeds, and what must be refused."""
 
-import importlib.util
-
 import pytest
 import torch
 from greedy import BATCH, NEW_TOKENS, check_greedy, reference_model
 from transformers import GPT2LMHeadModel
 
+import gpt2fast
 from gpt2fast.model import GPT2
 
 
@@ -26,10 +25,6 @@ def test_greedy_equals_transformers(model, size):
 
 @pytest.mark.parametrize("size", [1, BATCH])
 def test_greedy_of_the_drop_in_equals_transformers(size):
-    if importlib.util.find_spec("gpt2fast.hf") is None:
-        pytest.skip("gpt2fast.hf is not in this installation")
-    import gpt2fast
-
     drop_in = gpt2fast.GPT2LMHeadModel(reference_model().config).eval()
     drop_in.load_state_dict(reference_model().state_dict())
     check_greedy(
