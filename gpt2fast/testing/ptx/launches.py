@@ -1,0 +1,97 @@
+"""The report of a launch: what it did wrong and what it did."""
+
+import ctypes
+import ctypes.util
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .occupancy import Resources, resources
+from .toolchain import WHAT
+
+
+@dataclass(frozen=True)
+class Error:
+    """One finding. ``source`` is "file:line" by the compiler's line table, ``other_source`` a race's other access."""
+
+    kind: str
+    message: str
+    line: int | None = None
+    source: str | None = None
+    other_source: str | None = None
+    thread: Any = None
+    block: Any = None
+    instruction: str = ""
+    buffer: str | None = None
+
+    def __str__(self):
+        where = self.source or (f"PTX line {self.line}" if self.line else "")
+        both = f" and {self.other_source}" if self.other_source else ""
+        who = f" block {self.block} thread {self.thread}:" if self.block is not None else ""
+        what = f" [{self.instruction}]" if self.instruction else ""
+        return f"{self.kind}{f' at {where}{both}' if where else ''}:{who} {self.message}{what}"
+
+
+class MachineError(RuntimeError):
+    """What a launch did wrong, or what was left unwritten: ``errors``, and the ``launch`` (None at the end)."""
+
+    def __init__(self, title: str, errors: Sequence[Error], launch: "Launch | None" = None, more: int = 0):
+        lines = [f"{WHAT}: {title}", *(f"  {error}" for error in errors)]
+        super().__init__("\n".join([*lines, f"  and {more} more"] if more else lines))
+        self.errors, self.launch = list(errors), launch
+
+
+@dataclass(eq=False)
+class Launch:
+    """The report of one launch; ``counters`` and the other dicts are exact and repeatable, and are no times."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared: int  # dynamic, bytes
+    ptx: str = field(repr=False)
+    errors: list[Error] = field(default_factory=list)
+    error_count: int = 0
+    counters: dict[str, int] = field(default_factory=dict, repr=False)
+    per_source: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
+    per_buffer: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
+    printed: str = ""
+
+    @property
+    def name(self) -> str:
+        """The kernel's name as its author wrote it: C++ names are decoded."""
+        return readable(self.kernel)
+
+    def resources(self, arch: str = "sm_80") -> Resources:
+        """Registers, spills and shared memory of this kernel compiled for ``arch``."""
+        return resources(self.ptx, arch)[self.kernel]
+
+    def occupancy(self, arch: str = "sm_80") -> float:
+        x, y, z = self.block
+        return self.resources(arch).occupancy(x * y * z, self.shared)
+
+    def raise_errors(self) -> None:
+        if self.errors:
+            count = max(self.error_count, len(self.errors))
+            title = f"{self.name}: {count} error{'s' if count > 1 else ''}"
+            raise MachineError(title, self.errors, self, count - len(self.errors))
+
+
+@functools.lru_cache(maxsize=1024)
+def readable(kernel: str) -> str:
+    """``_Z5scalePfi`` as ``scale(float*, int)``, other names as they are."""
+    if not kernel.startswith("_Z"):
+        return kernel
+    try:
+        library = ctypes.CDLL(ctypes.util.find_library("stdc++") or "libstdc++.so.6")
+        decode, free = library.__cxa_demangle, ctypes.CDLL(None).free
+    except (OSError, AttributeError):
+        return kernel
+    decode.restype, decode.argtypes = ctypes.c_void_p, [ctypes.c_char_p] + [ctypes.c_void_p] * 3
+    free.argtypes = [ctypes.c_void_p]
+    if not (found := decode(kernel.encode(), None, None, None)):
+        return kernel
+    text = ctypes.string_at(found).decode()
+    free(found)
+    return text

@@ -1,0 +1,160 @@
+"""Which memory a kernel may touch, and which of it was ever written.
+
+Buffers are whole storages: those of the tensors that a launch gets, those whose address Python asked for while the
+machine runs (``x.data_ptr()`` for a table of pointers), cudaMalloc's, and what ``machine.register`` is given.
+"""
+
+import bisect
+import ctypes
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+FRESH = 0xFF  # what fresh memory holds: NaN in every floating type, -1 in every signed integer
+
+
+@dataclass
+class Buffer:
+    """``written`` has a byte per byte, 0 where nothing wrote yet; None: all of it counts as written.
+
+    Memory is fresh where ``torch.empty`` and its kin made it while the machine runs, or cudaMalloc did. Torch writing
+    into a fresh tensor is seen by its version counter or, where there is none (inference mode, numpy), by bytes that
+    are no longer FRESH: then all of it counts as written, so that host code is never accused. What kernels write is
+    known byte by byte, from launch to launch.
+    """
+
+    address: int
+    bytes: int
+    name: str
+    storage: StorageWeakRef | None = None
+    written: np.ndarray | None = None
+    version: int = 0
+    launched: bool = False
+    freed: bool = field(default=False)
+
+    @property
+    def alive(self) -> bool:
+        if not self.freed and self.storage is not None and self.storage.expired():
+            self.freed = True
+        return not self.freed
+
+    @property
+    def end(self) -> int:
+        return self.address + self.bytes
+
+    def content(self) -> np.ndarray:
+        return np.frombuffer((ctypes.c_uint8 * self.bytes).from_address(self.address), dtype=np.uint8)
+
+    def look_for_writes(self, tensor: Tensor | None) -> None:
+        """Host code that wrote into a fresh buffer makes it an ordinary one."""
+        if self.written is None:
+            return
+        counted = tensor is not None and not tensor.is_inference() and tensor._version != self.version
+        if counted or (self.content()[self.written == 0] != FRESH).any():
+            self.written = None
+
+    def unwritten(self) -> tuple[int, int] | None:
+        """How many bytes nothing wrote and the offset of the first; None where all was written."""
+        if self.written is None or self.written.all():
+            return None
+        holes = np.flatnonzero(self.written == 0)
+        return len(holes), int(holes[0])
+
+
+class Memory:
+    """The buffers that are known, by address; those that were freed are kept to name them in an error."""
+
+    def __init__(self):
+        self._buffers: dict[int, Buffer] = {}
+        self._addresses: list[int] = []
+        self._patched: list[tuple[type | object, str, object]] = []
+
+    def note(self, tensor: Tensor, name: str = "", fresh: bool = False) -> Buffer | None:
+        """The buffer of a tensor's storage; None for an empty one."""
+        storage = tensor.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if not address or not size:
+            return None
+        found = self._buffers.get(address)
+        if found is None or found.bytes != size or not found.alive or fresh:
+            found = self._add(Buffer(address, size, name or "a tensor", StorageWeakRef(storage)))
+        if name:
+            found.name = name
+        if fresh:
+            storage.fill_(FRESH)
+            found.written = np.zeros(size, dtype=np.uint8)
+            found.version = 0 if tensor.is_inference() else tensor._version
+        return found
+
+    def device_event(self, address: int, size: int, event: int) -> None:
+        """What the CUDA runtime reports: 0 freed, 1 allocated, 2 written."""
+        if event == 1:
+            self._add(Buffer(address, max(size, 1), "cudaMalloc", written=np.zeros(max(size, 1), dtype=np.uint8)))
+        elif event == 0:
+            self._buffers[address].freed = True
+        elif (found := self.at(address)) and found.written is not None:
+            found.written[address - found.address : address - found.address + size] = 1
+
+    def at(self, address: int, alive: bool = True) -> Buffer | None:
+        """The buffer that holds an address; with ``alive=False`` one that was freed."""
+        i = bisect.bisect_right(self._addresses, address) - 1
+        if i < 0:
+            return None
+        found = self._buffers[self._addresses[i]]
+        return found if address < found.end and found.alive == alive else None
+
+    def alive(self) -> list[Buffer]:
+        return [self._buffers[a] for a in self._addresses if self._buffers[a].alive]
+
+    def _add(self, buffer: Buffer) -> Buffer:
+        low = max(bisect.bisect_right(self._addresses, buffer.address) - 1, 0)
+        for address in self._addresses[low:]:
+            if address >= buffer.end:
+                break
+            if self._buffers[address].end > buffer.address:  # what lay there is gone
+                del self._buffers[address]
+        self._buffers[buffer.address] = buffer
+        self._addresses = sorted(self._buffers)
+        return buffer
+
+    # --- seeing tensors come into being, only while a machine runs ---
+
+    def watch(self) -> None:
+        for owner, name in (
+            *((torch, n) for n in ("empty", "empty_like", "empty_strided", "empty_permuted")),
+            *((Tensor, n) for n in ("new_empty", "new_empty_strided")),
+        ):
+            self._patch(owner, name, self._allocating(getattr(owner, name)))
+        self._patch(Tensor, "data_ptr", self._asking(Tensor.data_ptr))
+
+    def unwatch(self) -> None:
+        for owner, name, before in reversed(self._patched):
+            if before is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, before)
+        self._patched.clear()
+
+    def _patch(self, owner, name: str, function) -> None:
+        self._patched.append((owner, name, vars(owner).get(name)))
+        setattr(owner, name, function)
+
+    def _allocating(self, original):
+        def allocate(*args, **kwargs):
+            made = original(*args, **kwargs)
+            if type(made) is Tensor and made.device.type == "cpu" and kwargs.get("out") is None:
+                self.note(made, fresh=True)
+            return made
+
+        return allocate
+
+    def _asking(self, original):
+        def data_ptr(tensor):
+            if tensor.device.type == "cpu" and type(tensor) in (Tensor, torch.nn.Parameter):
+                self.note(tensor)
+            return original(tensor)
+
+        return data_ptr
