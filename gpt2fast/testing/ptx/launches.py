@@ -71,6 +71,27 @@ class Launch:
         x, y, z = self.block
         return self.resources(arch).occupancy(x * y * z, self.shared)
 
+    def inefficient(self) -> dict[str, str]:
+        """The source lines whose global accesses move more sectors than their bytes need, or whose shared accesses
+        take extra wavefronts, in the order of what they waste; empty where there is none."""
+        found = []
+        for source, counted in self.per_source.items():
+            for kind in ("load", "store", "atomic"):
+                moved, ideal = (counted.get(f"global_{kind}_{what}sectors", 0) for what in ("", "ideal_"))
+                if moved > ideal:
+                    requests = counted[f"global_{kind}_requests"]
+                    text = f"global {kind}: {moved / requests:.2f} sectors a request, ideal {ideal / requests:.2f}"
+                    found.append((moved - ideal, source, text))
+            for kind in ("load", "store"):
+                if extra := counted.get(f"shared_{kind}_bank_conflicts", 0):
+                    each = counted[f"shared_{kind}_wavefronts"] / counted[f"shared_{kind}_requests"]
+                    text = f"shared {kind}: {each:.2f} wavefronts a request, {extra} by bank conflicts"
+                    found.append((extra, source, text))
+        lines: dict[str, str] = {}
+        for _, source, text in sorted(found, reverse=True):
+            lines[source] = f"{lines[source]}; {text}" if source in lines else text
+        return lines
+
     def raise_errors(self) -> None:
         if self.errors:
             count = max(self.error_count, len(self.errors))

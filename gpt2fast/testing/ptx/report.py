@@ -37,7 +37,7 @@ def _launch(index: int, launch: Launch) -> str:
             )
     for kind in ("load", "store"):
         if requests := counters.get(f"shared_{kind}_requests", 0):
-            extra = counters.get("shared_bank_conflicts" if kind == "load" else "shared_store_bank_conflicts", 0)
+            extra = counters.get(f"shared_{kind}_bank_conflicts", 0)
             wavefronts = counters.get(f"shared_{kind}_wavefronts", 0)
             lines.append(f"  shared {kind}: {wavefronts:,} wavefronts in {requests:,} requests, {extra:,} by conflicts")
     if flops := counters.get("tensor_flops", 0):
@@ -45,6 +45,7 @@ def _launch(index: int, launch: Launch) -> str:
     for name, moved in launch.per_buffer.items():
         if moved.get("read_bytes") or moved.get("written_bytes"):
             lines.append(f"  {name}: {moved['read_bytes']:,} bytes read, {moved['written_bytes']:,} written")
+    lines += [f"  {source}: {text}" for source, text in launch.inefficient().items()]
     return "\n".join(lines)
 
 
