@@ -88,7 +88,7 @@ def test_fresh_memory_until_something_writes_it(recorded):
     recorded.outcome["writes"] = dict(scale_param_1=slice(0, 12))
     with ptx.machine(raise_errors=False) as m:
         y, z = torch.empty(4), torch.empty_like(x)
-        z.zero_()
+        z.view(torch.uint8).fill_(255)  # what it held: only the version counter shows it
         launch(m, x, y, 4, 1.0)
         launch(m, z, y, 4, 1.0)
         assert [e.kind for e in m.unwritten()] == ["unwritten"]
@@ -174,6 +174,7 @@ def test_triton_launches_arrive(recorded):
         ("sm_80", 128, 0, 256, 2),  # 16 warps of 4096 registers
         ("sm_80", 33, 0, 256, 6),  # 40 registers a thread are given: 4 x 12 warps
         ("sm_80", 16, 40 * 1024, 128, 4),  # 41 KiB of 164 each
+        ("sm_80", 200, 0, 32, 8),  # 2 warps of 6400 on each of 4 schedulers
         ("sm_86", 16, 0, 1024, 1),  # 1536 threads
         ("sm_86", 16, 0, 32, 16),  # 16 blocks
         ("sm_89", 16, 0, 32, 24),
