@@ -1,0 +1,253 @@
+// Bounds, alignment, provenance and uninitialised contents of memory accesses.
+#include "check.h"
+
+#include <algorithm>
+#include <cstring>
+#include <cstdio>
+
+namespace gpt2fast::ptx {
+namespace {
+
+const char* verb(Use use) { return use == Use::Read ? "read" : use == Use::Write ? "write" : "atomic operation"; }
+
+std::string hex(uint64_t v) {
+  char s[24];
+  std::snprintf(s, sizeof s, "0x%llx", static_cast<unsigned long long>(v));
+  return s;
+}
+
+std::string what(const char* space, uint32_t bytes, Use use) {
+  return std::string(space) + " " + verb(use) + " of " + std::to_string(bytes) + " bytes";
+}
+
+uint32_t misaligned(Warp& w, uint32_t mask, const uint64_t* address, uint32_t bytes, const char* space, Use use) {
+  uint64_t low = 0;
+  if (mask == kAllLanes) {
+    for (int l = 0; l < kLanes; ++l) low |= address[l];
+  } else {
+    for_lanes(mask, [&](int l) { low |= address[l]; });
+  }
+  if ((low & (bytes - 1)) == 0) return 0;
+  uint32_t bad = 0;
+  for_lanes(mask, [&](int l) { bad |= uint32_t((address[l] & (bytes - 1)) != 0) << l; });
+  int lane = __builtin_ctz(bad);
+  w.launch->report("misaligned", what(space, bytes, use) + " at " + hex(address[lane]) + ", which is no multiple of " + std::to_string(bytes), w,
+                   w.pc, lane);
+  return bad;
+}
+
+// Nothing covers this address: which buffer is next to it?
+std::string nearest(const Launch& launch, uint64_t address, uint32_t bytes, uint16_t pointer) {
+  auto describe = [&](const Buffer& b) {
+    std::string size = " buffer '" + b.name + "' (" + std::to_string(b.bytes) + " bytes)";
+    if (address < b.address) return std::to_string(b.address - address) + " bytes before" + size;
+    uint64_t past = address + bytes - b.address - b.bytes;
+    return (address >= b.address + b.bytes ? std::to_string(address - b.address - b.bytes) + " bytes past the end of"
+                                           : "the last " + std::to_string(past) + " past the end of") + size;
+  };
+  if (pointer) return describe(launch.buffers[pointer - 1u]);
+  const Buffer* best = nullptr;
+  uint64_t distance = 0;
+  for (const Buffer& b : launch.buffers) {
+    uint64_t d = address < b.address ? b.address - address : address - b.address < b.bytes ? 0 : address - b.address - b.bytes;
+    if (!best || d < distance) best = &b, distance = d;
+  }
+  if (!best || distance > (uint64_t{1} << 32)) return "far from every buffer";
+  return describe(*best);
+}
+
+uint32_t find(Launch& launch, uint64_t address, uint32_t bytes) {
+  uint32_t b = launch.find_buffer(address);
+  return b != kNone && launch.buffers[b].address + launch.buffers[b].bytes - address >= bytes ? b : kNone;
+}
+
+void use_contents(Warp& w, Buffer& b, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use) {
+  if (use != Use::Write) {
+    for (uint32_t rest = mask; rest; rest &= rest - 1) {
+      int lane = __builtin_ctz(rest);
+      const uint8_t* shadow = b.written.data() + (address[lane] - b.address);
+      if (std::find(shadow, shadow + bytes, 0) == shadow + bytes) continue;
+      w.launch->report("uninitialised", what("global", bytes, use) + " of buffer '" + b.name + "' at byte " +
+                       std::to_string(address[lane] - b.address) + ", which nothing has written", w, w.pc, lane);
+      break;
+    }
+  }
+  if (use != Use::Read) for_lanes(mask, [&](int l) { std::fill_n(b.written.begin() + long(address[l] - b.address), bytes, uint8_t{1}); });
+}
+
+uint32_t in_one_buffer(Warp& w, const Instruction& ins, uint32_t buffer, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use) {
+  Launch& launch = *w.launch;
+  Buffer& b = launch.buffers[buffer];
+  int lane = __builtin_ctz(mask);
+  uint16_t pointer = w.pointers[ins.target];
+  if (launch.config.memcheck && pointer && pointer != buffer + 1)
+    launch.report("provenance", what("global", bytes, use) + " of buffer '" + b.name + "' at byte " + std::to_string(address[lane] - b.address) +
+                  " through a pointer into buffer '" + launch.buffers[pointer - 1u].name + "'", w, w.pc, lane);
+  if (b.read_only && use != Use::Read) {
+    launch.report("read_only", what("global", bytes, use) + " of constant '" + b.name + "'", w, w.pc, lane);
+    return 0;
+  }
+  if (!b.written.empty() && launch.config.memcheck) use_contents(w, b, mask, address, bytes, use);
+  uint64_t sectors = 0;
+  count_global(launch.memory[w.pc], mask, address, bytes, &sectors);
+  uint64_t total = uint64_t(__builtin_popcount(mask)) * bytes;
+  if (use != Use::Write) b.traffic.read_bytes += total, b.traffic.read_sectors += sectors;
+  if (use != Use::Read) b.traffic.written_bytes += total, b.traffic.written_sectors += sectors;
+  return mask;
+}
+
+uint32_t access_local(Warp& w, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use, uint8_t** at) {
+  mask &= ~misaligned(w, mask, address, bytes, "local", use);
+  uint32_t size = w.launch->module.local_bytes, good = 0;
+  for_lanes(mask, [&](int l) {
+    if (address[l] > size || size - address[l] < bytes) {
+      w.launch->report("bounds", what("local", bytes, use) + " at " + hex(address[l]) + " of " + std::to_string(size) + " bytes", w, w.pc, l);
+      return;
+    }
+    good |= 1u << l;
+    size_t place = (size_t(w.index) * kLanes + size_t(l)) * size + address[l];
+    at[l] = w.block->local.data() + place;
+    uint8_t* shadow = w.block->local_written.data() + place;
+    if (use == Use::Read && w.launch->config.memcheck && std::find(shadow, shadow + bytes, 0) != shadow + bytes)
+      w.launch->report("uninitialised", what("local", bytes, use) + " at " + hex(address[l]) + ", which nothing has written", w, w.pc, l);
+    if (use != Use::Read) std::fill_n(shadow, bytes, uint8_t{1});
+  });
+  return good;
+}
+
+uint32_t access_param(Warp& w, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use, uint8_t** at) {
+  const std::vector<uint8_t>& params = w.launch->config.params;
+  auto base = reinterpret_cast<uint64_t>(params.data());
+  uint32_t good = 0;
+  for_lanes(mask, [&](int l) {
+    uint64_t offset = address[l] - base;
+    if (use != Use::Read || offset > params.size() || params.size() - offset < bytes) {
+      w.launch->report("bounds", what("parameter", bytes, use) + " at byte " + std::to_string(int64_t(offset)) + " of " +
+                       std::to_string(params.size()), w, w.pc, l);
+      return;
+    }
+    good |= 1u << l;
+    at[l] = reinterpret_cast<uint8_t*>(address[l]);
+  });
+  return good;
+}
+
+}  // namespace
+
+bool Block::in_shared(uint64_t offset, uint64_t bytes) const {
+  uint64_t end = launch->kernel.shared_bytes, start = launch->module.dynamic_shared_start;
+  if (offset + bytes <= end) return true;
+  return offset >= start && offset + bytes <= launch->shared_bytes;
+}
+
+void note_written(Block& block, uint64_t offset, uint32_t bytes) {
+  std::memset(block.shared_written.data() + offset, 1, bytes);
+}
+
+uint32_t access_global(Warp& w, const Instruction& ins, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use, uint8_t** at) {
+  Launch& launch = *w.launch;
+  mask &= ~misaligned(w, mask, address, bytes, "global", use);
+  if (!mask) return 0;
+  uint64_t low = ~uint64_t{0}, high = 0;
+  if (mask == kAllLanes) {
+    for (int l = 0; l < kLanes; ++l) low = std::min(low, address[l]), high = std::max(high, address[l]);
+  } else {
+    for_lanes(mask, [&](int l) { low = std::min(low, address[l]), high = std::max(high, address[l]); });
+  }
+  for (int l = 0; l < kLanes; ++l) at[l] = reinterpret_cast<uint8_t*>(address[l]);
+  uint32_t& hint = launch.hint[w.pc];
+  auto holds = [&](const Buffer& b) { return low >= b.address && high - b.address < b.bytes && b.address + b.bytes - high >= bytes; };
+  if (hint < launch.buffers.size() && holds(launch.buffers[hint])) return in_one_buffer(w, ins, hint, mask, address, bytes, use);
+  uint32_t b = find(launch, low, bytes);
+  if (b != kNone && holds(launch.buffers[b])) return hint = b, in_one_buffer(w, ins, b, mask, address, bytes, use);
+  uint32_t good = 0, rest = mask;
+  bool first = true;
+  while (rest) {  // several buffers, or outside them
+    int lane = __builtin_ctz(rest);
+    b = find(launch, address[lane], bytes);
+    if (b == kNone) {
+      if (first)
+        launch.report("bounds", what("global", bytes, use) + " at " + hex(address[lane]) + ", " +
+                      nearest(launch, address[lane], bytes, w.pointers[ins.target]), w, w.pc, lane);
+      else
+        ++launch.error_count;
+      first = false;
+      rest &= rest - 1;
+      continue;
+    }
+    uint32_t same = 0;
+    for_lanes(rest, [&](int l) { same |= uint32_t(find(launch, address[l], bytes) == b) << l; });
+    good |= in_one_buffer(w, ins, b, same, address, bytes, use);
+    rest &= ~same;
+  }
+  return good;
+}
+
+uint32_t access_shared(Warp& w, const Instruction& ins, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use, uint8_t** at) {
+  (void)ins;
+  Launch& launch = *w.launch;
+  Block& block = *w.block;
+  mask &= ~misaligned(w, mask, address, bytes, "shared", use);
+  uint32_t good = mask;
+  bool contents = launch.config.memcheck && use != Use::Write, race = launch.config.racecheck;
+  for_lanes(mask, [&](int l) {
+    uint64_t offset = address[l];
+    if (!block.in_shared(offset, bytes) || offset > launch.shared_bytes) {
+      good &= ~(1u << l);
+      launch.report("bounds", what("shared", bytes, use) + " at " + hex(offset) + " of " + std::to_string(launch.shared_bytes) + " bytes", w,
+                    w.pc, l);
+      return;
+    }
+    at[l] = block.shared.data() + offset;
+    uint8_t* shadow = block.shared_written.data() + offset;
+    if (race) check_race(w, uint32_t(l), offset, bytes, use);
+    if (contents && std::memchr(shadow, 0, bytes)) {
+      bool on_the_way = false;
+      for (uint64_t cell = offset >> launch.grain_shift; race && cell <= (offset + bytes - 1) >> launch.grain_shift; ++cell)
+        on_the_way = on_the_way || block.cells[cell].copy;
+      if (!on_the_way)
+        launch.report("uninitialised", what("shared", bytes, use) + " at " + hex(offset) + ", which nothing has written", w, w.pc, l);
+    }
+    if (use != Use::Read) std::memset(shadow, 1, bytes);
+  });
+  if (good) count_shared(launch.memory[w.pc], good, address, bytes);
+  return good;
+}
+
+void addresses(const Warp& w, const Instruction& ins, uint32_t o, uint64_t* address) {
+  if (ins.wide_address) {
+    const auto* a = w.lanes<uint64_t>(ins.operand[o]);
+    for (int l = 0; l < kLanes; ++l) address[l] = a[l] + uint64_t(ins.immediate);
+  } else {
+    const auto* a = w.lanes<uint32_t>(ins.operand[o]);
+    for (int l = 0; l < kLanes; ++l) address[l] = a[l] + uint32_t(ins.immediate);
+    for (int l = 0; l < kLanes; ++l) address[l] &= 0xffffffffu;
+  }
+}
+
+uint32_t access(Warp& w, const Instruction& ins, uint32_t mask, uint64_t* address, uint32_t bytes, Use use, uint8_t** at) {
+  switch (ins.space) {
+    case Space::Shared: return access_shared(w, ins, mask, address, bytes, use, at);
+    case Space::Global: case Space::Const: return access_global(w, ins, mask, address, bytes, use, at);
+    case Space::Local: return access_local(w, mask, address, bytes, use, at);
+    case Space::Param: return access_param(w, mask, address, bytes, use, at);
+    case Space::Generic: break;
+  }
+  uint32_t shared = 0, local = 0, good = 0;
+  for_lanes(mask, [&](int l) {
+    if (address[l] - kSharedWindow < kWindowBytes) shared |= 1u << l, address[l] -= kSharedWindow;
+    else if (address[l] - kLocalWindow < kWindowBytes) local |= 1u << l, address[l] -= kLocalWindow;
+  });
+  if (shared) good |= access_shared(w, ins, shared, address, bytes, use, at);
+  if (local) good |= access_local(w, local, address, bytes, use, at);
+  uint32_t global = mask & ~shared & ~local;
+  if (global) {
+    uint8_t* place[kLanes];
+    uint32_t ok = access_global(w, ins, global, address, bytes, use, place);
+    for_lanes(ok, [&](int l) { at[l] = place[l]; });
+    good |= ok;
+  }
+  return good;
+}
+
+}  // namespace gpt2fast::ptx

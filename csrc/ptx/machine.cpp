@@ -1,0 +1,348 @@
+// Runs a launch: blocks in order, a block's warps in turn, of a warp the lanes with the least program counter.
+#include "machine.h"
+
+#include <algorithm>
+#include <cstring>
+#include <functional>
+#include <stdexcept>
+
+#include "barrier.h"
+
+namespace gpt2fast::ptx {
+namespace {
+
+constexpr uint64_t kTurn = 4096;  // instructions of a warp before the next one's turn
+constexpr uint32_t kMaxThreads = 1024;
+
+std::string sizes(const std::array<uint32_t, 3>& a) {
+  return "(" + std::to_string(a[0]) + ", " + std::to_string(a[1]) + ", " + std::to_string(a[2]) + ")";
+}
+
+}  // namespace
+
+void Warp::split(uint32_t mask, uint32_t target) {
+  active &= ~mask;
+  for (Group& g : groups) {
+    if (g.state == Group::Ready && g.pc == target) {
+      g.mask |= mask;
+      return;
+    }
+  }
+  Group g;
+  g.pc = target;
+  g.mask = mask;
+  groups.push_back(g);
+  next_pc = std::min(next_pc, target);
+}
+
+void Warp::park(Group::State state, uint32_t barrier) {
+  event = Event::Block;
+  for (Group& g : groups) {
+    if (g.state == state && g.pc == pc && g.barrier == barrier) {
+      g.mask |= active;
+      active = 0;
+      return;
+    }
+  }
+  Group g;
+  g.pc = pc;
+  g.mask = active;
+  g.state = state;
+  g.barrier = barrier;
+  groups.push_back(g);
+  active = 0;
+}
+
+bool Warp::choose() {
+  if (active) split(active, pc);
+  size_t best = groups.size();
+  for (size_t i = 0; i < groups.size(); ++i)
+    if (groups[i].state == Group::Ready && (best == groups.size() || groups[i].pc < groups[best].pc)) best = i;
+  next_pc = kNone;
+  if (best == groups.size()) return false;
+  pc = groups[best].pc;
+  for (size_t i = 0; i < groups.size();) {
+    if (groups[i].state == Group::Ready && groups[i].pc == pc) {
+      active |= groups[i].mask;
+      groups.erase(groups.begin() + long(i));
+    } else {
+      if (groups[i].state == Group::Ready) next_pc = std::min(next_pc, groups[i].pc);
+      ++i;
+    }
+  }
+  if (groups.empty()) diverged.clear();
+  return true;
+}
+
+void Warp::exit(uint32_t mask) {
+  exited |= mask;
+  active &= ~mask;
+  // Whoever waits for these lanes looks again.
+  for (Group& g : groups)
+    if (g.state == Group::AtWarp) g.state = Group::Ready;
+}
+
+bool Warp::gather(const Instruction& ins, uint32_t members, uint32_t mask) {
+  uint32_t outside = mask & ~members;
+  if (outside) {
+    launch->report("warp", "a lane outside the instruction's member mask executes it", *this, pc, __builtin_ctz(outside));
+    launch->stop();
+    event = Event::Stop;
+    return false;
+  }
+  uint32_t needed = members & present;
+  if ((needed & ~mask) == 0) return true;
+  if (needed & exited) {
+    launch->report("warp", "the member mask names lane " + std::to_string(__builtin_ctz(needed & exited)) + ", which has exited", *this, pc,
+                   __builtin_ctz(mask));
+    return (needed & ~exited & ~mask) == 0;
+  }
+  uint32_t together = mask;
+  for (const Group& g : groups)
+    if (g.state == Group::AtWarp && g.pc == pc) together |= g.mask;
+  if ((needed & ~together) == 0) {  // all are here: go on as one group, at this instruction again
+    for (Group& g : groups)
+      if (g.state == Group::AtWarp && g.pc == pc) g.state = Group::Ready;
+    next_pc = pc;
+    event = Event::Block;
+    return false;
+  }
+  (void)ins;
+  park(Group::AtWarp, members);
+  return false;
+}
+
+Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
+    : module(m), kernel(m.kernel(name)), config(std::move(c)) {
+  uint64_t count = uint64_t(config.block[0]) * config.block[1] * config.block[2];
+  uint64_t blocks = uint64_t(config.grid[0]) * config.grid[1] * config.grid[2];
+  if (count == 0 || blocks == 0 || count > kMaxThreads)
+    throw std::invalid_argument(name + ": cannot launch grid " + sizes(config.grid) + " of blocks " + sizes(config.block) +
+                                ": a block has 1 to 1024 threads");
+  if (kernel.max_threads && count > kernel.max_threads)
+    throw std::invalid_argument(name + ": compiled for blocks of at most " + std::to_string(kernel.max_threads) + " threads, got " +
+                                std::to_string(count));
+  if (config.params.size() != kernel.param_bytes)
+    throw std::invalid_argument(name + ": expected " + std::to_string(kernel.param_bytes) + " bytes of parameters, got " +
+                                std::to_string(config.params.size()));
+  threads = uint32_t(count);
+  warps = (threads + kLanes - 1) / kLanes;
+  bool dynamic = module.uses_dynamic_shared && config.dynamic_shared;
+  shared_bytes = std::max(kernel.shared_bytes, dynamic ? module.dynamic_shared_start + config.dynamic_shared : 0);
+  grain_shift = module.shared_grain == 1 ? 0 : module.shared_grain == 2 ? 1 : 2;
+  buffers = std::move(config.buffers);
+  for (const auto& v : module.variables) {
+    Buffer b;
+    b.address = v->address();
+    b.bytes = v->bytes;
+    b.name = v->name;
+    b.read_only = v->space == Space::Const;
+    buffers.push_back(std::move(b));
+  }
+  std::sort(buffers.begin(), buffers.end(), [](const Buffer& a, const Buffer& b) { return a.address < b.address; });
+  for (size_t i = 1; i < buffers.size(); ++i)
+    if (buffers[i - 1].address + buffers[i - 1].bytes > buffers[i].address)
+      throw std::invalid_argument("buffers '" + buffers[i - 1].name + "' and '" + buffers[i].name + "' overlap");
+  size_t n = module.code.size();
+  warp_counts.assign(n, 0);
+  thread_counts.assign(n, 0);
+  memory.assign(n, {});
+  hint.assign(n, 0);
+  std::function<void(const Function&)> need = [&](const Function& f) {
+    auto index = uint32_t(&f - module.functions.data());
+    if (std::find(entry_functions_.begin(), entry_functions_.end(), index) != entry_functions_.end()) return;
+    entry_functions_.push_back(index);
+    for (uint32_t callee : f.calls) need(module.functions[callee]);
+  };
+  need(kernel);
+  size_t stride = (module.register_bytes + 63) / 64 * 64;
+  register_file_.resize(stride * warps + 64);
+  pointer_file_.resize(size_t(module.pointer_slots) * warps);
+  block.launch = this;
+  block.warps.resize(warps);
+  auto base = (reinterpret_cast<uintptr_t>(register_file_.data()) + 63) / 64 * 64;
+  for (uint32_t w = 0; w < warps; ++w) {
+    Warp& warp = block.warps[w];
+    warp.block = &block;
+    warp.launch = this;
+    warp.index = w;
+    warp.registers = reinterpret_cast<uint8_t*>(base + stride * w);
+    warp.pointers = pointer_file_.data() + size_t(module.pointer_slots) * w;
+    warp.clock.assign(warps, 1);
+    uint32_t lanes = std::min<uint32_t>(kLanes, threads - w * kLanes);
+    warp.present = lanes == kLanes ? kAllLanes : (1u << lanes) - 1;
+    for (uint32_t index : entry_functions_) {
+      for (const Constant& k : module.functions[index].constants) {
+        if (k.bits == 1) warp.predicate(k.offset) = uint32_t(k.value);
+        for (int l = 0; k.bits > 1 && l < kLanes; ++l) {
+          if (k.bits == 16) warp.lanes<uint16_t>(k.offset)[l] = uint16_t(k.value);
+          if (k.bits == 32) warp.lanes<uint32_t>(k.offset)[l] = uint32_t(k.value);
+          if (k.bits == 64) warp.lanes<uint64_t>(k.offset)[l] = k.value;
+        }
+      }
+    }
+  }
+  block.shared.resize(shared_bytes + 16);
+  block.shared_written.resize(shared_bytes + 16);
+  if (config.racecheck) {
+    block.cells.resize((shared_bytes >> grain_shift) + 1);
+    block.reads.resize(block.cells.size() * warps);
+  }
+  block.local.resize(size_t(module.local_bytes) * threads);
+  block.local_written.resize(block.local.size());
+}
+
+std::array<uint32_t, 3> Launch::thread(const Warp& warp, int lane) const {
+  uint32_t i = warp.index * kLanes + uint32_t(lane);
+  return {i % config.block[0], i / config.block[0] % config.block[1], i / config.block[0] / config.block[1]};
+}
+
+uint32_t Launch::find_buffer(uint64_t address) const {
+  auto it = std::upper_bound(buffers.begin(), buffers.end(), address, [](uint64_t a, const Buffer& b) { return a < b.address; });
+  if (it == buffers.begin()) return kNone;
+  --it;
+  return address - it->address < it->bytes ? uint32_t(it - buffers.begin()) : kNone;
+}
+
+void Launch::start_warp(Warp& warp) {
+  warp.pc = kernel.first;
+  warp.active = warp.present;
+  warp.exited = 0;
+  warp.next_pc = kNone;
+  warp.groups.clear();
+  warp.copies.clear();
+  warp.diverged.clear();
+  for (int l = 0; l < kLanes; ++l) {
+    warp.calls[l].clear();
+    warp.copy_groups[l] = 0;
+  }
+  std::fill(warp.pointers, warp.pointers + module.pointer_slots, uint16_t{0});
+  for (uint32_t index : entry_functions_) {
+    for (const SpecialRegister& s : module.functions[index].specials) {
+      for (int l = 0; l < kLanes; ++l) {
+        std::array<uint32_t, 3> t = thread(warp, l);
+        uint64_t v = 0;
+        uint32_t bit = 1u << l;
+        switch (s.what) {
+          case Special::TidX: case Special::TidY: case Special::TidZ: v = t[int(s.what) - int(Special::TidX)]; break;
+          case Special::NtidX: case Special::NtidY: case Special::NtidZ: v = config.block[int(s.what) - int(Special::NtidX)]; break;
+          case Special::CtaidX: case Special::CtaidY: case Special::CtaidZ: v = block.id[int(s.what) - int(Special::CtaidX)]; break;
+          case Special::NctaidX: case Special::NctaidY: case Special::NctaidZ: v = config.grid[int(s.what) - int(Special::NctaidX)]; break;
+          case Special::LaneId: v = uint64_t(l); break;
+          case Special::WarpId: v = warp.index; break;
+          case Special::NWarpId: v = warps; break;
+          case Special::SmId: case Special::GridId: v = 0; break;
+          case Special::NSmId: v = 1; break;
+          case Special::LaneMaskEq: v = bit; break;
+          case Special::LaneMaskLt: v = bit - 1; break;
+          case Special::LaneMaskLe: v = bit | (bit - 1); break;
+          case Special::LaneMaskGt: v = ~(bit | (bit - 1)); break;
+          case Special::LaneMaskGe: v = ~(bit - 1); break;
+          case Special::DynamicSharedBytes: v = config.dynamic_shared; break;
+          case Special::TotalSharedBytes: v = shared_bytes; break;
+          case Special::DynamicSharedStart: v = module.dynamic_shared_start; break;
+          case Special::ParamStart: v = reinterpret_cast<uint64_t>(config.params.data()); break;
+        }
+        v += s.plus;
+        if (s.bits == 16) warp.lanes<uint16_t>(s.offset)[l] = uint16_t(v);
+        else if (s.bits == 32) warp.lanes<uint32_t>(s.offset)[l] = uint32_t(v);
+        else warp.lanes<uint64_t>(s.offset)[l] = v;
+      }
+    }
+  }
+}
+
+void Launch::start_block() {
+  std::fill(block.shared.begin(), block.shared.end(), uint8_t{0});
+  std::fill(block.shared_written.begin(), block.shared_written.end(), uint8_t{0});
+  std::fill(block.local_written.begin(), block.local_written.end(), uint8_t{0});
+  for (Cell& c : block.cells) c.copy = 0;
+  for (BarrierState& b : block.barriers) b = {};
+  std::vector<uint32_t> all;
+  for (Warp& w : block.warps) all.push_back(w.index);
+  order_warps(block, all, all);  // what the last block did is over
+  for (Warp& w : block.warps) start_warp(w);
+}
+
+// Runs one warp for a turn. False: it can do nothing until another warp does.
+bool Launch::step(Warp& w, uint64_t quantum) {
+  const Instruction* code = module.code.data();
+  if (!w.active && !w.choose()) return false;
+  uint64_t executed = 0;
+  while (executed < quantum) {
+    const Instruction& ins = code[w.pc];
+    uint32_t mask = w.active;
+    if (ins.guard != kNone) {
+      uint32_t p = w.predicate(ins.guard);
+      mask &= ins.guard_negated ? ~p : p;
+      if (ins.sync && mask != w.active && mask) w.split(w.active & ~mask, w.pc + 1);
+    }
+    ++executed;
+    ++warp_counts[w.pc];
+    thread_counts[w.pc] += uint64_t(__builtin_popcount(mask));
+    if (mask) {
+      uint32_t pc = w.pc;
+      ins.run(w, ins, mask);
+      if (ins.pointer) {
+        uint16_t from = w.pointers[ins.pointer_from[0]], other = w.pointers[ins.pointer_from[1]];
+        uint16_t to = from == 0 ? other : other == 0 || other == from ? from : uint16_t{0};
+        uint16_t& slot = w.pointers[ins.pointer];
+        slot = mask == w.live() || slot == to ? to : uint16_t{0};
+        if (ins.pointer_beside) w.pointers[ins.pointer_beside] = 0;
+      }
+      if (w.event != Event::None) {
+        Event event = w.event;
+        w.event = Event::None;
+        if (event == Event::Block) {  // counted when it has passed
+          --warp_counts[pc];
+          thread_counts[pc] -= uint64_t(__builtin_popcount(mask));
+        }
+        if (event == Event::Stop || stopped) break;
+        if (w.active == 0) {
+          if (!w.choose()) break;
+          continue;
+        }
+      } else {
+        ++w.pc;
+      }
+    } else {
+      ++w.pc;
+    }
+    if (w.pc >= w.next_pc) w.choose();
+  }
+  instructions += executed;
+  if (instructions > config.budget && !stopped) {
+    report("budget", "the launch was stopped after " + std::to_string(config.budget) + " warp instructions", w, w.pc, -1);
+    stop();
+  }
+  return true;
+}
+
+void Launch::run_block() {
+  for (;;) {
+    bool ran = false, all_done = true;
+    for (Warp& w : block.warps) {
+      if (w.finished()) continue;
+      all_done = false;
+      ran = step(w, kTurn) || ran;
+      if (stopped) return;
+    }
+    if (all_done) return;
+    if (!ran) {
+      report_deadlock();
+      return stop();
+    }
+  }
+}
+
+void Launch::run() {
+  for (uint32_t z = 0; z < config.grid[2] && !stopped; ++z)
+    for (uint32_t y = 0; y < config.grid[1] && !stopped; ++y)
+      for (uint32_t x = 0; x < config.grid[0] && !stopped; ++x) {
+        block.id = {x, y, z};
+        start_block();
+        run_block();
+      }
+}
+
+}  // namespace gpt2fast::ptx
