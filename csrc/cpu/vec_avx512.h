@@ -121,6 +121,10 @@ struct Pairs {
   }
 };
 
+#ifdef __AVX512BF16__
+inline void store_pair(Vec a, Vec b, bfloat16* p) { _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v)); }
+#endif
+
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 inline void stream_fence() { _mm_sfence(); }
 
