@@ -30,7 +30,7 @@ inline Vec exp(Vec x) {
   return scale2(p, n);
 }
 
-// Two Vecs side by side; where a Vec header has a faster one for bfloat16, that may flush subnormals.
+// Two Vecs side by side; a Vec header may have a faster one for a type.
 template <class T>
 inline void store_pair(Vec a, Vec b, T* p) {
   a.store(p);
