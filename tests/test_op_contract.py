@@ -235,6 +235,28 @@ def test_in_place_ops_are_seen_by_autograd():
         loss.backward()
 
 
+@pytest.mark.parametrize(
+    "backend, dtype", [("cpu", torch.float32), ("reference", torch.float32), ("auto", torch.float64)]
+)
+def test_keys_that_nobody_sees_may_hold_anything(backend, dtype):
+    """The unused end of a cache is uninitialised memory, NaN here: neither outputs nor gradients may show it."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 2, 8, generator=g).to(dtype) for n in (1, 5, 5))
+    lengths, mask = torch.tensor([3, 3]), torch.tensor([[True] * 3 + [False] * 2] * 2)
+    for name, extra in (("decode_attention", dict(lengths=lengths)), ("attention", dict(mask=mask, causal=False))):
+        results = []
+        with backends.use_backend(backend):
+            for poisoned in (False, True):
+                leaves = [t.clone() for t in (q, k, v)]
+                for t in leaves[1:]:
+                    t[:, 3:] = torch.nan if poisoned else 0
+                leaves = [t.requires_grad_() for t in leaves]
+                out = OPS[name](*leaves, **extra)
+                results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+        for clean, poisoned in zip(*results):
+            assert torch.equal(clean, poisoned), (name, backend, dtype)
+
+
 def test_unknown_backend_and_isa_are_refused():
     with pytest.raises(ValueError, match="backend must be one of auto, .*, got 'cudnn'"):
         backends.use_backend("cudnn")
