@@ -125,14 +125,14 @@ Tensor run_gelu(const Tensor& x, const OptionalTensor& bias, Activation activati
   Rows rows(x);
   OptionalTensor bias_c = contiguous(bias);
   Tensor y = empty_output(x.sizes(), x.options());
-  launch(cpu::table().gelu, {rows.data, data(bias_c), y.data_ptr(), rows.count, x.dim() ? x.size(-1) : 1, rows.stride,
-                             activation, to_dtype(x.scalar_type())});
+  launch(cpu::table().gelu, {rows.data, data(bias_c), y.data_ptr(), rows.count, x.size(-1), rows.stride, activation,
+                             to_dtype(x.scalar_type())});
   return y;
 }
 
 Tensor gelu(const Tensor& x, std::string_view approximate) {
   Check check("gelu");
-  check("x", x, "...");
+  check("x", x, "... C");
   Activation activation = parse_gelu("gelu", approximate);
   if (auto why = uncovered_dtype(x.scalar_type()))
     return call_reference<Tensor>("gelu", why, x, std::string(approximate));
@@ -276,6 +276,7 @@ Tensor sample(const Tensor& logits, const Tensor& seed, const Tensor& positions,
     return call_reference<Tensor>("sample", why, logits, seed, positions, tokens, rows, temperature, top_k, top_p,
                                   min_p, repetition_penalty);
   int64_t B = check['B'], V = check['V'];
+  TORCH_CHECK_VALUE(V > 0, check.prefix("logits"), "must have V of at least 1, got 0");
   Tensor logits_d = dense_inside(logits), seed_c = seed.contiguous(), positions_c = positions.contiguous();
   OptionalTensor tokens_d = tokens ? OptionalTensor(dense_inside(*tokens)) : tokens, rows_c = contiguous(rows);
   if (tokens) check.within("tokens", *tokens, V, -1);
