@@ -62,8 +62,8 @@ need() { if [ "$$(uname -s)" = Darwin ]; then how="$$4"; \
 $(PYTHON) -c '' 2>/dev/null || need "$(PYTHON)" python3 python3 "brew install python"; \
 $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
   || need "Python 3.10 or newer ($(PYTHON) is older; name another by PYTHON=)" python3 python3 "brew install python"; \
-echo '#include <cstdint>' | $${CXX:-c++} -std=c++17 -x c++ -fsyntax-only - 2>/dev/null \
-  || need "a C++ compiler ($${CXX:-c++})" g++ gcc-c++ "xcode-select --install"; \
+echo '#include <cstdint>' | $${CXX:-c++} -std=c++20 -x c++ -fsyntax-only - 2>/dev/null \
+  || need "a C++20 compiler ($${CXX:-c++})" g++ gcc-c++ "xcode-select --install"; \
 $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
   || need "Python's module venv" python3-venv python3 "brew install python"; \
 test -f "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
@@ -94,7 +94,8 @@ $(TORCH_STAMP): constraints.txt | $(VENV)/.made
 	elif [ "$$(uname -s)" = Linux ] && \
 	  $(PIP) install --dry-run --no-deps --timeout 5 --retries 1 --index-url $(CPU_INDEX) $(TORCH) >/dev/null 2>&1; then \
 	  $(PIP) install --no-deps --force-reinstall --retries 1 --index-url $(CPU_INDEX) $(TORCH); \
-	else $(PIP) install $(TORCH); fi
+	else echo "$(CPU_INDEX) does not answer: torch comes from pip's usual places (on Linux maybe the CUDA build)"; \
+	  $(PIP) install $(TORCH); fi
 	@$(PIP) install $(PIN) torch numpy setuptools wheel ninja
 	@rm -f $(VENV)/.torch-cpu $(VENV)/.torch-cuda && touch $@
 

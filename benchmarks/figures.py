@@ -17,7 +17,7 @@ def of_ops(rows: list[dict]) -> list[tuple[str, str, bool]]:
             and row["outside_cache"]
         ):
             least = GELU
-        if row["op"] == "cross_entropy" and row["case"]["R"] > 1:
+        if row["op"] == "cross_entropy" and row["case"]["R"] >= 1024:
             least = CROSS_ENTROPY
         found.append((f"{_name(row)}: at least {least:g} x PyTorch", f"{ratio:.2f} x", ratio >= least))
         if row["op"] in ("add_layer_norm", "bias_gelu") and row["outside_cache"]:

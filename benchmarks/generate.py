@@ -17,7 +17,7 @@ import torch
 from . import fresh, peak
 from .ops import DTYPES, parse_dtypes, write
 from .table import markdown, show
-from .timing import keep_freed_memory, ratios, summarise
+from .timing import ratios, summarise
 
 CASES = ["1x32", "1x512", "1x1023", "8x32", "8x512"]  # batch x prompt; 1023 fills all positions but one: prefill only
 NEW = {1: 33, 8: 17}
@@ -141,9 +141,8 @@ def cells(row: dict) -> list[str]:
 def run(dtypes: list[str], names: list[str], peers: list[str], seconds: float, with_fresh: bool, each=None) -> dict:
     """All rows, the limits, and the figures of fresh processes."""
     torch.use_deterministic_algorithms(False)
-    kept = keep_freed_memory()
     probe = peak.Probe(huge=True, nbytes=256 << 20)
-    found = dict(kind="generate", machine=peak.machine() | dict(freed_memory_kept=kept), rows=[])
+    found = dict(kind="generate", machine=peak.machine(), rows=[])
     for dtype in dtypes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

@@ -122,10 +122,10 @@ def cells(row: dict) -> list[str]:
     ]
 
 
-def run(names: list[str], dtypes: list[str], quick: bool = False, each=None) -> dict:
+def run(names: list[str], dtypes: list[str], quick: bool = False, keep_freed: bool = False, each=None) -> dict:
     """All rows, with the machine and its limits; ``each(found)`` is called after every row."""
     torch.use_deterministic_algorithms(False)  # or torch.empty would fill memory
-    kept = keep_freed_memory()
+    kept = keep_freed and keep_freed_memory()
     threads = torch.get_num_threads()
     peaks = peak.measure(threads, quick=True)
     probe = peak.Probe(huge=True, nbytes=64 << 20 if quick else 128 << 20)
@@ -155,6 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON, without FILE to the terminal")
     parser.add_argument("--threads", type=int, default=None, help="default: torch's")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--keep-freed-memory", action="store_true", help="no page faults on either side: kernels alone")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args(argv)
     if args.threads:
@@ -165,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
             print(*cells(found["rows"][-1]), sep="  ", file=sys.stderr, flush=True)
             write(found, args.json)  # so that an interrupted run leaves what it has
 
-    found = run(args.names, args.dtype, args.quick, each)
+    found = run(args.names, args.dtype, args.quick, args.keep_freed_memory, each)
     if args.json == "-":
         write(found, "-")
     if args.json != "-":

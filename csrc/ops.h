@@ -8,7 +8,6 @@
 namespace gpt2fast {
 
 enum class Activation : int32_t { kNone, kGeluTanh, kGeluErf };
-enum class Reduction : int32_t { kNone, kMean, kSum };
 
 // out (B*T, C) = wte[tokens] + wpe[positions] (+ wte[token_types])
 struct EmbeddingArgs {

@@ -5,6 +5,7 @@ taken away again. A backend is a function that registers its kernels on a torch.
 """
 
 import os
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -53,7 +54,6 @@ class use_backend:  # noqa: N801
     """
 
     def __init__(self, name: str):
-        global _active
         if name != "auto" and name not in BACKENDS:
             choices = ", ".join(["auto", *BACKENDS])
             raise ValueError(f"gpt2fast: backend must be one of {choices}, got {name!r}")
@@ -78,7 +78,9 @@ def _set(name: str) -> None:
     library = None
     if name != "auto":
         library = torch.library.Library(NAMESPACE, "IMPL")
-        BACKENDS[name][0](library)
+        with warnings.catch_warnings():  # an overlay is meant to stand above the kernels
+            warnings.filterwarnings("ignore", r"(?s).*Overriding a previously registered kernel")
+            BACKENDS[name][0](library)
     _active = (name, library)
 
 

@@ -49,6 +49,17 @@ class Cache:
     def capacity(self) -> int:
         return self._memory[0].shape[3]
 
+    def check(self, layers: int, batch: int, heads: int, head_size: int, dtype: torch.dtype | None) -> None:
+        """Raises ValueError, or TypeError for the dtype (None: any), where a model of those sizes cannot use it."""
+        found = dict(zip(("batch", "heads", "head_size"), (self.batch, *self._memory[0].shape[2::2])))
+        found = dict(layers=len(self._memory)) | found
+        for name, expected in dict(layers=layers, batch=batch, heads=heads, head_size=head_size).items():
+            if found[name] != expected:
+                raise ValueError(f"gpt2fast.Cache: {name} must be {expected}, got {found[name]}")
+        if dtype is not None and self._memory[0].dtype != dtype:
+            words = [str(d).removeprefix("torch.") for d in (dtype, self._memory[0].dtype)]
+            raise TypeError(f"gpt2fast.Cache: dtype must be {words[0]}, got {words[1]}")
+
     def _view(self) -> None:
         views = [memory.transpose(2, 3) for memory in self._memory]
         self.keys = [view[0] for view in views]
@@ -136,5 +147,9 @@ class Cache:
         self.lengths = wanted
         self.length = int(wanted.max()) if self.batch else 0
         self.ragged = bool((wanted != self.length).any())
+        if self.starts is not None:
+            self.starts = torch.minimum(self.starts, wanted)
+            self.starts = self.starts if bool(self.starts.any()) else None
         if self.mask is not None:
             self.mask[:, self.length :] = True
+            self.mask = None if bool(self.mask.all()) else self.mask

@@ -53,7 +53,7 @@ class Config:
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             self._need(_is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
         for name in ("layer_norm_epsilon", "initializer_range"):
-            self._need(_is_number(getattr(self, name)) and getattr(self, name) > 0, name, "a positive number")
+            self._need(_is_number(getattr(self, name)) and getattr(self, name) >= 0, name, "a number of at least 0")
         for item in fields(self):
             if item.type is bool:
                 self._need(isinstance(getattr(self, item.name), bool), item.name, "true or false")

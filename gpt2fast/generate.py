@@ -99,8 +99,7 @@ def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streame
     B, T = input_ids.shape
     out = input_ids.new_full((B, T + plan.most), plan.pad)
     out[:, :T] = input_ids
-    if streamer is not None:
-        streamer.put(input_ids.cpu())
+    _stream(streamer, input_ids)
     real, positions = input_ids.new_full((B,), T), None
     if mask is not None:
         real = mask.sum(1)
@@ -129,14 +128,20 @@ def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streame
         length += 1
         if plan.stops is not None:
             alive = {row for row in alive if not plan.stops.ends(out[row, :length])}
-        if streamer is not None:
-            streamer.put(drawn.cpu())
+        _stream(streamer, drawn)
         tokens, mask, real = out[:, length - 1 : length], None, real + 1
         if positions is not None:
             positions = positions[:, -1:] + 1
     if streamer is not None:
         streamer.end()
     return out[:, :length]
+
+
+def _stream(streamer: Any, tokens: Tensor) -> None:
+    """Hands a copy on: a normal tensor, and the streamer's code does not run in inference mode."""
+    if streamer is not None:
+        with torch.inference_mode(False), torch.no_grad():
+            streamer.put(tokens.to("cpu", copy=True))
 
 
 def check_prompt(input_ids: Tensor, attention_mask: Tensor | None, vocabulary: int) -> Tensor | None:

@@ -15,6 +15,9 @@ from . import weights as checkpoint
 from .cache import Cache
 from .config import Config
 from .generate import generate
+from .ops.common import within
+
+IGNORED = -100
 
 
 class Embedding(nn.Module):
@@ -110,6 +113,8 @@ class GPT2(nn.Module):
     the head is not tied to ``wte.weight``.
     """
 
+    UNUSED = "multiple_choice_head"  # what of a GPT2DoubleHeadsModel has no part in its text
+
     def __init__(self, config: Config | None = None, block: Callable[[Config, int], nn.Module] = Block):
         super().__init__()
         self.config = config = config or Config()
@@ -150,6 +155,14 @@ class GPT2(nn.Module):
         out of range, a wrong shape or dtype.
         """
         mask = check_mask(mask, input_ids)
+        if targets is not None:
+            check_targets(targets, input_ids, self.config.vocab_size, logits_to_keep)
+        elif not isinstance(logits_to_keep, Tensor) and logits_to_keep < 0:
+            raise ValueError(f"gpt2fast: logits_to_keep must be at least 0, or indices, got {logits_to_keep}")
+        if cache is not None:
+            c, w = self.config, self.wte.weight
+            dtype = None if torch.is_autocast_enabled(w.device.type) else w.dtype
+            cache.check(len(self.h), input_ids.shape[0], c.n_head, c.head_size, dtype)
         if cache is not None and cache.ragged and positions is None:
             positions = cache.lengths[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
         start = 0 if cache is None else cache.length
@@ -167,7 +180,7 @@ class GPT2(nn.Module):
             x = x[:, -logits_to_keep:]
         head = self.wte if self.lm_head is None else self.lm_head
         logits = ops.linear(self.ln_f(x), head.weight, transposed=True)
-        return logits if targets is None else ops.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits if targets is None else ops.cross_entropy(logits.flatten(0, 1), targets.flatten(), IGNORED)
 
     generate = generate
 
@@ -188,11 +201,17 @@ class GPT2(nn.Module):
 
     @classmethod
     def from_transformers(cls, model: nn.Module, block: Callable = Block) -> "GPT2":
-        """The native twin of a transformers GPT2LMHeadModel (or GPT2Model): it shares the parameters themselves."""
+        """The native twin of a transformers GPT2Model, or of one with a language-model head; it shares the parameters.
+
+        Errors: ValueError listing the parameters that do not fit the config.
+        """
         config = Config.from_dict(model.config.to_dict())
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
         config.tie_word_embeddings = head is None or head.weight is embedding.weight
-        state = {checkpoint.native_name(name): p for name, p in model.named_parameters()}
+        named = model.named_parameters(remove_duplicate=False)
+        state = {checkpoint.native_name(name): p for name, p in named if not name.startswith(cls.UNUSED)}
+        if config.tie_word_embeddings:
+            state.pop("lm_head.weight", None)
         return cls.from_state(config, state, block).train(model.training)
 
     @classmethod
@@ -235,3 +254,16 @@ def check_mask(mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
     if mask.is_floating_point() or mask.is_complex():
         raise TypeError(f"gpt2fast: mask must hold bools or integers, got {mask.dtype}".replace("torch.", ""))
     return mask if mask.dtype == torch.bool else mask != 0
+
+
+def check_targets(targets: Tensor, input_ids: Tensor, vocabulary: int, logits_to_keep: int | Tensor) -> None:
+    """Raises where there is no loss for these targets."""
+    if isinstance(logits_to_keep, Tensor) or logits_to_keep:
+        raise ValueError(f"gpt2fast: logits_to_keep must be 0 where targets are given, got {logits_to_keep}")
+    if targets.dtype != torch.int64:
+        raise TypeError(f"gpt2fast: targets must have dtype int64, got {targets.dtype}".replace("torch.", ""))
+    if targets.shape != input_ids.shape:
+        expected, found = tuple(input_ids.shape), tuple(targets.shape)
+        raise ValueError(f"gpt2fast: targets must have input_ids' shape {expected}, got {found}")
+    if not torch.compiler.is_compiling():
+        within("cross_entropy", "targets", targets, vocabulary, allowed=IGNORED)

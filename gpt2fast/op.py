@@ -6,7 +6,6 @@ send what they do not cover), ``@name.backward`` the derivative above every back
 
 import functools
 import inspect
-import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from . import shapes as _shapes
 
@@ -96,7 +96,6 @@ class Op:
                 found = values | dict(zip(self.outputs, outputs))
                 ctx.save_for_backward(*(found[name] for name in kept))
                 ctx.rest = {n: v for n, v in values.items() if n not in self.tensors}
-                ctx.given = {n for n in self.tensors if values[n] is not None}
                 ctx.mark_non_differentiable(
                     *(t for n, t in zip(self.outputs, outputs) if n in self.saves or not t.is_floating_point())
                 )
@@ -107,9 +106,7 @@ class Op:
                 found = function(saved, SimpleNamespace(**dict(zip(self.outputs, grads))))
                 return tuple(found.get(n) if n in needs else None for n in self.signature.parameters)
 
-            torch.library.register_autograd(
-                f"{self.namespace}::{self.name}", derivative, setup_context=setup, lib=_libraries[self.namespace][0]
-            )
+            _register_autograd(self, derivative, setup)
             self.has_derivative, self.gradient_slack = True, slack
             return self
 
@@ -181,7 +178,7 @@ def op(
         if mutates:
             _bump_versions(declared, library)
         elif not derivative:
-            _refuse_backward(declared, library)
+            _refuse_backward(declared)
         _register_autocast(declared, library)
         functools.update_wrapper(declared, function)
         OPS[name if namespace == NAMESPACE else qualified] = declared
@@ -197,13 +194,51 @@ def _holds_tensor(annotation: Any) -> bool:
     return bool(re.search(r"\bTensor\b", str(annotation)))
 
 
-def _refuse_backward(declared: Op, library) -> None:
+def _refuse_backward(declared: Op) -> None:
     """Without this, autograd would see constants and training would silently lose gradients."""
 
     def derivative(ctx, *grads):
         raise RuntimeError(f"{declared.namespace}::{declared.name} has no derivative")
 
-    torch.library.register_autograd(f"{declared.namespace}::{declared.name}", derivative, lib=library)
+    _register_autograd(declared, derivative)
+
+
+def _register_autograd(declared: Op, derivative: Callable, setup: Callable | None = None) -> None:
+    name = f"{declared.namespace}::{declared.name}"
+    torch.library.register_autograd(name, derivative, setup_context=setup, lib=_Transformable(declared))
+
+
+class _Transformable:
+    """The library that register_autograd gets: it puts the reference before the autograd kernel, where that would fail.
+
+    An autograd kernel knows neither forward-mode AD, whose tangents it drops without a word, nor torch.func's grad, jvp
+    and vmap over them. The reference is PyTorch and knows all of them; a derivative of an op that has none raises.
+    """
+
+    def __init__(self, declared: Op):
+        self.declared = declared
+
+    def impl(self, name: str, autograd_kernel: Callable, key: str, **options) -> None:
+        declared = self.declared
+
+        def kernel(keyset, *args, **kwargs):
+            transformed = torch._C._functorch.peek_interpreter_stack() is not None
+            if not (transformed or any(map(_has_tangent, args))):
+                return autograd_kernel(keyset, *args, **kwargs)
+            out = declared.reference(*args, **kwargs)
+            if not declared.has_derivative and any(map(_is_differentiated, out if isinstance(out, tuple) else (out,))):
+                raise RuntimeError(f"{declared.namespace}::{name} has no derivative")
+            return out
+
+        _libraries[declared.namespace][0].impl(name, kernel, key, **options)
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and unpack_dual(value).tangent is not None
+
+
+def _is_differentiated(value: Tensor) -> bool:
+    return value.requires_grad or _has_tangent(value)
 
 
 def _bump_versions(declared: Op, library) -> None:
@@ -225,22 +260,22 @@ def _register_autocast(declared: Op, library) -> None:
         exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
         def kernel(*args, _exclude=exclude, _device=device, **kwargs):
-            tensors = [a for a in itertools.chain(args, kwargs.values()) if _is_castable(a, _device)]
+            values = dict(zip(declared.signature.parameters, args)) | kwargs
+            castable = {n: v for n, v in values.items() if _is_castable(v, _device) and not has_own_dtype(n, values)}
             if declared.autocast == "lower":
                 target = torch.get_autocast_dtype(_device)
             elif declared.autocast == "float32":
                 target = torch.float32
-            else:
-                target = functools.reduce(torch.promote_types, (t.dtype for t in tensors), torch.bfloat16)
-                target = target if tensors else None
-
-            def cast(a):
-                return a.to(target) if _is_castable(a, _device) and a.dtype != target else a
-
+            elif castable:
+                target = functools.reduce(torch.promote_types, (t.dtype for t in castable.values()))
             with torch._C._ExcludeDispatchKeyGuard(_exclude):
-                return declared.overload(*map(cast, args), **{k: cast(v) for k, v in kwargs.items()})
+                return declared.overload(**values | {n: t.to(target) for n, t in castable.items()})
 
         library.impl(declared.name, kernel, key)
+
+    def has_own_dtype(name: str, values: dict[str, Any]) -> bool:  # statistics stay float32
+        spec = declared.shapes.get(name)
+        return spec is not None and _shapes.parse(_shapes.resolve(spec, values))[1] is not None
 
 
 def _is_castable(a: Any, device: str) -> bool:

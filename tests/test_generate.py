@@ -201,3 +201,13 @@ def test_nan_logits_are_refused():
     broken.transformer.ln_f.weight.data[0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         GPT2.from_transformers(broken).generate(tokens(1, 4), do_sample=True)
+
+
+def test_generates_off_the_kernels_too(model):
+    """The reference sees the whole cache, the part of it that nobody has written to included."""
+    input_ids = tokens(2, 5)
+    expected = model.generate(input_ids, max_new_tokens=6, eos_token_id=[])
+    with gpt2fast.use_backend("reference"):
+        assert torch.equal(model.generate(input_ids, max_new_tokens=6, eos_token_id=[]), expected)
+    double = GPT2.from_state(model.config, {n: p.detach().double() for n, p in model.state_dict().items()})
+    assert torch.equal(double.generate(input_ids, max_new_tokens=6, eos_token_id=[]), expected)

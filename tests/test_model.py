@@ -233,7 +233,7 @@ def test_the_cache_is_untouched_by_refused_tokens():
     (dict(n_layer=0), "n_layer must be a positive integer, got 0"),
     (dict(vocab_size="many"), "vocab_size must be a positive integer, got 'many'"),
     (dict(attn_pdrop=1.0), r"attn_pdrop must be a number in \[0, 1\), got 1.0"),
-    (dict(layer_norm_epsilon=0), "layer_norm_epsilon must be a positive number, got 0"),
+    (dict(layer_norm_epsilon=-1), "layer_norm_epsilon must be a number of at least 0, got -1"),
     (dict(tie_word_embeddings="no"), "tie_word_embeddings must be true or false, got 'no'"),
     (dict(eos_token_id=[1, None]), "eos_token_id must be None, an integer or a list"),
     (dict(model_type="llama"), "model_type must be 'gpt2', got 'llama'"),

@@ -1,11 +1,14 @@
 """What every op promises besides its numbers: opcheck, gradients, compile, autocast, errors. All by the loop."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from conftest import op_cases
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from gpt2fast import backends, shapes
 from gpt2fast.op import OPS, op
@@ -75,21 +78,21 @@ def test_compiles_whole_forward_and_backward(op):
     args = build(op, case)
     names = floating(args)
 
-    def function(*tensors):
-        out = op(**(args | dict(zip(names, tensors))))
-        return sum(o.float().square().sum() for o in (out if isinstance(out, tuple) else (out,)))
+    def run(compiled, args):
+        def function(*tensors):
+            out = op(**(args | dict(zip(names, tensors))))
+            return sum((o.square() / 2).sum() for o in (out if isinstance(out, tuple) else (out,)))
 
-    def run(f):
         leaves = [args[n].clone().requires_grad_() for n in names]
-        f(*leaves).backward()
+        (torch.compile(function, fullgraph=True) if compiled else function)(*leaves).backward()
         return [leaf.grad for leaf in leaves]
 
     torch._dynamo.reset()
-    compiled = run(torch.compile(function, fullgraph=True))
-    for name, a, b in zip(names, compiled, run(function)):
-        # Inductor may order float32 sums around the op differently: the parity rule with eager as plain
-        truth = b.double()
-        assert_close_to_truth(a, b + b.abs() * torch.finfo(b.dtype).eps, truth, f"d{name}", slack=4)
+    actual = run(True, args)
+    with backends.use_backend("reference"):
+        plain, truth = run(False, args), run(False, cast(args, torch.float64))
+    for name, *gradients in zip(names, actual, plain, truth):
+        assert_close_to_truth(*gradients, f"d{name}", op.gradient_slack)
 
 
 @pytest.mark.parametrize("op", [o for o in OPS.values() if not o.has_derivative], ids=lambda op: op.name)
@@ -110,13 +113,55 @@ def test_autocast(op):
     with torch.autocast("cpu", torch.bfloat16):
         out = op(**args)
         out = out if isinstance(out, tuple) else (out,)
+        sum(o.float().sum() for o in out).backward()  # inside: the *_backward op is under autocast too
     expected = torch.bfloat16 if op.autocast == "lower" else torch.float32
     assert all(o.dtype == expected for o in out)
-    sum(o.float().sum() for o in out).backward()
     assert all(leaf.grad is not None and leaf.grad.dtype == torch.float32 for leaf in leaves.values())
     mixed = {n: v.detach().bfloat16() if i == 0 else v for i, (n, v) in enumerate(leaves.items())}
     with torch.autocast("cpu", torch.bfloat16):  # mixed dtypes in: no error
         op(**(args | mixed))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
+def test_autocast_to_the_widest_keeps_one_dtype(dtype):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert OPS["gelu"](torch.randn(2, 3).to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize("name", ("layer_norm", "linear", "gelu", "cross_entropy", "attention", "decode_attention"))
+def test_forward_mode_and_function_transforms(name):
+    """Forward-mode AD and torch.func, which an autograd kernel does not know, give what plain PyTorch gives."""
+    op = OPS[name]
+    case = next(c for c in op.cases if 0 < op.flops(c) <= TINY)
+    args = build(op, case)
+    first = floating(args)[0]
+
+    def through(function):
+        return lambda x: function(**(args | {first: x})).square().sum()
+
+    def plain(**kwargs):
+        out = op.reference(**kwargs)
+        return out[0] if op.saves else out
+
+    x, tangent = args[first], torch.ones_like(args[first])
+    assert torch.equal(torch.func.grad(through(op))(x), torch.func.grad(through(plain))(x))
+    expected = torch.func.jvp(through(plain), (x,), (tangent,))[1]
+    assert torch.equal(torch.func.jvp(through(op), (x,), (tangent,))[1], expected)
+    with forward_ad.dual_level():
+        assert torch.equal(forward_ad.unpack_dual(through(op)(forward_ad.make_dual(x, tangent))).tangent, expected)
+    rows = torch.func.vmap(torch.func.grad(through(op)))(torch.stack([x, 2 * x]))
+    torch.testing.assert_close(rows[1], torch.func.grad(through(plain))(2 * x))
+
+
+def test_a_second_derivative_raises():
+    x = torch.randn(2, 3)
+    with pytest.raises(RuntimeError, match="gpt2fast::gelu_backward has no derivative"):
+        torch.func.grad(lambda x: OPS["gelu_backward"](x, x).sum())(x)
+    q, k = torch.randn(1, 1, 2, 8, requires_grad=True), torch.randn(1, 4, 2, 8)
+    out = OPS["decode_attention"](q, k, k, torch.tensor([3]))
+    (dq,) = torch.autograd.grad(out.sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="gpt2fast::attention_backward has no derivative"):
+        dq.sum().backward()
 
 
 @pytest.mark.parametrize(
@@ -205,6 +250,11 @@ def test_float64_runs_the_reference_and_strict_raises(op):
         ("sample", dict(repetition_penalty=0.0), "repetition_penalty must be above 0, got 0"),
         ("sample", dict(min_p=2.0), "min_p must lie in [0, 1], got 2"),
         ("sample", dict(top_k=-1), "top_k must be at least 0 (0: off), got -1"),
+        ("sample", dict(tokens=torch.tensor([[0, -5], [1, 2]])),
+         "tokens must lie in [0, 7) or be -1, got -5 at (0, 1)"),
+        ("sample", dict(tokens=torch.tensor([[0, 1], [7, 2]])), "tokens must lie in [0, 7) or be -1, got 7 at (1, 0)"),
+        ("sample", dict(logits=torch.zeros(2, 0)), "logits must have V of at least 1, got 0"),
+        ("gelu", dict(x=torch.tensor(1.0)), "x must have shape (..., C), got ()"),
         ("sample", dict(logits=torch.tensor([[0.0, 1, 2, 3, 4, 5, 6], [0, 1, 2, torch.nan, 4, 5, 6]])),
          "logits must not hold NaN, got NaN in row 1"),
     ],
@@ -233,6 +283,34 @@ def test_in_place_ops_are_seen_by_autograd():
     assert weight.tolist() == [0.5, 0.5, 0.5]
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize(
+    "backend, dtype", [("cpu", torch.float32), ("reference", torch.float32), ("auto", torch.float64)]
+)
+def test_keys_that_nobody_sees_may_hold_anything(backend, dtype):
+    """The unused end of a cache is uninitialised memory, NaN here: neither outputs nor gradients may show it."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, n, 2, 8, generator=g).to(dtype) for n in (1, 5, 5))
+    lengths, mask = torch.tensor([3, 3]), torch.tensor([[True] * 3 + [False] * 2] * 2)
+    for name, extra in (("decode_attention", dict(lengths=lengths)), ("attention", dict(mask=mask, causal=False))):
+        results = []
+        with backends.use_backend(backend):
+            for poisoned in (False, True):
+                leaves = [t.clone() for t in (q, k, v)]
+                for t in leaves[1:]:
+                    t[:, 3:] = torch.nan if poisoned else 0
+                leaves = [t.requires_grad_() for t in leaves]
+                out = OPS[name](*leaves, **extra)
+                results.append([out, *torch.autograd.grad(out.square().sum(), leaves)])
+        for clean, poisoned in zip(*results):
+            assert torch.equal(clean, poisoned), (name, backend, dtype)
+
+
+def test_a_backend_overlay_warns_of_nothing():
+    code = "import gpt2fast.ops; from gpt2fast import backends; backends.use_backend('reference')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_unknown_backend_and_isa_are_refused():

@@ -7,53 +7,71 @@
 namespace gpt2fast {
 namespace {
 
-// V is a Vec or Vecs. 2^t for |t| <= 252, by 2^n (1 + r q(r)), n = round(t): 9e-8 for |r| <= 1/2. NaN stays NaN.
-template <class V>
+// Formulas good enough for T: float32, or a 16-bit type, for which 3e-5 is a quarter of a rounding step at most.
+template <class T>
+constexpr bool kFull = sizeof(T) == 4;
+
+// V is a Vec or Vecs. 2^t for |t| <= 252, by 2^n (1 + r q(r)), n = round(t): 9e-8, or 3e-6, for |r| <= 1/2. NaN stays.
+template <class T = float, class V>
 GPT2FAST_INLINE V exp2_in_range(V t) {
-  V n = round(t), r = t - n;
-  V q = V::broadcast(1.32695702e-3f);
-  q = fma(q, r, V::broadcast(9.67129413e-3f));
-  q = fma(q, r, V::broadcast(5.55071086e-2f));
-  q = fma(q, r, V::broadcast(2.40222469e-1f));
-  q = fma(q, r, V::broadcast(6.93147004e-1f));
+  V n = round(t), r = t - n, q;
+  if constexpr (kFull<T>) {
+    q = V::broadcast(1.32695702e-3f);
+    q = fma(q, r, V::broadcast(9.67129413e-3f));
+    q = fma(q, r, V::broadcast(5.55071086e-2f));
+    q = fma(q, r, V::broadcast(2.40222469e-1f));
+    q = fma(q, r, V::broadcast(6.93147004e-1f));
+  } else {
+    q = V::broadcast(9.58285294e-3f);
+    q = fma(q, r, V::broadcast(5.59064262e-2f));
+    q = fma(q, r, V::broadcast(2.40240991e-1f));
+    q = fma(q, r, V::broadcast(6.93124175e-1f));
+  }
   return scale2(fma(q, r, V::broadcast(1.f)), n);
 }
 
 // Both forms: NaN at NaN and -infinity (as torch), infinity at infinity, -0 far left.
-template <class V>
+template <class T, class V>
 GPT2FAST_INLINE V gelu_tanh(V x) {
   constexpr float kLinear = -2.8853900817779268f * kSqrtTwoOverPi;
   V t = x * fma(x * x, V::broadcast(kLinear * kGeluCubic), V::broadcast(kLinear));
   t = min(V::broadcast(150.f), max(V::broadcast(-150.f), t));
-  return x / (V::broadcast(1.f) + exp2_in_range(t));
+  return x / (V::broadcast(1.f) + exp2_in_range<T>(t));
 }
 
-template <class V>
+template <class T, class V>
 GPT2FAST_INLINE V gelu_erf(V x) {
-  V a = min(V::broadcast(14.5f), abs(x)), one = V::broadcast(1.f);
-  V n = V::broadcast(4.11627407e-3f);  // N / D: 6e-9 for a <= 14.5, all terms positive
-  n = fma(n, a, V::broadcast(4.0633016e-2f));
-  n = fma(n, a, V::broadcast(1.83234556e-1f));
-  n = fma(n, a, V::broadcast(4.38294233e-1f));
+  V a = min(V::broadcast(14.5f), abs(x)), one = V::broadcast(1.f), n, d;
+  if constexpr (kFull<T>) {  // N / D: 6e-9 for a <= 14.5, all terms positive
+    n = V::broadcast(4.11627407e-3f);
+    n = fma(n, a, V::broadcast(4.0633016e-2f));
+    n = fma(n, a, V::broadcast(1.83234556e-1f));
+    n = fma(n, a, V::broadcast(4.38294233e-1f));
+    d = V::broadcast(1.03178492e-2f);
+    d = fma(d, a, V::broadcast(1.01858314e-1f));
+    d = fma(d, a, V::broadcast(4.69469082e-1f));
+    d = fma(d, a, V::broadcast(1.20250083f));
+    d = fma(d, a, V::broadcast(1.67447345f));
+  } else {  // 3e-5
+    n = V::broadcast(6.19555749e-2f);
+    n = fma(n, a, V::broadcast(2.77357519e-1f));
+    d = V::broadcast(1.55123547e-1f);
+    d = fma(d, a, V::broadcast(7.00355709e-1f));
+    d = fma(d, a, V::broadcast(1.35313904f));
+  }
   n = fma(n, a, V::broadcast(0.5f));
-  V d = V::broadcast(1.03178492e-2f);
-  d = fma(d, a, V::broadcast(1.01858314e-1f));
-  d = fma(d, a, V::broadcast(4.69469082e-1f));
-  d = fma(d, a, V::broadcast(1.20250083f));
-  d = fma(d, a, V::broadcast(1.67447345f));
   d = fma(d, a, one);
-  V tail = exp2_in_range(a * a * V::broadcast(-0.72134752f)) * n / d;
+  V tail = exp2_in_range<T>(a * a * V::broadcast(-0.72134752f)) * n / d;
   return x * select_less(x, V::broadcast(0.f), tail, one - tail);
 }
 
-template <Activation kActivation, class V>
+template <Activation kActivation, class T, class V>
 GPT2FAST_INLINE V activate(V x) {
-  if constexpr (kActivation == Activation::kGeluTanh) return gelu_tanh(x);
-  if constexpr (kActivation == Activation::kGeluErf) return gelu_erf(x);
+  if constexpr (kActivation == Activation::kGeluTanh) return gelu_tanh<T>(x);
+  if constexpr (kActivation == Activation::kGeluErf) return gelu_erf<T>(x);
   return x;
 }
 
-// with_activation(a, [&](auto tag) { ... activate<decltype(tag)::value>(v) ... });
 template <Activation kActivation>
 struct ActivationTag {
   static constexpr Activation value = kActivation;

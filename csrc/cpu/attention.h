@@ -14,21 +14,14 @@ inline void attention_run(const AttentionArgs& a, int64_t begin, int64_t end) {
   with_dtype(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     attention_units(a).run<T>(begin, end, [&](int64_t b, int64_t h) {
-      Head<T> head = {};
-      head.q = (const T*)a.q + b * a.stride_q[0] + h * a.stride_q[2];
-      head.k = (const T*)a.k + b * a.stride_k[0] + h * a.stride_k[2];
-      head.v = (const T*)a.v + b * a.stride_v[0] + h * a.stride_v[2];
-      head.stride_q = a.stride_q[1], head.stride_k = a.stride_k[1], head.stride_v = a.stride_v[1];
-      head.out = (T*)a.out + (b * a.T * a.H + h) * a.D;
-      head.stride_out = a.H * a.D;
+      Head<T> head = head_of<T>(a, b, h);
       if (a.lse) head.lse = a.lse + (b * a.H + h) * a.T;
       if (a.mask) head.mask = a.mask + b * a.stride_mask_b;
       if (a.bias) head.bias = (const T*)a.bias + b * a.stride_bias[0] + h * a.stride_bias[1];
       head.stride_bias[0] = a.stride_bias[2], head.stride_bias[1] = a.stride_bias[3];
-      head.queries = a.T, head.S = a.S, head.D = a.D;
+      head.S = a.S;
       head.offset = a.S - a.T;
-      head.window = a.window, head.causal = a.causal;
-      head.scale = a.scale;
+      head.causal = a.causal;
       head.dropout_p = a.dropout_p;
       head.seed = a.dropout_p > 0 ? uint64_t(*a.seed) : 0;
       head.row = uint64_t((b * a.H + h) * a.T);

@@ -33,6 +33,21 @@ struct Head {
   int64_t high(int64_t i) const { return causal ? max64(0, min64(S, offset + i + 1)) : S; }
 };
 
+// What the arguments of both ops say alike of head h of row b.
+template <class T, class Args>
+inline Head<T> head_of(const Args& a, int64_t b, int64_t h) {
+  Head<T> head = {};
+  head.q = (const T*)a.q + b * a.stride_q[0] + h * a.stride_q[2];
+  head.k = (const T*)a.k + b * a.stride_k[0] + h * a.stride_k[2];
+  head.v = (const T*)a.v + b * a.stride_v[0] + h * a.stride_v[2];
+  head.stride_q = a.stride_q[1], head.stride_k = a.stride_k[1], head.stride_v = a.stride_v[1];
+  head.out = (T*)a.out + (b * a.T * a.H + h) * a.D;
+  head.stride_out = a.H * a.D;
+  head.queries = a.T, head.D = a.D;
+  head.window = a.window, head.scale = a.scale;
+  return head;
+}
+
 // What an inner product steps over: one float, or two bfloat16.
 template <class T>
 struct AttentionOperand {

@@ -27,20 +27,6 @@ inline Vec exp2_nonpositive(Vec t) {
   return scale2(p, n);
 }
 
-// Two vectors of probabilities, side by side.
-inline void store_probabilities(Vec a, Vec b, float* p) {
-  a.store(p);
-  b.store(p + Vec::kLanes);
-}
-inline void store_probabilities(Vec a, Vec b, bfloat16* p) {
-#ifdef __AVX512BF16__  // flushes subnormals, which Vec::store must not
-  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v));
-#else
-  a.store(p);
-  b.store(p + Vec::kLanes);
-#endif
-}
-
 // acc[i][j] += the sum over steps of a[i] (one row each) times b[j] (kLanes columns each), in the order of the steps.
 template <class O, int kRows, int kVectors>
 inline void multiply_tile(const typename O::Element* a, int64_t stride_a, const typename O::Element* b,
@@ -241,7 +227,7 @@ class AttentionTile {
         total = total + p[i];
         if (h.dropout_p > 0) p[i] = p[i] * Vec::load(kept + at);
       }
-      store_probabilities(p[0], p[1], probability + r * kKeys + c * kLanes);
+      store_pair(p[0], p[1], probability + r * kKeys + c * kLanes);
     }
     total.store(sums);
   }

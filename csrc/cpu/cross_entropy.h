@@ -6,6 +6,8 @@
 namespace gpt2fast {
 namespace {
 
+constexpr int64_t kAhead = 8192;  // bytes: CPUs' own prefetchers do not look that far
+
 inline int64_t cross_entropy_rows_per_task(const CrossEntropyArgs& args) { return max64(1, 32768 / max64(1, args.V)); }
 
 inline int64_t cross_entropy_tasks(const CrossEntropyArgs& args) {
@@ -39,24 +41,27 @@ struct LogitSums {
   Vec maximum = Vec::broadcast(-3.402823466e38f);
   CompensatedSum exponentials, logits;
 
-  template <int kCount>
-  void add(const Vec (&x)[kCount]) {
-    Vec previous = maximum;
-    for (int k = 0; k < kCount; ++k) maximum = max(maximum, x[k]);
-    exponentials.scale(exp_of_negative(previous - maximum));
-    constexpr int kStep = kCount < kInStep ? kCount : kInStep;
+  // kCount Vecs from x on, read twice: kept in registers they would push the formula's constants out.
+  template <int kCount, class T>
+  void add(const T* x) {
+    constexpr int kStep = kCount < kInStep ? kCount : kInStep, kLanes = Vec::kLanes;
     using Step = Vecs<kStep>;
-    Step block = Step::broadcast(0.f);
-    for (int k = 0; k < kCount; k += kStep)
-      block = block + exp_of_negative(Step::each([&](int i) { return x[k + i] - maximum; }));
-    Vec sum = block.v[0];
-    for (int i = 1; i < kStep; ++i) sum = sum + block.v[i];
-    exponentials.add(sum);
-    if constexpr (kNeedsMean) {
-      Vec total = x[0];
-      for (int k = 1; k < kCount; ++k) total = total + x[k];
-      logits.add(total);
+    Step top = Step::load(x), total = top;
+    for (int k = kStep; k < kCount; k += kStep) {
+      Step next = Step::load(x + k * kLanes);
+      for (int j = 0; j < int(kStep * kLanes * sizeof(T)); j += 64)
+        prefetch((const char*)(x + k * kLanes) + kAhead + j);
+      top = max(top, next);
+      if constexpr (kNeedsMean) total = total + next;
     }
+    Vec previous = maximum;
+    for (Vec v : top.v) maximum = max(maximum, v);
+    exponentials.scale(exp_of_negative(previous - maximum));
+    const Step now = Step::each([&](int) { return maximum; });
+    Step sum = exp_of_negative(Step::load(x) - now);
+    for (int k = kStep; k < kCount; k += kStep) sum = sum + exp_of_negative(Step::load(x + k * kLanes) - now);
+    exponentials.add(sum.total());
+    if constexpr (kNeedsMean) logits.add(total.total());
   }
 
   double lse() const {
@@ -72,19 +77,16 @@ struct LogitSums {
 
 template <bool kNeedsMean, class T>
 inline void cross_entropy_row(const CrossEntropyArgs& args, int64_t r) {
-  constexpr int kBlock = 16;
+  constexpr int kBlock = 64;
   constexpr int64_t kLanes = Vec::kLanes;
   const T* x = (const T*)args.logits + r * args.stride_logits_r;
   LogitSums<kNeedsMean> sums;
   int64_t i = 0;
   for (; i + kBlock * kLanes <= args.V; i += kBlock * kLanes) {
-    Vec block[kBlock];
-    for (int k = 0; k < kBlock; ++k) block[k] = Vec::load(x + i + k * kLanes);
-    sums.add(block);
+    sums.template add<kBlock>(x + i);
   }
   for (; i + kLanes <= args.V; i += kLanes) {
-    Vec one[1] = {Vec::load(x + i)};
-    sums.add(one);
+    sums.template add<1>(x + i);
   }
   double tail = 0;
   if (i < args.V) {  // lanes past the end: exp(-infinity) = 0, and nothing to the mean
@@ -95,8 +97,7 @@ inline void cross_entropy_row(const CrossEntropyArgs& args, int64_t r) {
       tail += lanes[k];
     }
     LogitSums<false> last{sums.maximum, sums.exponentials, {}};
-    Vec one[1] = {Vec::load(lanes)};
-    last.add(one);
+    last.template add<1>(lanes);
     sums.maximum = last.maximum;
     sums.exponentials = last.exponentials;
   }

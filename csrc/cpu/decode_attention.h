@@ -18,18 +18,11 @@ inline void decode_attention_run(const DecodeAttentionArgs& a, int64_t begin, in
   with_dtype(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     decode_attention_units(a).run<T>(begin, end, [&](int64_t b, int64_t h) {
-      Head<T> head = {};
-      head.q = (const T*)a.q + b * a.stride_q[0] + h * a.stride_q[2];
-      head.k = (const T*)a.k + b * a.stride_k[0] + h * a.stride_k[2];
-      head.v = (const T*)a.v + b * a.stride_v[0] + h * a.stride_v[2];
-      head.stride_q = a.stride_q[1], head.stride_k = a.stride_k[1], head.stride_v = a.stride_v[1];
-      head.out = (T*)a.out + (b * a.T * a.H + h) * a.D;
-      head.stride_out = a.H * a.D;
-      head.queries = a.T, head.S = max64(0, min64(a.lengths[b], a.S)), head.D = a.D;
+      Head<T> head = head_of<T>(a, b, h);
+      head.S = max64(0, min64(a.lengths[b], a.S));
       head.first = a.starts ? max64(0, a.starts[b]) : 0;
       head.offset = head.S - a.T;
-      head.window = a.window, head.causal = true;
-      head.scale = a.scale;
+      head.causal = true;
       return head;
     });
   });

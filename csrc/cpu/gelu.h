@@ -15,14 +15,14 @@ template <Activation kActivation, bool kHasBias, class V, class T>
 GPT2FAST_INLINE V gelu_of(const T* x, const T* bias) {
   V v = V::load(x);
   if constexpr (kHasBias) v = v + V::load(bias);
-  return activate<kActivation>(v);
+  return activate<kActivation, T>(v);
 }
 
 template <Activation kActivation, bool kHasBias, class T>
 inline void gelu_part(const T* x, const T* bias, T* y, int n) {
   Vec v = Vec::load(x, n);
   if constexpr (kHasBias) v = v + Vec::load(bias, n);
-  activate<kActivation>(v).store(y, n);
+  activate<kActivation, T>(v).store(y, n);
 }
 
 template <Activation kActivation, bool kHasBias, bool kStream, class T>

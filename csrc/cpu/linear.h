@@ -62,7 +62,7 @@ inline void finish_row(const LinearArgs& a, const float* total, int64_t m, int64
     Vec s = Vec::load(total + j);
     if (bias) s = s + Vec::load(bias + j);
     if (preactivation) s.store(preactivation + j);
-    s = activate<kActivation>(s);
+    s = activate<kActivation, T>(s);
     if (residual) s = s + Vec::load(residual + j);
     s.store(y + j);
   }
@@ -71,7 +71,7 @@ inline void finish_row(const LinearArgs& a, const float* total, int64_t m, int64
     Vec s = Vec::load(total + j, rest);
     if (bias) s = s + Vec::load(bias + j, rest);
     if (preactivation) s.store(preactivation + j, rest);
-    s = activate<kActivation>(s);
+    s = activate<kActivation, T>(s);
     if (residual) s = s + Vec::load(residual + j, rest);
     s.store(y + j, rest);
   }

@@ -7,7 +7,7 @@
 namespace gpt2fast {
 namespace {
 
-inline int64_t sample_tasks(const SampleArgs& args) { return args.V > 0 ? args.B : 0; }
+inline int64_t sample_tasks(const SampleArgs& args) { return args.B; }
 
 // Survivors in ascending token order; scores and weights have room for whole Vecs.
 struct Candidates {

@@ -35,7 +35,11 @@ struct Vec {
 
   static Vec widen(__m256i h) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))}; }
   __m256i half() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  __m256i narrow() const {  // by integers: VCVTNEPS2BF16 flushes subnormals
+  __mmask16 subnormal() const { return _mm512_fpclass_ps_mask(v, 0x20); }
+  __m256i narrow() const {
+#ifdef __AVX512BF16__  // VCVTNEPS2BF16 flushes subnormals
+    if (__builtin_expect(!subnormal(), 1)) return (__m256i)_mm512_cvtneps_pbh(v);
+#endif
     __m512i bits = _mm512_castps_si512(v);
     __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
@@ -52,7 +56,6 @@ struct Vec {
   friend Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
   friend Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
   friend Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
-  friend Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
   friend Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
   // a * 2^n for integral n, gradual underflow and overflow included
   friend Vec scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
@@ -120,6 +123,17 @@ struct Pairs {
 #endif
   }
 };
+
+#ifdef __AVX512BF16__
+inline void store_pair(Vec a, Vec b, bfloat16* p) {
+  if (__builtin_expect(_mm512_kortestz(a.subnormal(), b.subnormal()), 1)) {
+    _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v));
+  } else {
+    a.store(p);
+    b.store(p + Vec::kLanes);
+  }
+}
+#endif
 
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 inline void stream_fence() { _mm_sfence(); }

@@ -30,6 +30,13 @@ inline Vec exp(Vec x) {
   return scale2(p, n);
 }
 
+// Two Vecs side by side; a Vec header may have a faster one for a type.
+template <class T>
+inline void store_pair(Vec a, Vec b, T* p) {
+  a.store(p);
+  b.store(p + Vec::kLanes);
+}
+
 // A buffer of one thread, grown as needed and kept; aligned to 64 bytes, contents undefined.
 template <int kSlot>
 inline void* scratch(size_t bytes) {

@@ -55,7 +55,6 @@ struct Vec {
   friend Vec max(Vec a, Vec b) { return {vbslq_f32(vcgtq_f32(a.v, b.v), a.v, b.v)}; }
   friend Vec min(Vec a, Vec b) { return {vbslq_f32(vcltq_f32(a.v, b.v), a.v, b.v)}; }
   friend Vec abs(Vec a) { return {vabsq_f32(a.v)}; }
-  friend Vec sqrt(Vec a) { return {vsqrtq_f32(a.v)}; }
   friend Vec round(Vec a) { return {vrndnq_f32(a.v)}; }
   friend Vec scale2(Vec a, Vec n) {
     int32x4_t k = vcvtnq_s32_f32(vmaxq_f32(vminq_f32(n.v, vdupq_n_f32(252)), vdupq_n_f32(-252)));

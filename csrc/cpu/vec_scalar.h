@@ -67,9 +67,6 @@ struct Vec {
   friend Vec abs(Vec a) {
     return each([&](int i) { return std::fabs(a.v[i]); });
   }
-  friend Vec sqrt(Vec a) {
-    return each([&](int i) { return std::sqrt(a.v[i]); });
-  }
   friend Vec round(Vec a) {
     return each([&](int i) { return std::nearbyint(a.v[i]); });
   }

@@ -31,11 +31,17 @@ struct Vecs {
   }
   template <class T>
   GPT2FAST_INLINE void store(T* p) const {
-    for (int i = 0; i < N; ++i) v[i].store(p + i * Vec::kLanes);
+    for (int i = 0; i + 1 < N; i += 2) store_pair(v[i], v[i + 1], p + i * Vec::kLanes);
+    if constexpr (N % 2) v[N - 1].store(p + (N - 1) * Vec::kLanes);
   }
   template <class T>
   GPT2FAST_INLINE void stream(T* p) const {
     for (int i = 0; i < N; ++i) v[i].stream(p + i * Vec::kLanes);
+  }
+  GPT2FAST_INLINE Vec total() const {
+    Vec sum = v[0];
+    for (int i = 1; i < N; ++i) sum = sum + v[i];
+    return sum;
   }
   GPT2FAST_INLINE friend Vecs operator+(Vecs a, Vecs b) {
     return each([&](int i) { return a.v[i] + b.v[i]; });

@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include "launch.h"
+#include "memory.h"
 
 namespace gpt2fast {
 namespace {
@@ -42,7 +43,7 @@ Tensor embedding(const Tensor& tokens, const Tensor& wte, const Tensor& wpe, con
   check.within("token_types", token_types, check['V']);
   Tensor tokens_c = tokens.contiguous(), wte_c = wte.contiguous(), wpe_c = wpe.contiguous();
   OptionalTensor positions_c = contiguous(positions), types_c = contiguous(token_types);
-  Tensor out = at::empty({B, T, check['C']}, wte.options());
+  Tensor out = empty_output({B, T, check['C']}, wte.options());
   launch(cpu::table().embedding,
          {tokens_c.const_data_ptr<int64_t>(), (const int64_t*)data(positions_c), (const int64_t*)data(types_c),
           wte_c.const_data_ptr(), wpe_c.const_data_ptr(), out.data_ptr(), B, T, check['C'], check['V'], P, start,
@@ -61,8 +62,8 @@ Normalised normalise(const Tensor& x, const OptionalTensor& residual, const Tens
   if (residual) rows_residual.emplace(*residual);
   Tensor weight_c = weight.contiguous(), bias_c = bias.contiguous();
   Normalised out;
-  out.y = at::empty(x.sizes(), x.options());
-  if (residual) out.sum = at::empty(x.sizes(), x.options());
+  out.y = empty_output(x.sizes(), x.options());
+  if (residual) out.sum = empty_output(x.sizes(), x.options());
   auto leading = x.sizes().slice(0, x.dim() - 1);
   out.mean = at::empty(leading, x.options().dtype(at::kFloat));
   out.rstd = at::empty(leading, x.options().dtype(at::kFloat));
@@ -110,8 +111,9 @@ std::tuple<Tensor, Tensor> linear(const Tensor& x, const Tensor& weight, const O
   std::optional<Rows> rows_residual;
   if (residual) rows_residual.emplace(*residual);
   OptionalTensor bias_c = contiguous(bias);
-  Tensor y = at::empty(with_last(x, check['N']), x.options());
-  Tensor kept = keep_preactivation && act != Activation::kNone ? at::empty_like(y) : at::empty({0}, x.options());
+  Tensor y = empty_output(with_last(x, check['N']), x.options());
+  bool keeps = keep_preactivation && act != Activation::kNone;
+  Tensor kept = keeps ? empty_output(y.sizes(), x.options()) : at::empty({0}, x.options());
   launch(cpu::table().linear,
          {rows.data, held.const_data_ptr(), data(bias_c), residual ? rows_residual->data : nullptr, y.data_ptr(),
           kept.numel() ? kept.data_ptr() : nullptr, rows.count, check['K'], check['N'], rows.stride, held.stride(0),
@@ -122,15 +124,15 @@ std::tuple<Tensor, Tensor> linear(const Tensor& x, const Tensor& weight, const O
 Tensor run_gelu(const Tensor& x, const OptionalTensor& bias, Activation activation) {
   Rows rows(x);
   OptionalTensor bias_c = contiguous(bias);
-  Tensor y = at::empty(x.sizes(), x.options());
-  launch(cpu::table().gelu, {rows.data, data(bias_c), y.data_ptr(), rows.count, x.dim() ? x.size(-1) : 1, rows.stride,
-                             activation, to_dtype(x.scalar_type())});
+  Tensor y = empty_output(x.sizes(), x.options());
+  launch(cpu::table().gelu, {rows.data, data(bias_c), y.data_ptr(), rows.count, x.size(-1), rows.stride, activation,
+                             to_dtype(x.scalar_type())});
   return y;
 }
 
 Tensor gelu(const Tensor& x, std::string_view approximate) {
   Check check("gelu");
-  check("x", x, "...");
+  check("x", x, "... C");
   Activation activation = parse_gelu("gelu", approximate);
   if (auto why = uncovered_dtype(x.scalar_type()))
     return call_reference<Tensor>("gelu", why, x, std::string(approximate));
@@ -176,7 +178,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
                                                       scale, dropout_p);
   Tensor q_d = dense_inside(q), k_d = dense_inside(k), v_d = dense_inside(v);
   OptionalTensor mask_d = mask ? OptionalTensor(dense_inside(*mask)) : mask, seed_c = contiguous(seed);
-  Tensor out = at::empty({B, T, H, D}, q.options()), lse = at::empty({B, H, T}, q.options().dtype(at::kFloat));
+  Tensor out = empty_output({B, T, H, D}, q.options()), lse = at::empty({B, H, T}, q.options().dtype(at::kFloat));
   AttentionArgs args{};
   args.q = q_d.const_data_ptr(), args.k = k_d.const_data_ptr(), args.v = v_d.const_data_ptr();
   args.mask = (const bool*)data(mask_d), args.bias = data(bias);
@@ -206,7 +208,7 @@ Tensor decode_attention(const Tensor& q, const Tensor& k, const Tensor& v, const
   check.within("starts", starts, check['S'] + 1);
   Tensor q_d = dense_inside(q), k_d = dense_inside(k), v_d = dense_inside(v), lengths_c = lengths.contiguous();
   OptionalTensor starts_c = contiguous(starts);
-  Tensor out = at::empty({check['B'], check['T'], check['H'], D}, q.options());
+  Tensor out = empty_output({check['B'], check['T'], check['H'], D}, q.options());
   DecodeAttentionArgs args{};
   args.q = q_d.const_data_ptr(), args.k = k_d.const_data_ptr(), args.v = v_d.const_data_ptr();
   args.lengths = lengths_c.const_data_ptr<int64_t>(), args.starts = (const int64_t*)data(starts_c);
@@ -274,6 +276,7 @@ Tensor sample(const Tensor& logits, const Tensor& seed, const Tensor& positions,
     return call_reference<Tensor>("sample", why, logits, seed, positions, tokens, rows, temperature, top_k, top_p,
                                   min_p, repetition_penalty);
   int64_t B = check['B'], V = check['V'];
+  TORCH_CHECK_VALUE(V > 0, check.prefix("logits"), "must have V of at least 1, got 0");
   Tensor logits_d = dense_inside(logits), seed_c = seed.contiguous(), positions_c = positions.contiguous();
   OptionalTensor tokens_d = tokens ? OptionalTensor(dense_inside(*tokens)) : tokens, rows_c = contiguous(rows);
   if (tokens) check.within("tokens", *tokens, V, -1);

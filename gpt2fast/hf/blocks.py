@@ -13,13 +13,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import ops
-from .checks import is_autocast, is_plain, keeps_grad, obstacle, weight_obstacle
+from .checks import is_autocast, is_plain, keep_forwards, keeps_grad, obstacle, stands_in, weight_obstacle
 from .masks import Visible, from_theirs, theirs
 
 _SDPA_OPTIONS = ("is_causal", "position_bias", "softcap", "cache")
 
 
 class Conv1D(pytorch_utils.Conv1D):
+    @stands_in(pytorch_utils.Conv1D)
     def forward(self, x):
         if not is_plain(self.weight):
             return super().forward(x)
@@ -27,6 +28,7 @@ class Conv1D(pytorch_utils.Conv1D):
 
 
 class LayerNorm(nn.LayerNorm):
+    @stands_in(nn.LayerNorm)
     def forward(self, input):
         weight, bias = self.weight, self.bias
         if weight is None or bias is None or weight.dim() != 1 or not is_plain(weight):
@@ -37,21 +39,25 @@ class LayerNorm(nn.LayerNorm):
 
 
 class NewGELUActivation(activations.NewGELUActivation):
+    @stands_in(activations.NewGELUActivation)
     def forward(self, input):
         return ops.gelu(input, "tanh")
 
 
 class GELUTanh(activations.GELUTanh):
+    @stands_in(activations.GELUTanh)
     def forward(self, input):
         return ops.gelu(input, "tanh")
 
 
 class AccurateGELUActivation(activations.AccurateGELUActivation):
+    @stands_in(activations.AccurateGELUActivation)
     def forward(self, input):
         return ops.gelu(input, "tanh")
 
 
 class GELUActivation(activations.GELUActivation):
+    @stands_in(activations.GELUActivation)
     def forward(self, input):
         return ops.gelu(input, "none")
 
@@ -88,6 +94,7 @@ def _project(linear: nn.Module, dropout: nn.Module, x: Tensor, residual: Tensor 
 
 
 class GPT2MLP(stock.GPT2MLP):
+    @stands_in(stock.GPT2MLP)
     def forward(self, hidden_states):
         return self.run(hidden_states, None)
 
@@ -120,6 +127,7 @@ def attention_obstacle(attn: nn.Module, options: dict) -> str | None:
 
 
 class GPT2Attention(stock.GPT2Attention):
+    @stands_in(stock.GPT2Attention)
     def forward(
         self,
         hidden_states,
@@ -181,6 +189,7 @@ class GPT2Attention(stock.GPT2Attention):
 
 
 class GPT2Block(stock.GPT2Block):
+    @stands_in(stock.GPT2Block)
     def forward(
         self,
         hidden_states,
@@ -193,7 +202,8 @@ class GPT2Block(stock.GPT2Block):
     ):
         x, attn, mlp = hidden_states, self.attn, self.mlp
         normed = self.ln_1(x)
-        if attention_step_obstacle(attn, kwargs) is None:
+        # a Visible comes from a model that has asked already
+        if isinstance(attention_mask, Visible) or attention_step_obstacle(attn, kwargs) is None:
             x = attn.run(normed, x, past_key_values, attention_mask)
         else:
             x = x + attn(
@@ -217,7 +227,8 @@ class GPT2Block(stock.GPT2Block):
                 "make the model with config.add_cross_attention=True"
             )
         attn, normed = self.crossattention, self.ln_cross_attn(x)
-        if attention_step_obstacle(attn, {}) is None and (past is None or isinstance(past, EncoderDecoderCache)):
+        asked = isinstance(attention_mask, Visible) or attention_step_obstacle(attn, {}) is None
+        if asked and (past is None or isinstance(past, EncoderDecoderCache)):
             return attn.run(normed, x, past, mask, encoder)
         return x + attn(
             normed,
@@ -239,3 +250,6 @@ def needs_their_mask(block: nn.Module, options: dict) -> bool:
         return True
     cross = block._modules.get("crossattention")
     return cross is not None and attention_step_obstacle(cross, options) is not None
+
+
+keep_forwards(*CONV1D, *ACTIVATIONS, LayerNorm, GPT2MLP, GPT2Attention, GPT2Block)

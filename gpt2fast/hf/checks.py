@@ -3,12 +3,39 @@
 Asked for every module on every call, so that a hook, an adapter or a parametrization added at any time is seen.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 _CAPTURE = "transformers.utils.output_capturing"
 _PLAIN = (nn.Parameter, Tensor)
+_FORWARDS: dict[type, tuple[tuple[type, Callable], ...]] = {}
+
+
+def keep_forwards(*kinds: type) -> None:
+    """Notes the forward of each class and of those it comes from as of now, for obstacle() to see one that changes."""
+    for kind in kinds:
+        defining = [base for base in kind.__mro__ if "forward" in base.__dict__ and base is not nn.Module]
+        _FORWARDS[kind] = tuple((base, base.forward) for base in defining)
+
+
+def stands_in(kind: type) -> Callable:
+    """For our forward in the place of ``kind``'s: calls that of ``kind`` where somebody has replaced it."""
+    known = kind.forward
+
+    def decorate(ours: Callable) -> Callable:
+        @functools.wraps(ours)
+        def forward(self, *args, **kwargs):
+            if kind.forward is known:
+                return ours(self, *args, **kwargs)
+            return kind.forward(self, *args, **kwargs)
+
+        return forward
+
+    return decorate
 
 
 def obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
@@ -18,6 +45,9 @@ def obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
         return f"{_name(type(module))} is not the stock class"
     if "forward" in own and not is_own_forward(module, own["forward"]):
         return "its forward is replaced"
+    for kind, known in _FORWARDS.get(type(module), ()):
+        if kind.forward is not known:
+            return f"the forward of {_name(kind)} is replaced"
     if "_compiled_call_impl" in own:
         return "it is compiled on its own"
     if own["_forward_pre_hooks"]:
@@ -38,6 +68,16 @@ def weight_obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
     if found is None and type(module.weight) not in _PLAIN:
         found = f"its weight is a {_name(type(module.weight))}"
     return found
+
+
+def embedding_obstacle(table: nn.Module, trained: bool = True) -> str | None:
+    """The same for an embedding; ``trained`` False asks for its values only, not for their gradients."""
+    found = weight_obstacle(table, (nn.Embedding,))
+    if found is not None:
+        return found
+    if table.max_norm is not None or (trained and (table.sparse or table.scale_grad_by_freq)):
+        return "it has max_norm, sparse or scale_grad_by_freq"
+    return "it has a padding_idx" if trained and table.padding_idx is not None else None
 
 
 def is_plain(tensor: Tensor | None) -> bool:
@@ -61,3 +101,6 @@ def keeps_grad(*tensors: Tensor | None) -> bool:
 
 def _name(kind: type) -> str:
     return f"{kind.__module__.split('.')[0]}.{kind.__qualname__}"
+
+
+keep_forwards(nn.Dropout, nn.Embedding, nn.LayerNorm, nn.Linear)

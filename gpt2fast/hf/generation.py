@@ -6,6 +6,8 @@ forward, and a warning says so once a reason.
 
 import functools
 import logging
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,24 +15,50 @@ from transformers.generation import logits_process as processors
 from transformers.generation import stopping_criteria as criteria
 
 from .. import activations
+from ..config import Config
 from ..model import GPT2
 from . import blocks
-from .checks import is_autocast, obstacle, weight_obstacle
+from .checks import embedding_obstacle, is_autocast, obstacle, weight_obstacle
 
-_CONTAINERS = (nn.ModuleList, nn.Dropout)
-_WEIGHTED = (*blocks.CONV1D, blocks.LayerNorm, nn.LayerNorm, nn.Embedding, nn.Linear)
 _OVERRIDABLE = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
-_ORDER = (  # as transformers applies them, and as ops.sample does
-    processors.RepetitionPenaltyLogitsProcessor,
-    processors.MinLengthLogitsProcessor,
-    processors.MinNewTokensLengthLogitsProcessor,
-    processors.TemperatureLogitsWarper,
-    processors.TopKLogitsWarper,
-    processors.TopPLogitsWarper,
-    processors.MinPLogitsWarper,
-)
-_SAMPLING = _ORDER[3:]
+_NORM = (blocks.LayerNorm, nn.LayerNorm)
+_MODEL = {  # the modules of a model and of a block, with the classes that the native model stands for
+    "transformer.wte": (nn.Embedding,),
+    "transformer.wpe": (nn.Embedding,),
+    "transformer.drop": blocks.DROPOUT,
+    "transformer.h": (nn.ModuleList,),
+    "transformer.ln_f": _NORM,
+    "lm_head": (nn.Linear,),
+}
+_BLOCK = {
+    "": (blocks.GPT2Block,),
+    "ln_1": _NORM,
+    "attn": (blocks.GPT2Attention,),
+    "attn.c_attn": blocks.CONV1D,
+    "attn.c_proj": blocks.CONV1D,
+    "attn.attn_dropout": blocks.DROPOUT,
+    "attn.resid_dropout": blocks.DROPOUT,
+    "ln_2": _NORM,
+    "mlp": (blocks.GPT2MLP,),
+    "mlp.c_fc": blocks.CONV1D,
+    "mlp.act": tuple(blocks.ACTIVATIONS),
+    "mlp.c_proj": blocks.CONV1D,
+    "mlp.dropout": blocks.DROPOUT,
+}
+_PROCESSORS = {  # in the order in which transformers applies them, and ops.sample does
+    processors.RepetitionPenaltyLogitsProcessor: "repetition_penalty",
+    processors.MinLengthLogitsProcessor: "min_length",
+    processors.MinNewTokensLengthLogitsProcessor: "min_new_tokens",
+    processors.TemperatureLogitsWarper: "temperature",
+    processors.TopKLogitsWarper: "top_k",
+    processors.TopPLogitsWarper: "top_p",
+    processors.MinPLogitsWarper: "min_p",
+}
+_ORDER = list(_PROCESSORS.values())
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _EXPECTED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "tokenizer"}
+# model -> its native twin and the parameters that it was made of; beside the models, so that no copy of one has it
+_twins: WeakKeyDictionary[nn.Module, tuple[GPT2, dict[str, nn.Parameter]]] = WeakKeyDictionary()
 
 
 class FastGeneration:
@@ -46,9 +74,8 @@ class FastGeneration:
         streamer=None,
         **model_kwargs,
     ):
-        options, reason = {}, native_obstacle(self)
-        if reason is None and synced_gpus:
-            reason = "synced_gpus is set"
+        options: dict[str, Any] = {}
+        reason = "synced_gpus is set" if synced_gpus else native_obstacle(self)
         reason = reason or _request_obstacle(input_ids, generation_config, model_kwargs)
         if reason is None:
             options, reason = _options(input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs)
@@ -65,9 +92,9 @@ class FastGeneration:
                 streamer=streamer,
                 **model_kwargs,
             )
-        twin = GPT2.from_transformers(self)
         streamer = None if streamer is None else _Continuation(streamer)
-        return twin.generate(input_ids, model_kwargs.get("attention_mask"), streamer=streamer, **options)
+        input_ids = input_ids.long() if input_ids.dtype == torch.int32 else input_ids
+        return _twins[self][0].generate(input_ids, model_kwargs.get("attention_mask"), streamer=streamer, **options)
 
     def _beam_search(self, *args, **kwargs):
         _say_once("beam search is asked for")
@@ -94,51 +121,81 @@ class _Continuation:
 
 
 def native_obstacle(model: nn.Module) -> str | None:
-    """Why the native model would not compute what calling this GPT2LMHeadModel does, or None."""
-    config = model.config
-    if config.add_cross_attention:
+    """Why the native model would not compute what calling this model with a language-model head does, or None."""
+    if model.config.add_cross_attention:
         return "the model has cross attention"
-    if model.training and any(p > 0 for p in (config.attn_pdrop, config.resid_pdrop, config.embd_pdrop)):
-        return "the model is in training mode"
     if is_autocast(model.transformer.wte.weight):
         return "autocast is on"
     for name in _OVERRIDABLE:
         if name in model.__dict__:
             return f"{name} is replaced"
-    models = (type(model), type(model.transformer))
-    if not all(kind.__module__.startswith(__package__ + ".") for kind in models):
-        return f"{models[0].__module__}.{models[0].__qualname__} is not the stock class"
-    form = activations.FUSED.get(config.activation_function)
-    known = (*models, blocks.GPT2Block, blocks.GPT2Attention, blocks.GPT2MLP, *_CONTAINERS)
-    for name, module in model.named_modules():
-        if isinstance(module, _WEIGHTED):
-            found = weight_obstacle(module, _WEIGHTED)
-            if found is None and isinstance(module, nn.LayerNorm) and module.eps != config.layer_norm_epsilon:
-                found = "its eps is not the config's"
-        elif type(module) in blocks.ACTIVATIONS:
-            found = obstacle(module, (type(module),))
-            if found is None and blocks.ACTIVATIONS[type(module)] != form:
-                found = f"it is not the config's {config.activation_function!r}"
-        else:
-            found = obstacle(module, known) or _attention_obstacle(module)
-        if found is not None:
-            return f"{name or 'the model'}: {found}"
-    first = model.transformer.wte.weight
-    if any(p.dtype != first.dtype or p.device != first.device for p in model.parameters()):
-        return "its parameters differ in dtype or device"
-    return None
+    for module in (model, model.transformer):
+        kind = type(module)
+        if not kind.__module__.startswith(__package__ + "."):
+            return f"{kind.__module__}.{kind.__qualname__} is not the stock class"
+        if found := obstacle(module, (kind,)):
+            return f"the model: {found}"
+    try:
+        config = Config.from_dict(model.config.to_dict())
+    except (ValueError, TypeError) as error:
+        return f"its config: {error}"
+    for name, module in model.named_modules(remove_duplicate=False):
+        if module is not model and module is not model.transformer and (found := _part_obstacle(name, module, config)):
+            return f"{name}: {found}"
+    return _twin_obstacle(model, config)
 
 
-def _attention_obstacle(module: nn.Module) -> str | None:
-    if not isinstance(module, blocks.GPT2Attention):
-        return None
-    if found := blocks.attention_obstacle(module, {}):
+def _part_obstacle(name: str, module: nn.Module, config: Config) -> str | None:
+    if name.startswith(GPT2.UNUSED):
+        return obstacle(module, (type(module),))
+    layer, _, leaf = name.removeprefix("transformer.h.").partition(".")
+    stock = _BLOCK.get(leaf) if layer.isdigit() else _MODEL.get(name)
+    if stock is None:
+        return "no part of a GPT-2"
+    if getattr(module, "weight", None) is None:
+        found = obstacle(module, stock)
+    elif stock == _MODEL["transformer.wte"]:
+        found = embedding_obstacle(module, trained=False)
+    else:
+        found = weight_obstacle(module, stock)
+    if found is None and isinstance(module, nn.LayerNorm) and module.eps != config.layer_norm_epsilon:
+        found = "its eps is not the config's"
+    if found is None and isinstance(module, nn.Dropout) and module.training and module.p > 0:
+        found = "dropout is active"
+    if found is None and leaf == "mlp.act":
+        same = blocks.ACTIVATIONS[type(module)] == activations.FUSED.get(config.activation_function)
+        found = None if same else f"it is not the config's {config.activation_function!r}"
+    return found or (_attention_obstacle(module, int(layer), config) if leaf == "attn" else None)
+
+
+def _attention_obstacle(attn: nn.Module, layer: int, config: Config) -> str | None:
+    if found := blocks.attention_obstacle(attn, {}):
         return found
-    config = module.config
-    scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
-    scale /= module.layer_idx + 1 if config.scale_attn_by_inverse_layer_idx else 1
-    same = module.scaling == scale and module.num_heads == config.n_head
-    return None if same else "its heads or scaling are not the config's"
+    if attn.training and attn.attn_dropout.p > 0:
+        return "dropout is active"
+    sizes = (attn.num_heads, attn.head_dim, attn.split_size) == (config.n_head, config.head_size, config.n_embd)
+    same = sizes and attn.scaling == config.scale(layer) and attn.layer_idx == layer
+    return None if same else "its heads, scaling or layer are not the config's"
+
+
+def _twin_obstacle(model: nn.Module, config: Config) -> str | None:
+    """Sees to it that ``_twins`` has the native model of the parameters as they are now, or says why there is none."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    first = model.transformer.wte.weight
+    for name, parameter in parameters.items():
+        if type(parameter) is not nn.Parameter:
+            return f"{name} is a {type(parameter).__name__}"
+        if parameter.dtype != first.dtype or parameter.device != first.device:
+            return "its parameters differ in dtype or device"
+    config.tie_word_embeddings = model.lm_head.weight is first
+    twin, known = _twins.get(model, (None, {}))
+    same = twin is not None and twin.config == config and known.keys() == parameters.keys()
+    if not same or any(known[name] is not parameter for name, parameter in parameters.items()):
+        try:
+            _twins[model] = GPT2.from_transformers(model).eval(), parameters
+        except ValueError as error:
+            return str(error).removeprefix("gpt2fast: ")
+    return None
 
 
 def _request_obstacle(input_ids: Tensor, config, given: dict) -> str | None:
@@ -187,30 +244,31 @@ def _options(input_ids, logits_processor, stopping_criteria, config, given) -> t
             return {}, f"stopping criterion {type(found).__name__}"
     if "max_new_tokens" not in options:
         return {}, "no maximal length"
+    if "stop_strings" in options and not options["eos_token_id"] and input_ids.shape[0] > 1:
+        return {}, "stop strings for several rows without an eos_token_id"  # rows that have stopped go on there
     for found in logits_processor:
         kind = type(found)
-        if kind not in _ORDER or _ORDER.index(kind) <= last or (kind in _SAMPLING and not sampled):
+        name = _PROCESSORS.get(kind, "")
+        if name not in _ORDER[last + 1 :] or (name in _SAMPLING and not sampled):
             return {}, f"logits processor {kind.__name__}"
-        last = _ORDER.index(kind)
+        last = _ORDER.index(name)
         if getattr(found, "filter_value", -torch.inf) != -torch.inf or getattr(found, "min_tokens_to_keep", 1) != 1:
             return {}, f"logits processor {kind.__name__} with other settings than generate's"
-        if kind is processors.RepetitionPenaltyLogitsProcessor:
+        if name == "repetition_penalty":
             mask, ignored = given.get("attention_mask"), found.prompt_ignore_length
             padding = 0 if mask is None else (mask != 0).int().argmax(1)
             if bool(torch.as_tensor((0 if ignored is None else ignored) != padding).any()):
                 return {}, "a repetition penalty that leaves out more than padding"
-            options["repetition_penalty"] = found.penalty
-        elif kind is processors.MinLengthLogitsProcessor:
+            options[name] = found.penalty
+        elif name == "min_length":
             options["min_new_tokens"] = max(found.min_length - T, 0)
             ends.append(found.eos_token_id)
-        elif kind is processors.MinNewTokensLengthLogitsProcessor:
-            options["min_new_tokens"] = max(found.min_new_tokens, options["min_new_tokens"])
+        elif name == "min_new_tokens":
+            options[name] = max(found.min_new_tokens, options[name])
             ends.append(found.eos_token_id)
             if found.prompt_length_to_skip != T:
                 return {}, "min_new_tokens counted from elsewhere"
         else:
-            name = {"TemperatureLogitsWarper": "temperature", "TopKLogitsWarper": "top_k"}.get(kind.__name__)
-            name = name or {"TopPLogitsWarper": "top_p", "MinPLogitsWarper": "min_p"}[kind.__name__]
             options[name] = getattr(found, name)
     if any(end.tolist() != options["eos_token_id"] for end in ends):
         return {}, "a minimal length for other tokens than those that end a text"

@@ -13,20 +13,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .. import ops
 from .blocks import needs_their_mask
-from .checks import weight_obstacle
+from .checks import embedding_obstacle, is_autocast, keep_forwards, stands_in, weight_obstacle
 from .convert import Optimized
 from .generation import FastGeneration
 from .masks import cross_attention_mask, self_attention_mask
 
 LINEAR = (nn.Linear,)
-EMBEDDING = (nn.Embedding,)
-
-
-def embedding_obstacle(table: nn.Module) -> str | None:
-    found = weight_obstacle(table, EMBEDDING)
-    if found is None and (table.max_norm is not None or table.sparse or table.scale_grad_by_freq):
-        return "it has max_norm, sparse or scale_grad_by_freq"
-    return found if found is not None or table.padding_idx is None else "it has a padding_idx"
 
 
 def apply_head(head: nn.Module, x: Tensor) -> Tensor:
@@ -53,6 +45,7 @@ def causal_lm_loss(logits, labels, vocab_size, num_items_in_batch=None, ignore_i
 
 
 class GPT2Model(Optimized, stock.GPT2Model):
+    @stands_in(stock.GPT2Model)
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -147,6 +140,7 @@ class GPT2Model(Optimized, stock.GPT2Model):
 class GPT2LMHeadModel(Optimized, FastGeneration, stock.GPT2LMHeadModel):
     @property
     def loss_function(self):
+        # transformers' lookup, spelled out: torch.compile traces no super() of a property
         if hasattr(self, "_loss_function"):
             return self._loss_function
         found = LOSS_MAPPING.get(self.loss_type, LOSS_MAPPING["ForCausalLM"])
@@ -156,6 +150,7 @@ class GPT2LMHeadModel(Optimized, FastGeneration, stock.GPT2LMHeadModel):
     def loss_function(self, value):
         self._loss_function = value
 
+    @stands_in(stock.GPT2LMHeadModel)
     @can_return_tuple
     def forward(
         self,
@@ -198,8 +193,51 @@ class GPT2LMHeadModel(Optimized, FastGeneration, stock.GPT2LMHeadModel):
         )
 
 
-class GPT2DoubleHeadsModel(Optimized, stock.GPT2DoubleHeadsModel):
-    pass
+class GPT2DoubleHeadsModel(Optimized, FastGeneration, stock.GPT2DoubleHeadsModel):
+    @stands_in(stock.GPT2DoubleHeadsModel)
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        past_key_values=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        inputs_embeds=None,
+        mc_token_ids=None,
+        labels=None,
+        mc_labels=None,
+        use_cache=None,
+        **kwargs,
+    ):
+        found = self.transformer(
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        x = found.last_hidden_state
+        logits = apply_head(self.lm_head, x)
+        choices = self.multiple_choice_head(x, mc_token_ids).squeeze(-1)
+        loss = mc_loss = None
+        if mc_labels is not None:
+            mc_loss = nn.functional.cross_entropy(choices.view(-1, choices.shape[-1]), mc_labels.view(-1))
+        if labels is not None:
+            loss = causal_lm_loss(logits, labels, logits.shape[-1])
+            loss = loss if is_autocast(logits) else loss.to(logits.dtype)  # this loss is not widened by transformers
+        return stock.GPT2DoubleHeadsModelOutput(
+            loss=loss,
+            mc_loss=mc_loss,
+            logits=logits,
+            mc_logits=choices,
+            past_key_values=found.past_key_values,
+            hidden_states=found.hidden_states,
+            attentions=found.attentions,
+        )
 
 
 class GPT2ForSequenceClassification(Optimized, stock.GPT2ForSequenceClassification):
@@ -212,3 +250,6 @@ class GPT2ForTokenClassification(Optimized, stock.GPT2ForTokenClassification):
 
 class GPT2ForQuestionAnswering(Optimized, stock.GPT2ForQuestionAnswering):
     pass
+
+
+keep_forwards(GPT2Model, GPT2LMHeadModel, GPT2DoubleHeadsModel)

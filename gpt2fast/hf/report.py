@@ -9,7 +9,7 @@ from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import backends
 from . import blocks, models
-from .checks import obstacle, weight_obstacle
+from .checks import embedding_obstacle, obstacle, weight_obstacle
 from .convert import _roots, to_ours
 from .generation import native_obstacle
 
@@ -120,7 +120,7 @@ def _model_lines(name: str, model: nn.Module) -> Iterator[Line]:
     if isinstance(model, stock.GPT2Model):
         for part in ("wte", "wpe"):
             table = getattr(model, part)
-            found = models.embedding_obstacle(table)
+            found = embedding_obstacle(table)
             found = found if type(model) is models.GPT2Model else "called by transformers' forward"
             yield _own(_join(name, part), table, found) if found else _line(_join(name, part), table, "embedding")
         yield _leaf(_join(name, "ln_f"), model.ln_f, (blocks.LayerNorm,), "layer_norm")

@@ -59,6 +59,15 @@ def visible(T: int, S: int, causal: bool, window: int, mask: Tensor | None, devi
     return seen if mask is None else seen & mask[:, None, None, :]
 
 
+def zero_unseen(seen: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """(B, S, H, D) tensors with the rows of keys that no query sees set to 0: what lies there, NaN too, counts nothing.
+
+    Hiding their scores is not enough: 0 * NaN is NaN.
+    """
+    unseen = ~seen.any(2).transpose(1, 2)[..., None]  # (B or 1, S, 1, 1)
+    return [t.masked_fill(unseen, 0) for t in tensors]
+
+
 def _scores(q, k, seen, bias, scale) -> Tensor:
     scores = torch.einsum("bthd,bshd->bhts", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
     if bias is not None:
@@ -131,11 +140,13 @@ def attention(
     B, T, H, D = q.shape
     S = k.shape[1]
     seen = visible(T, S, causal, window, mask, q.device)
+    k, v = zero_unseen(seen, k, v)
     scores = _scores(widen(q), widen(k), seen, bias, scale)
     lowest = torch.finfo(torch.float32).min
     if S == 0:
         return q.new_zeros(B, T, H, D), scores.new_full((B, H, T), lowest)
-    lse = torch.logsumexp(scores, dim=-1).clamp(min=lowest)
+    nothing = (scores == -torch.inf).all(-1, keepdim=True)  # logsumexp's own derivative there would be NaN
+    lse = torch.logsumexp(scores.masked_fill(nothing, lowest), dim=-1).clamp(min=lowest)
     probabilities = torch.exp(scores - lse[..., None])
     if dropout_p > 0:
         kept = dropout_kept(seed, dropout_p, B, H, T, S)
@@ -176,9 +187,13 @@ def attention_backward(
     check_attention("attention_backward", q, window, dropout_p, seed)
     B, T, H, D = q.shape
     S = k.shape[1]
-    wide_q, wide_k, wide_v, wide_dout = widen(q), widen(k), widen(v), widen(dout)
-    scores = _scores(wide_q, wide_k, visible(T, S, causal, window, mask, q.device), bias, scale)
+    seen = visible(T, S, causal, window, mask, q.device)
+    wide_q, wide_dout = widen(q), widen(dout)
+    wide_k, wide_v = map(widen, zero_unseen(seen, k, v))
+    scores = _scores(wide_q, wide_k, seen, bias, scale)
     probabilities = torch.exp(scores - lse[..., None])
+    total = probabilities.sum(-1, keepdim=True)  # 1, but for lse's rounding and scores summed in another order
+    probabilities = probabilities / torch.where(total > 0, total, 1.0)
     dprobabilities = torch.einsum("bthd,bshd->bhts", wide_dout, wide_v)
     dropped = probabilities
     if dropout_p > 0:
@@ -197,8 +212,7 @@ def attention_backward(
     return (*(g.to(q.dtype).contiguous() for g in (dq, dk, dv)), dbias)
 
 
-# slack: lse comes from the forward kernel and the scores from the reference, whose sums run in another order
-@attention.backward("q k v mask bias seed out lse", slack=1.5)
+@attention.backward("q k v mask bias seed out lse")
 def _(saved, grad):
     dq, dk, dv, dbias = attention_backward(
         grad.out, saved.q, saved.k, saved.v, saved.out, saved.lse, saved.mask, saved.bias, saved.seed,

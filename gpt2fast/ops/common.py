@@ -15,9 +15,14 @@ def choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"gpt2fast::{op}: {name} must be {words}, got {value!r}")
 
 
+def checkable(tensor: Tensor) -> bool:
+    """Whether values may be looked at: on the CPU, and not inside torch.func's transforms, vmap among them."""
+    return tensor.device.type == "cpu" and torch._C._functorch.peek_interpreter_stack() is None
+
+
 def within(op: str, name: str, tensor: Tensor | None, high: int, allowed: int | None = None) -> None:
     """Raises where a value of a CPU tensor is outside [0, high) and not ``allowed``; on a GPU kernels assert it."""
-    if tensor is None or tensor.device.type != "cpu" or not tensor.numel():
+    if tensor is None or not checkable(tensor) or not tensor.numel():
         return
     wrong = (tensor < 0) | (tensor >= high)
     if allowed is not None:

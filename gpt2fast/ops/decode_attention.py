@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..op import op
-from .attention import attention
+from .attention import attention, attention_backward, zero_unseen
 from .common import within
 
 
@@ -36,10 +36,11 @@ def _seen(q, k, lengths, starts, window) -> Tensor:
     return seen[:, None]
 
 
-def _as_bias(q, k, lengths, starts, window) -> Tensor:
-    """The same as an additive bias of 0 and -inf, for attention."""
+def _for_attention(q, k, v, lengths, starts, window) -> tuple[Tensor, Tensor, Tensor]:
+    """What attention takes instead: k and v, 0 where the cache is not in use, and an additive bias of 0 and -inf."""
+    seen = _seen(q, k, lengths, starts, window)
     zero = torch.zeros((), dtype=q.dtype, device=q.device)
-    return zero.masked_fill(~_seen(q, k, lengths, starts, window), -torch.inf)
+    return *zero_unseen(seen, k, v), zero.masked_fill(~seen, -torch.inf)
 
 
 def _baseline(q, k, v, lengths, starts=None, window=0, scale=None):
@@ -76,16 +77,14 @@ def decode_attention(
     within("decode_attention", "starts", starts, k.shape[1] + 1)
     if window < 0:
         raise ValueError(f"gpt2fast::decode_attention: window must be at least 0 (0: unlimited), got {window}")
-    hidden = _as_bias(q, k, lengths, starts, window)
+    k, v, hidden = _for_attention(q, k, v, lengths, starts, window)
     return attention.reference(q, k, v, bias=hidden, causal=False, scale=scale)[0]
 
 
-# slack: lse comes from the forward kernel and the scores from the reference, whose sums run in another order
-@decode_attention.backward("q k v lengths starts", slack=1.5)
+@decode_attention.backward("q k v lengths starts")
 def _(saved, grad):
-    hidden = _as_bias(saved.q, saved.k, saved.lengths, saved.starts, saved.window)
-    with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (saved.q, saved.k, saved.v)]
-        out = attention(*leaves, bias=hidden, causal=False, scale=saved.scale)
-        dq, dk, dv = torch.autograd.grad(out, leaves, grad.out)
+    k, v, hidden = _for_attention(saved.q, saved.k, saved.v, saved.lengths, saved.starts, saved.window)
+    as_called = dict(bias=hidden, causal=False, scale=saved.scale)
+    out, lse = attention.overload(saved.q, k, v, **as_called)
+    dq, dk, dv, _ = attention_backward(grad.out, saved.q, k, v, out, lse, **as_called)
     return dict(q=dq, k=dk, v=dv)

@@ -46,7 +46,7 @@ def _naive(x, approximate="tanh"):
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     """Gaussian error linear unit: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), or x/2 (1 + erf(x / sqrt 2)).
 
-    Args: x of any shape; approximate ``"tanh"`` (GPT-2's ``gelu_new``) or ``"none"`` (erf), as in PyTorch.
+    Args: x (..., C); approximate ``"tanh"`` (GPT-2's ``gelu_new``) or ``"none"`` (erf), as in PyTorch.
     Returns: x's shape and dtype. Source: Hendrycks and Gimpel, arXiv:1606.08415.
     """
     choice("gelu", "approximate", approximate, FORMS)

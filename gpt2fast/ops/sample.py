@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 
 from ..op import op
-from .common import uniform53, widen
+from .common import checkable, uniform53, widen, within
 
 CASES = [
     dict(B=1, T=4, V=50257),
@@ -32,7 +32,7 @@ def check_sample(logits, temperature, top_k, top_p, min_p, repetition_penalty) -
     need(0 < top_p <= 1, "top_p", "lie in (0, 1]", top_p)
     need(0 <= min_p <= 1, "min_p", "lie in [0, 1]", min_p)
     need(repetition_penalty > 0, "repetition_penalty", "be above 0", repetition_penalty)
-    if logits.device.type == "cpu" and logits.isnan().any():
+    if checkable(logits) and logits.isnan().any():
         row = int(logits.isnan().any(1).nonzero()[0])
         raise ValueError(f"gpt2fast::sample: logits must not hold NaN, got NaN in row {row}")
 
@@ -64,10 +64,13 @@ def sample(
     Args: logits (B, V); seed (1,), positions and rows (B,), int64: the draw of a row is a function of (seed, rows[b],
     positions[b]), rows by default 0 ... B - 1; tokens (B, T), int64, the earlier ones, -1 for none; temperature 0
     takes the likeliest; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
-    Returns: (B,) int64. Errors: NaN among the logits, a parameter out of range.
+    Returns: (B,) int64. Errors: no logits or NaN among them, a token or a parameter out of range.
     """
     check_sample(logits, temperature, top_k, top_p, min_p, repetition_penalty)
     B, V = logits.shape
+    if not V:
+        raise ValueError("gpt2fast::sample: logits must have V of at least 1, got 0")
+    within("sample", "tokens", tokens, V, allowed=-1)
     scores = widen(logits)
     if tokens is not None and repetition_penalty != 1:
         seen = torch.zeros(B, V + 1, dtype=torch.bool, device=logits.device)

@@ -1,0 +1,126 @@
+// Where large outputs live: blocks on huge pages, kept after use for the next output of about their size and lent to
+// the system meanwhile. malloc maps anything above 32 MiB anew each time, and page faults cost more than most kernels.
+#pragma once
+#include <ATen/Context.h>
+#include <ATen/EmptyTensor.h>
+#include <c10/core/CPUAllocator.h>
+#include <sys/mman.h>
+
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "check.h"
+
+namespace gpt2fast {
+
+constexpr size_t kHugePage = size_t(2) << 20;
+
+// A private mapping that starts on a 2 MiB boundary, in huge pages where the system has them.
+class HugeBlock {
+ public:
+  explicit HugeBlock(size_t nbytes) : size_((std::max(nbytes, size_t(1)) + kHugePage - 1) / kHugePage * kHugePage) {
+    mapped_ = mmap(nullptr, size_ + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TORCH_CHECK_WITH(OutOfMemoryError, mapped_ != MAP_FAILED, "gpt2fast: out of memory: ", nbytes, " bytes");
+    data_ = (void*)((uintptr_t(mapped_) + kHugePage - 1) / kHugePage * kHugePage);
+#ifdef MADV_HUGEPAGE
+    madvise(data_, size_, MADV_HUGEPAGE);
+#endif
+  }
+  ~HugeBlock() { munmap(mapped_, size_ + kHugePage); }
+  HugeBlock(const HugeBlock&) = delete;
+  HugeBlock& operator=(const HugeBlock&) = delete;
+
+  void* data() const { return data_; }
+  size_t size() const { return size_; }
+
+  // The contents may go: the system takes the pages back when it runs short, and only then.
+  void lend() {
+#ifdef MADV_FREE
+    madvise(data_, size_, MADV_FREE);
+#endif
+  }
+
+ private:
+  size_t size_;
+  void *mapped_, *data_;
+};
+
+class OutputAllocator final : public c10::Allocator {
+ public:
+  static constexpr size_t kLeast = size_t(4) << 20;       // smaller outputs come from torch's allocator
+  static constexpr size_t kMostKept = size_t(512) << 20;  // of blocks that are not in use
+
+  static OutputAllocator& instance() {
+    static auto* allocator = new OutputAllocator;  // outlives every tensor
+    return *allocator;
+  }
+
+  c10::DataPtr allocate(size_t nbytes) override {
+    HugeBlock* block = take(nbytes).release();
+    return {block->data(), block, [](void* context) { instance().give_back((HugeBlock*)context); }, at::kCPU};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
+  void copy_data(void* to, const void* from, size_t count) const override { std::memcpy(to, from, count); }
+
+  // Unmaps what is not in use; answers how many bytes that were.
+  size_t release() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    size_t released = kept_;
+    free_.clear();
+    kept_ = 0;
+    return released;
+  }
+
+ private:
+  using Block = std::unique_ptr<HugeBlock>;
+
+  // The smallest free block that is large enough but not wastefully larger, else a new one.
+  Block take(size_t nbytes) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      auto best = free_.end();
+      for (auto it = free_.begin(); it != free_.end(); ++it)
+        if ((*it)->size() >= nbytes && (*it)->size() <= nbytes + nbytes / 4 + kHugePage &&
+            (best == free_.end() || (*it)->size() < (*best)->size()))
+          best = it;
+      if (best != free_.end()) {
+        Block block = std::move(*best);
+        free_.erase(best);
+        kept_ -= block->size();
+        return block;
+      }
+    }
+    return std::make_unique<HugeBlock>(nbytes);
+  }
+
+  void give_back(HugeBlock* raw) {
+    Block block(raw);
+    block->lend();
+    std::lock_guard<std::mutex> lock(mutex_);
+    kept_ += block->size();
+    free_.push_back(std::move(block));
+    while (kept_ > kMostKept) {  // the oldest first
+      kept_ -= free_.front()->size();
+      free_.erase(free_.begin());
+    }
+  }
+
+  std::mutex mutex_;
+  std::vector<Block> free_;  // in the order of their return
+  size_t kept_ = 0;
+};
+
+// As at::empty, on the CPU, contiguous. Where another CPU allocator was set, or memory must be filled, that is done.
+inline Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  static c10::Allocator* const plain = c10::GetDefaultCPUAllocator();
+  const at::Context& context = at::globalContext();
+  size_t nbytes = size_t(c10::multiply_integers(sizes)) * options.dtype().itemsize();
+  if (nbytes < OutputAllocator::kLeast || c10::GetCPUAllocator() != plain ||
+      (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory()))
+    return at::empty(sizes, options);
+  return at::detail::empty_generic(sizes, &OutputAllocator::instance(), c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                   c10::typeMetaToScalarType(options.dtype()), std::nullopt);
+}
+
+}  // namespace gpt2fast
