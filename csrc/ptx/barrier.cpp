@@ -11,91 +11,116 @@ namespace {
 enum Mode : uint8_t { kSync, kArrive, kPopc, kAnd, kOr };
 enum Operands : uint8_t { kHasCount = 1, kNegated = 2 };
 
-// operand: [result] id [count] [predicate]
-uint32_t result_operands(const Instruction& i) { return i.mode[0] >= kPopc ? 1 : 0; }
+// A group that has waited goes on behind the barrier, which counts as executed now.
+void pass(Warp& w, Group& g) {
+  ++w.launch->warp_counts[g.pc];
+  w.launch->thread_counts[g.pc] += uint64_t(__builtin_popcount(g.mask));
+  g.state = Group::Ready;
+  ++g.pc;
+  w.next_pc = std::min(w.next_pc, g.pc);
+}
+
+// What others did up to these times comes before what the warp does from now on.
+void come_after(Warp& w, const std::vector<uint32_t>& clock) {
+  uint32_t horizon = kNone - 1;
+  for (size_t v = 0; v < clock.size(); ++v) {
+    w.clock[v] = std::max(w.clock[v], clock[v]);
+    if (v != w.index) horizon = std::min(horizon, w.clock[v]);
+  }
+  w.horizon = horizon;
+}
 
 void release(Block& block, uint32_t id) {
   BarrierState& b = block.barriers[id];
   Launch& launch = *block.launch;
-  uint32_t total = b.expected;
   for (uint32_t index : b.waiting) {
     Warp& w = block.warps[index];
     for (Group& g : w.groups) {
       if (g.state != Group::AtBarrier || g.barrier != id) continue;
       const Instruction& ins = launch.module.code[g.pc];
       if (ins.mode[0] == kPopc) each(g.mask, w.lanes<uint32_t>(ins.operand[0]), [&](int) { return b.count_true; });
-      if (ins.mode[0] == kAnd) set_predicate(w.predicate(ins.operand[0]), g.mask, b.count_true == total ? kAllLanes : 0);
+      if (ins.mode[0] == kAnd)
+        set_predicate(w.predicate(ins.operand[0]), g.mask, b.count_true == b.voters ? kAllLanes : 0);
       if (ins.mode[0] == kOr) set_predicate(w.predicate(ins.operand[0]), g.mask, b.count_true ? kAllLanes : 0);
-      ++launch.warp_counts[g.pc];
-      launch.thread_counts[g.pc] += uint64_t(__builtin_popcount(g.mask));
-      g.state = Group::Ready;
-      ++g.pc;
-      w.next_pc = std::min(w.next_pc, g.pc);
+      pass(w, g);
     }
-    w.diverged.clear();
+    w.parted.clear();
+    come_after(w, b.clock);
   }
-  order_warps(block, b.arrivers, b.waiting);
-  ++launch.barriers;
   b = {};
 }
 
+// A warp arrives; with a count, PTX counts warps, each as 32 threads.
 void arrive(Warp& w, uint32_t id, uint32_t threads, bool waits) {
   BarrierState& b = w.block->barriers[id];
+  ++w.launch->barriers;
   b.arrived += threads;
-  b.arrivers.push_back(w.index);
+  b.clock.resize(w.clock.size());
+  for (size_t v = 0; v < w.clock.size(); ++v) b.clock[v] = std::max(b.clock[v], w.clock[v]);
+  ++w.clock[w.index];
   if (waits) b.waiting.push_back(w.index);
   if (b.arrived >= b.expected) release(*w.block, id);
 }
 
+// operand: [result] id [count] [predicate]
 void barrier(Warp& w, const Instruction& i, uint32_t mask) {
-  uint32_t at = result_operands(i);
-  uint32_t id = w.lanes<uint32_t>(i.operand[at])[__builtin_ctz(mask)];
+  uint32_t at = i.mode[0] >= kPopc ? 1 : 0;
+  int lane = __builtin_ctz(mask);
+  uint32_t id = w.lanes<uint32_t>(i.operand[at])[lane];
   if (id >= 16) {
-    w.launch->report("barrier", "barrier " + std::to_string(id) + " does not exist: there are 16", w, w.pc, __builtin_ctz(mask));
-    w.launch->stop();
+    w.refuse("barrier " + std::to_string(id) + " does not exist: there are 16", mask);
     return;
   }
   BarrierState& b = w.block->barriers[id];
   bool counted = i.mode[1] & kHasCount;
-  uint32_t expected = counted ? w.lanes<uint32_t>(i.operand[at + 1])[__builtin_ctz(mask)] : w.launch->threads;
-  if (b.arrived == 0) b.expected = expected;
-  if (b.arrived && b.expected != expected) {
-    w.launch->report("barrier", "barrier " + std::to_string(id) + " is waited for by " + std::to_string(b.expected) + " and by " +
-                     std::to_string(expected) + " threads", w, w.pc, __builtin_ctz(mask), b.pc);
+  uint32_t expected = counted ? w.lanes<uint32_t>(i.operand[at + 1])[lane] : w.launch->threads;
+  if (counted && (expected == 0 || expected % kLanes)) {
+    w.refuse("the thread count of a barrier is a multiple of 32, got " + std::to_string(expected), mask);
+    return;
   }
+  if (b.arrived == 0) b.expected = expected;
+  if (b.expected != expected)
+    w.launch->report("barrier",
+                     "barrier " + std::to_string(id) + " expects " + std::to_string(expected) + " threads here and " +
+                         std::to_string(b.expected) + " at " + w.launch->place(b.pc),
+                     w, w.pc, lane, b.pc);
   b.pc = w.pc;
   if (i.mode[0] >= kPopc) {
     uint32_t p = w.predicate(i.operand[at + 1 + uint32_t(counted)]);
     b.count_true += uint32_t(__builtin_popcount((i.mode[1] & kNegated ? ~p : p) & mask));
+    b.voters += uint32_t(__builtin_popcount(mask));
   }
-  if (i.mode[0] == kArrive) return arrive(w, id, counted && mask == w.live() ? kLanes : uint32_t(__builtin_popcount(mask)), false);
+  if (i.mode[0] == kArrive) return arrive(w, id, mask == w.live() ? kLanes : uint32_t(__builtin_popcount(mask)), false);
   w.park(Group::AtBarrier, id);
   settle_barrier(w);
 }
 
+// What the lanes of `members` did in shared memory is in order for all of them from now on.
+void order_lanes(Warp& w, uint32_t members) {
+  if ((w.live() & ~members) == 0) return w.parted.clear();
+  for (auto& [cell, t] : w.parted) {
+    if (t.read_lanes & members) t.read_lanes |= members;
+    if (t.write_lanes & members) t.write_lanes |= members;
+  }
+}
+
+// Lanes may wait for each other at different places in the program.
 void warp_barrier(Warp& w, const Instruction& i, uint32_t mask) {
   uint32_t members = w.lanes<uint32_t>(i.operand[0])[__builtin_ctz(mask)];
-  if ((members & w.present & ~w.exited & ~mask) == 0) {
-    w.diverged.clear();
+  if (mask & ~members) {
+    w.refuse("a lane executes bar.warp.sync without being in its member mask", mask & ~members);
     return;
   }
-  // Other places of bar.warp.sync with these members count too.
+  auto waits = [&](const Group& g) {
+    return g.state == Group::AtWarp && g.barrier == members && w.launch->module.code[g.pc].run == warp_barrier;
+  };
   uint32_t together = mask;
   for (const Group& g : w.groups)
-    if (g.state == Group::AtWarp && g.barrier == members && w.launch->module.code[g.pc].run == warp_barrier) together |= g.mask;
-  if ((members & w.present & ~w.exited & ~together) == 0) {
-    for (Group& g : w.groups) {
-      if (g.state != Group::AtWarp || g.barrier != members || w.launch->module.code[g.pc].run != warp_barrier) continue;
-      ++w.launch->warp_counts[g.pc];
-      w.launch->thread_counts[g.pc] += uint64_t(__builtin_popcount(g.mask));
-      g.state = Group::Ready;
-      ++g.pc;
-      w.next_pc = std::min(w.next_pc, g.pc);
-    }
-    w.diverged.clear();
-    return;
-  }
-  w.park(Group::AtWarp, members);
+    if (waits(g)) together |= g.mask;
+  if (members & w.live() & ~together) return w.park(Group::AtWarp, members);
+  for (Group& g : w.groups)
+    if (waits(g)) pass(w, g);
+  order_lanes(w, members);
 }
 
 void decode_barrier(Decoder& d, bool aligned) {
@@ -117,16 +142,20 @@ void decode_barrier(Decoder& d, bool aligned) {
     if (op < 0) d.fail("expected .popc, .and or .or");
     d.take("aligned");
     d.ins.mode[0] = uint8_t(kPopc + op);
-    if (op == 0) d.type({Type::U32}), d.write(Type::U32);
-    else d.type({Type::Pred}), d.write_predicate();
+    if (op == 0)
+      d.type({Type::U32}), d.write(Type::U32);
+    else
+      d.type({Type::Pred}), d.write_predicate();
   }
   d.read(Type::B32);
   size_t predicate = what == 2 ? 1 : 0;
   if (d.left() > predicate) {
     d.read(Type::B32);
     d.ins.mode[1] |= kHasCount;
+  } else if (what == kArrive) {
+    d.fail("an arrival needs a number of threads");
   }
-  if (what == 2 && d.read_predicate()) d.ins.mode[1] |= kNegated;
+  if (predicate && d.read_predicate()) d.ins.mode[1] |= kNegated;
   d.ins.run = barrier;
 }
 
@@ -136,8 +165,8 @@ std::string where(const Warp& w) {
   bool first = true;
   for (const Group& g : w.groups) {
     int lanes = __builtin_popcount(g.mask);
-    s += (first ? ": " : ", ") + (lanes == kLanes ? std::string() : std::to_string(lanes) + " lanes ") + "at " + w.launch->place(g.pc) + " '" +
-         w.launch->module.text_of(w.launch->module.code[g.pc]) + "'";
+    s += (first ? ": " : ", ") + (lanes == kLanes ? std::string() : std::to_string(lanes) + " lanes ") + "at " +
+         w.launch->place(g.pc) + " '" + w.launch->module.text_of(w.launch->module.code[g.pc]) + "'";
     first = false;
   }
   if (w.exited) s += ", " + std::to_string(__builtin_popcount(w.exited)) + " lanes have exited";
@@ -145,17 +174,6 @@ std::string where(const Warp& w) {
 }
 
 }  // namespace
-
-void order_warps(Block& block, const std::vector<uint32_t>& arrivers, const std::vector<uint32_t>& waiters) {
-  std::vector<uint32_t> joined(block.warps.size(), 0);
-  for (uint32_t a : arrivers)
-    for (size_t v = 0; v < joined.size(); ++v) joined[v] = std::max(joined[v], block.warps[a].clock[v]);
-  for (uint32_t waiter : waiters) {
-    std::vector<uint32_t>& clock = block.warps[waiter].clock;
-    for (size_t v = 0; v < joined.size(); ++v) clock[v] = std::max(clock[v], joined[v]);
-  }
-  for (uint32_t a : arrivers) ++block.warps[a].clock[a];
-}
 
 void settle_barrier(Warp& w) {
   uint32_t id = kNone, lanes = 0;

@@ -2,8 +2,8 @@
 #include "check.h"
 
 #include <algorithm>
-#include <cstring>
 #include <cstdio>
+#include <cstring>
 
 namespace gpt2fast::ptx {
 namespace {
@@ -20,20 +20,36 @@ std::string what(const char* space, uint32_t bytes, Use use) {
   return std::string(space) + " " + verb(use) + " of " + std::to_string(bytes) + " bytes";
 }
 
-uint32_t misaligned(Warp& w, uint32_t mask, const uint64_t* address, uint32_t bytes, const char* space, Use use) {
-  uint64_t low = 0;
+uint32_t misaligned(Warp& w, const Instruction& ins, uint32_t mask, const uint64_t* address, uint32_t bytes,
+                    const char* space, Use use) {
+  uint64_t low = 0, align = uint64_t(ins.bytes) * ins.elements;
   if (mask == kAllLanes) {
     for (int l = 0; l < kLanes; ++l) low |= address[l];
   } else {
     for_lanes(mask, [&](int l) { low |= address[l]; });
   }
-  if ((low & (bytes - 1)) == 0) return 0;
+  if ((low & (align - 1)) == 0) return 0;
   uint32_t bad = 0;
-  for_lanes(mask, [&](int l) { bad |= uint32_t((address[l] & (bytes - 1)) != 0) << l; });
+  for_lanes(mask, [&](int l) { bad |= uint32_t((address[l] & (align - 1)) != 0) << l; });
   int lane = __builtin_ctz(bad);
-  w.launch->report("misaligned", what(space, bytes, use) + " at " + hex(address[lane]) + ", which is no multiple of " + std::to_string(bytes), w,
-                   w.pc, lane);
+  w.launch->report(
+      "misaligned",
+      what(space, bytes, use) + " at " + hex(address[lane]) + ", which is no multiple of " + std::to_string(align), w,
+      w.pc, lane);
   return bad;
+}
+
+// Whether all bytes of a shadow are set.
+bool all_written(const uint8_t* shadow, uint32_t bytes) {
+  constexpr uint64_t kSet = 0x0101010101010101u;
+  for (; bytes >= 8; bytes -= 8, shadow += 8) {
+    uint64_t eight;
+    std::memcpy(&eight, shadow, 8);
+    if (eight != kSet) return false;
+  }
+  for (; bytes; --bytes)
+    if (!*shadow++) return false;
+  return true;
 }
 
 // Nothing covers this address: which buffer is next to it?
@@ -43,13 +59,16 @@ std::string nearest(const Launch& launch, uint64_t address, uint32_t bytes, uint
     if (address < b.address) return std::to_string(b.address - address) + " bytes before" + size;
     uint64_t past = address + bytes - b.address - b.bytes;
     return (address >= b.address + b.bytes ? std::to_string(address - b.address - b.bytes) + " bytes past the end of"
-                                           : "the last " + std::to_string(past) + " past the end of") + size;
+                                           : "the last " + std::to_string(past) + " past the end of") +
+           size;
   };
   if (pointer) return describe(launch.buffers[pointer - 1u]);
   const Buffer* best = nullptr;
   uint64_t distance = 0;
   for (const Buffer& b : launch.buffers) {
-    uint64_t d = address < b.address ? b.address - address : address - b.address < b.bytes ? 0 : address - b.address - b.bytes;
+    uint64_t d = address < b.address             ? b.address - address
+                 : address - b.address < b.bytes ? 0
+                                                 : address - b.address - b.bytes;
     if (!best || d < distance) best = &b, distance = d;
   }
   if (!best || distance > (uint64_t{1} << 32)) return "far from every buffer";
@@ -66,50 +85,62 @@ void use_contents(Warp& w, Buffer& b, uint32_t mask, const uint64_t* address, ui
     for (uint32_t rest = mask; rest; rest &= rest - 1) {
       int lane = __builtin_ctz(rest);
       const uint8_t* shadow = b.written.data() + (address[lane] - b.address);
-      if (std::find(shadow, shadow + bytes, 0) == shadow + bytes) continue;
-      w.launch->report("uninitialised", what("global", bytes, use) + " of buffer '" + b.name + "' at byte " +
-                       std::to_string(address[lane] - b.address) + ", which nothing has written", w, w.pc, lane);
+      if (all_written(shadow, bytes)) continue;
+      w.launch->report("uninitialised",
+                       what("global", bytes, use) + " of buffer '" + b.name + "' at byte " +
+                           std::to_string(address[lane] - b.address) + ", which nothing has written",
+                       w, w.pc, lane);
       break;
     }
   }
-  if (use != Use::Read) for_lanes(mask, [&](int l) { std::fill_n(b.written.begin() + long(address[l] - b.address), bytes, uint8_t{1}); });
+  if (use != Use::Read)
+    for_lanes(mask, [&](int l) { std::fill_n(b.written.begin() + long(address[l] - b.address), bytes, uint8_t{1}); });
 }
 
-uint32_t in_one_buffer(Warp& w, const Instruction& ins, uint32_t buffer, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use) {
+uint32_t in_one_buffer(Warp& w, const Instruction& ins, uint32_t buffer, uint32_t mask, const uint64_t* address,
+                       uint32_t bytes, Use use) {
   Launch& launch = *w.launch;
   Buffer& b = launch.buffers[buffer];
   int lane = __builtin_ctz(mask);
   uint16_t pointer = w.pointers[ins.target];
   if (launch.config.memcheck && pointer && pointer != buffer + 1)
-    launch.report("provenance", what("global", bytes, use) + " of buffer '" + b.name + "' at byte " + std::to_string(address[lane] - b.address) +
-                  " through a pointer into buffer '" + launch.buffers[pointer - 1u].name + "'", w, w.pc, lane);
+    launch.report("provenance",
+                  what("global", bytes, use) + " of buffer '" + b.name + "' at byte " +
+                      std::to_string(address[lane] - b.address) + " through a pointer into buffer '" +
+                      launch.buffers[pointer - 1u].name + "'",
+                  w, w.pc, lane);
   if (b.read_only && use != Use::Read) {
     launch.report("read_only", what("global", bytes, use) + " of constant '" + b.name + "'", w, w.pc, lane);
     return 0;
   }
   if (!b.written.empty() && launch.config.memcheck) use_contents(w, b, mask, address, bytes, use);
   uint64_t sectors = 0;
-  count_global(launch.memory[w.pc], mask, address, bytes, &sectors);
+  count_global(launch.global_counts[w.pc], mask, address, bytes, &sectors);
   uint64_t total = uint64_t(__builtin_popcount(mask)) * bytes;
   if (use != Use::Write) b.traffic.read_bytes += total, b.traffic.read_sectors += sectors;
   if (use != Use::Read) b.traffic.written_bytes += total, b.traffic.written_sectors += sectors;
   return mask;
 }
 
-uint32_t access_local(Warp& w, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use, uint8_t** at) {
-  mask &= ~misaligned(w, mask, address, bytes, "local", use);
+uint32_t access_local(Warp& w, const Instruction& ins, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use,
+                      uint8_t** at) {
+  mask &= ~misaligned(w, ins, mask, address, bytes, "local", use);
   uint32_t size = w.launch->module.local_bytes, good = 0;
   for_lanes(mask, [&](int l) {
     if (address[l] > size || size - address[l] < bytes) {
-      w.launch->report("bounds", what("local", bytes, use) + " at " + hex(address[l]) + " of " + std::to_string(size) + " bytes", w, w.pc, l);
+      w.launch->report("bounds",
+                       what("local", bytes, use) + " at " + hex(address[l]) + " of " + std::to_string(size) + " bytes",
+                       w, w.pc, l);
       return;
     }
     good |= 1u << l;
     size_t place = (size_t(w.index) * kLanes + size_t(l)) * size + address[l];
     at[l] = w.block->local.data() + place;
     uint8_t* shadow = w.block->local_written.data() + place;
-    if (use == Use::Read && w.launch->config.memcheck && std::find(shadow, shadow + bytes, 0) != shadow + bytes)
-      w.launch->report("uninitialised", what("local", bytes, use) + " at " + hex(address[l]) + ", which nothing has written", w, w.pc, l);
+    if (use == Use::Read && w.launch->config.memcheck && !all_written(shadow, bytes))
+      w.launch->report("uninitialised",
+                       what("local", bytes, use) + " at " + hex(address[l]) + ", which nothing has written", w, w.pc,
+                       l);
     if (use != Use::Read) std::fill_n(shadow, bytes, uint8_t{1});
   });
   return good;
@@ -122,8 +153,10 @@ uint32_t access_param(Warp& w, uint32_t mask, const uint64_t* address, uint32_t 
   for_lanes(mask, [&](int l) {
     uint64_t offset = address[l] - base;
     if (use != Use::Read || offset > params.size() || params.size() - offset < bytes) {
-      w.launch->report("bounds", what("parameter", bytes, use) + " at byte " + std::to_string(int64_t(offset)) + " of " +
-                       std::to_string(params.size()), w, w.pc, l);
+      w.launch->report("bounds",
+                       what("parameter", bytes, use) + " at byte " + std::to_string(int64_t(offset)) + " of " +
+                           std::to_string(params.size()),
+                       w, w.pc, l);
       return;
     }
     good |= 1u << l;
@@ -140,13 +173,10 @@ bool Block::in_shared(uint64_t offset, uint64_t bytes) const {
   return offset >= start && offset + bytes <= launch->shared_bytes;
 }
 
-void note_written(Block& block, uint64_t offset, uint32_t bytes) {
-  std::memset(block.shared_written.data() + offset, 1, bytes);
-}
-
-uint32_t access_global(Warp& w, const Instruction& ins, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use, uint8_t** at) {
+uint32_t access_global(Warp& w, const Instruction& ins, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use,
+                       uint8_t** at) {
   Launch& launch = *w.launch;
-  mask &= ~misaligned(w, mask, address, bytes, "global", use);
+  mask &= ~misaligned(w, ins, mask, address, bytes, "global", use);
   if (!mask) return 0;
   uint64_t low = ~uint64_t{0}, high = 0;
   if (mask == kAllLanes) {
@@ -156,8 +186,11 @@ uint32_t access_global(Warp& w, const Instruction& ins, uint32_t mask, const uin
   }
   for (int l = 0; l < kLanes; ++l) at[l] = reinterpret_cast<uint8_t*>(address[l]);
   uint32_t& hint = launch.hint[w.pc];
-  auto holds = [&](const Buffer& b) { return low >= b.address && high - b.address < b.bytes && b.address + b.bytes - high >= bytes; };
-  if (hint < launch.buffers.size() && holds(launch.buffers[hint])) return in_one_buffer(w, ins, hint, mask, address, bytes, use);
+  auto holds = [&](const Buffer& b) {
+    return low >= b.address && high - b.address < b.bytes && b.address + b.bytes - high >= bytes;
+  };
+  if (hint < launch.buffers.size() && holds(launch.buffers[hint]))
+    return in_one_buffer(w, ins, hint, mask, address, bytes, use);
   uint32_t b = find(launch, low, bytes);
   if (b != kNone && holds(launch.buffers[b])) return hint = b, in_one_buffer(w, ins, b, mask, address, bytes, use);
   uint32_t good = 0, rest = mask;
@@ -167,8 +200,10 @@ uint32_t access_global(Warp& w, const Instruction& ins, uint32_t mask, const uin
     b = find(launch, address[lane], bytes);
     if (b == kNone) {
       if (first)
-        launch.report("bounds", what("global", bytes, use) + " at " + hex(address[lane]) + ", " +
-                      nearest(launch, address[lane], bytes, w.pointers[ins.target]), w, w.pc, lane);
+        launch.report("bounds",
+                      what("global", bytes, use) + " at " + hex(address[lane]) + ", " +
+                          nearest(launch, address[lane], bytes, w.pointers[ins.target]),
+                      w, w.pc, lane);
       else
         ++launch.error_count;
       first = false;
@@ -183,34 +218,35 @@ uint32_t access_global(Warp& w, const Instruction& ins, uint32_t mask, const uin
   return good;
 }
 
-uint32_t access_shared(Warp& w, const Instruction& ins, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use, uint8_t** at) {
-  (void)ins;
+uint32_t access_shared(Warp& w, const Instruction& ins, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use,
+                       uint8_t** at, bool copy) {
   Launch& launch = *w.launch;
   Block& block = *w.block;
-  mask &= ~misaligned(w, mask, address, bytes, "shared", use);
+  mask &= ~misaligned(w, ins, mask, address, bytes, "shared", use);
   uint32_t good = mask;
-  bool contents = launch.config.memcheck && use != Use::Write, race = launch.config.racecheck;
   for_lanes(mask, [&](int l) {
     uint64_t offset = address[l];
-    if (!block.in_shared(offset, bytes) || offset > launch.shared_bytes) {
-      good &= ~(1u << l);
-      launch.report("bounds", what("shared", bytes, use) + " at " + hex(offset) + " of " + std::to_string(launch.shared_bytes) + " bytes", w,
-                    w.pc, l);
-      return;
-    }
     at[l] = block.shared.data() + offset;
-    uint8_t* shadow = block.shared_written.data() + offset;
-    if (race) check_race(w, uint32_t(l), offset, bytes, use);
-    if (contents && std::memchr(shadow, 0, bytes)) {
-      bool on_the_way = false;
-      for (uint64_t cell = offset >> launch.grain_shift; race && cell <= (offset + bytes - 1) >> launch.grain_shift; ++cell)
-        on_the_way = on_the_way || block.cells[cell].copy;
-      if (!on_the_way)
-        launch.report("uninitialised", what("shared", bytes, use) + " at " + hex(offset) + ", which nothing has written", w, w.pc, l);
-    }
-    if (use != Use::Read) std::memset(shadow, 1, bytes);
+    if (offset <= launch.shared_bytes && block.in_shared(offset, bytes)) return;
+    good &= ~(1u << l);
+    launch.report(
+        "bounds",
+        what("shared", bytes, use) + " at " + hex(offset) + " of " + std::to_string(launch.shared_bytes) + " bytes", w,
+        w.pc, l);
   });
-  if (good) count_shared(launch.memory[w.pc], good, address, bytes);
+  if (!good) return 0;
+  if (launch.config.racecheck) block.races.check(w, good, address, bytes, use, copy);
+  uint8_t* written = block.shared_written.data();
+  if (use != Use::Write && launch.config.memcheck) {
+    for_lanes(good, [&](int l) {
+      if (all_written(written + address[l], bytes)) return;
+      if (launch.config.racecheck && block.races.in_flight(address[l], bytes)) return;  // said already
+      launch.report("uninitialised",
+                    what("shared", bytes, use) + " at " + hex(address[l]) + ", which nothing has written", w, w.pc, l);
+    });
+  }
+  if (use != Use::Read && !copy) for_lanes(good, [&](int l) { std::memset(written + address[l], 1, bytes); });
+  count_shared(launch.shared_counts[w.pc], good, address, bytes);
   return good;
 }
 
@@ -225,21 +261,30 @@ void addresses(const Warp& w, const Instruction& ins, uint32_t o, uint64_t* addr
   }
 }
 
-uint32_t access(Warp& w, const Instruction& ins, uint32_t mask, uint64_t* address, uint32_t bytes, Use use, uint8_t** at) {
+uint32_t access(Warp& w, const Instruction& ins, uint32_t mask, uint64_t* address, uint32_t bytes, Use use,
+                uint8_t** at) {
   switch (ins.space) {
-    case Space::Shared: return access_shared(w, ins, mask, address, bytes, use, at);
-    case Space::Global: case Space::Const: return access_global(w, ins, mask, address, bytes, use, at);
-    case Space::Local: return access_local(w, mask, address, bytes, use, at);
-    case Space::Param: return access_param(w, mask, address, bytes, use, at);
-    case Space::Generic: break;
+    case Space::Shared:
+      return access_shared(w, ins, mask, address, bytes, use, at);
+    case Space::Global:
+    case Space::Const:
+      return access_global(w, ins, mask, address, bytes, use, at);
+    case Space::Local:
+      return access_local(w, ins, mask, address, bytes, use, at);
+    case Space::Param:
+      return access_param(w, mask, address, bytes, use, at);
+    case Space::Generic:
+      break;
   }
   uint32_t shared = 0, local = 0, good = 0;
   for_lanes(mask, [&](int l) {
-    if (address[l] - kSharedWindow < kWindowBytes) shared |= 1u << l, address[l] -= kSharedWindow;
-    else if (address[l] - kLocalWindow < kWindowBytes) local |= 1u << l, address[l] -= kLocalWindow;
+    if (address[l] - kSharedWindow < kWindowBytes)
+      shared |= 1u << l, address[l] -= kSharedWindow;
+    else if (address[l] - kLocalWindow < kWindowBytes)
+      local |= 1u << l, address[l] -= kLocalWindow;
   });
   if (shared) good |= access_shared(w, ins, shared, address, bytes, use, at);
-  if (local) good |= access_local(w, local, address, bytes, use, at);
+  if (local) good |= access_local(w, ins, local, address, bytes, use, at);
   uint32_t global = mask & ~shared & ~local;
   if (global) {
     uint8_t* place[kLanes];

@@ -230,8 +230,9 @@ void plain(Decoder& d) {
 // Orders memory, which here is in program order already.
 void decode_fence(Decoder& d) {
   d.ins.kind = Class::Control;
+  bool alias = d.take("proxy") && d.take("alias");
   d.choose({"sc", "acq_rel"});
-  if (d.choose({"cta", "gl", "gpu", "sys"}) < 0) d.fail("expected a scope: .cta, .gl, .gpu or .sys");
+  if (!alias && d.choose({"cta", "gl", "gpu", "sys"}) < 0) d.fail("expected a scope: .cta, .gl, .gpu or .sys");
   d.ins.run = nothing;
 }
 

@@ -20,98 +20,6 @@ std::string sizes(const std::array<uint32_t, 3>& a) {
 
 }  // namespace
 
-void Warp::split(uint32_t mask, uint32_t target) {
-  active &= ~mask;
-  for (Group& g : groups) {
-    if (g.state == Group::Ready && g.pc == target) {
-      g.mask |= mask;
-      return;
-    }
-  }
-  Group g;
-  g.pc = target;
-  g.mask = mask;
-  groups.push_back(g);
-  next_pc = std::min(next_pc, target);
-}
-
-void Warp::park(Group::State state, uint32_t barrier) {
-  event = Event::Block;
-  for (Group& g : groups) {
-    if (g.state == state && g.pc == pc && g.barrier == barrier) {
-      g.mask |= active;
-      active = 0;
-      return;
-    }
-  }
-  Group g;
-  g.pc = pc;
-  g.mask = active;
-  g.state = state;
-  g.barrier = barrier;
-  groups.push_back(g);
-  active = 0;
-}
-
-bool Warp::choose() {
-  if (active) split(active, pc);
-  size_t best = groups.size();
-  for (size_t i = 0; i < groups.size(); ++i)
-    if (groups[i].state == Group::Ready && (best == groups.size() || groups[i].pc < groups[best].pc)) best = i;
-  next_pc = kNone;
-  if (best == groups.size()) return false;
-  pc = groups[best].pc;
-  for (size_t i = 0; i < groups.size();) {
-    if (groups[i].state == Group::Ready && groups[i].pc == pc) {
-      active |= groups[i].mask;
-      groups.erase(groups.begin() + long(i));
-    } else {
-      if (groups[i].state == Group::Ready) next_pc = std::min(next_pc, groups[i].pc);
-      ++i;
-    }
-  }
-  if (groups.empty()) diverged.clear();
-  return true;
-}
-
-void Warp::exit(uint32_t mask) {
-  exited |= mask;
-  active &= ~mask;
-  // Whoever waits for these lanes looks again.
-  for (Group& g : groups)
-    if (g.state == Group::AtWarp) g.state = Group::Ready;
-}
-
-bool Warp::gather(const Instruction& ins, uint32_t members, uint32_t mask) {
-  uint32_t outside = mask & ~members;
-  if (outside) {
-    launch->report("warp", "a lane outside the instruction's member mask executes it", *this, pc, __builtin_ctz(outside));
-    launch->stop();
-    event = Event::Stop;
-    return false;
-  }
-  uint32_t needed = members & present;
-  if ((needed & ~mask) == 0) return true;
-  if (needed & exited) {
-    launch->report("warp", "the member mask names lane " + std::to_string(__builtin_ctz(needed & exited)) + ", which has exited", *this, pc,
-                   __builtin_ctz(mask));
-    return (needed & ~exited & ~mask) == 0;
-  }
-  uint32_t together = mask;
-  for (const Group& g : groups)
-    if (g.state == Group::AtWarp && g.pc == pc) together |= g.mask;
-  if ((needed & ~together) == 0) {  // all are here: go on as one group, at this instruction again
-    for (Group& g : groups)
-      if (g.state == Group::AtWarp && g.pc == pc) g.state = Group::Ready;
-    next_pc = pc;
-    event = Event::Block;
-    return false;
-  }
-  (void)ins;
-  park(Group::AtWarp, members);
-  return false;
-}
-
 Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
     : module(m), kernel(m.kernel(name)), config(std::move(c)) {
   uint64_t count = uint64_t(config.block[0]) * config.block[1] * config.block[2];
@@ -129,7 +37,6 @@ Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
   warps = (threads + kLanes - 1) / kLanes;
   bool dynamic = module.uses_dynamic_shared && config.dynamic_shared;
   shared_bytes = std::max(kernel.shared_bytes, dynamic ? module.dynamic_shared_start + config.dynamic_shared : 0);
-  grain_shift = module.shared_grain == 1 ? 0 : module.shared_grain == 2 ? 1 : 2;
   buffers = std::move(config.buffers);
   for (const auto& v : module.variables) {
     Buffer b;
@@ -146,7 +53,8 @@ Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
   size_t n = module.code.size();
   warp_counts.assign(n, 0);
   thread_counts.assign(n, 0);
-  memory.assign(n, {});
+  global_counts.assign(n, {});
+  shared_counts.assign(n, {});
   hint.assign(n, 0);
   std::function<void(const Function&)> need = [&](const Function& f) {
     auto index = uint32_t(&f - module.functions.data());
@@ -168,7 +76,6 @@ Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
     warp.index = w;
     warp.registers = reinterpret_cast<uint8_t*>(base + stride * w);
     warp.pointers = pointer_file_.data() + size_t(module.pointer_slots) * w;
-    warp.clock.assign(warps, 1);
     uint32_t lanes = std::min<uint32_t>(kLanes, threads - w * kLanes);
     warp.present = lanes == kLanes ? kAllLanes : (1u << lanes) - 1;
     for (uint32_t index : entry_functions_) {
@@ -184,10 +91,7 @@ Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
   }
   block.shared.resize(shared_bytes + 16);
   block.shared_written.resize(shared_bytes + 16);
-  if (config.racecheck) {
-    block.cells.resize((shared_bytes >> grain_shift) + 1);
-    block.reads.resize(block.cells.size() * warps);
-  }
+  if (config.racecheck) block.races.resize(shared_bytes, module.shared_grain == 1 ? 0 : module.shared_grain == 2 ? 1 : 2, warps);
   block.local.resize(size_t(module.local_bytes) * threads);
   block.local_written.resize(block.local.size());
 }
@@ -211,7 +115,10 @@ void Launch::start_warp(Warp& warp) {
   warp.next_pc = kNone;
   warp.groups.clear();
   warp.copies.clear();
-  warp.diverged.clear();
+  warp.parted.clear();
+  warp.clock.assign(warps, 0);
+  warp.clock[warp.index] = 1;
+  warp.horizon = warps == 1 ? kNone - 1 : 0;
   for (int l = 0; l < kLanes; ++l) {
     warp.calls[l].clear();
     warp.copy_groups[l] = 0;
@@ -256,11 +163,8 @@ void Launch::start_block() {
   std::fill(block.shared.begin(), block.shared.end(), uint8_t{0});
   std::fill(block.shared_written.begin(), block.shared_written.end(), uint8_t{0});
   std::fill(block.local_written.begin(), block.local_written.end(), uint8_t{0});
-  for (Cell& c : block.cells) c.copy = 0;
+  if (config.racecheck) block.races.start_block();
   for (BarrierState& b : block.barriers) b = {};
-  std::vector<uint32_t> all;
-  for (Warp& w : block.warps) all.push_back(w.index);
-  order_warps(block, all, all);  // what the last block did is over
   for (Warp& w : block.warps) start_warp(w);
 }
 

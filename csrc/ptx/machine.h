@@ -5,7 +5,7 @@
 #include <deque>
 #include <unordered_set>
 
-#include "module.h"
+#include "race.h"
 
 namespace gpt2fast::ptx {
 
@@ -76,9 +76,10 @@ struct Warp {
   std::deque<Copy> copies;
   uint32_t copy_groups[kLanes] = {};  // committed so far
   std::vector<uint32_t> clock;        // of every warp: what this warp is ordered after
-  // Shared cells touched since the lanes parted, with the lanes that are in order with all who touched them.
+  uint32_t horizon = 0;               // the least of the other warps'
+  // Cells of shared memory touched since the lanes parted, with the lanes that are in order with all who touched them.
   struct Touched { uint32_t read_lanes = kAllLanes, read_pc = kNone, write_lanes = kAllLanes, write_pc = kNone; };
-  std::unordered_map<uint32_t, Touched> diverged;
+  std::unordered_map<uint32_t, Touched> parted;
 
   template <class T>
   T* lanes(uint32_t offset) const { return reinterpret_cast<T*>(registers + offset); }
@@ -92,24 +93,17 @@ struct Warp {
   void park(Group::State state, uint32_t barrier);
   bool choose();  // the ready group with the least pc; false: none
   void exit(uint32_t mask);
-  bool gather(const Instruction& ins, uint32_t members, uint32_t mask);  // false: the group waits for the others
+  // Brings the lanes that an instruction is for together at it. False: the group waits for the others.
+  bool gather(uint32_t members, uint32_t mask);
+  bool gather_all(uint32_t mask);  // the whole warp, without which the instruction is undefined
+  bool refuse(const std::string& why, uint32_t mask);
 };
 
 struct BarrierState {
-  uint32_t arrived = 0, expected = 0, count_true = 0;
+  uint32_t arrived = 0, expected = 0, voters = 0, count_true = 0;
   uint32_t pc = kNone;
-  std::vector<uint32_t> waiting, arrivers;  // warps
-};
-
-// A cell of shared memory, as the race check sees it.
-struct Cell {
-  uint32_t stamp = 0, pc = 0;  // of the last write
-  uint16_t warp = 0;
-  bool atomic = false;
-  uint32_t copy = 0;  // 1 + pc of a cp.async that writes it and has not been waited for
-};
-struct ReadStamp {
-  uint32_t stamp = 0, pc = 0;
+  std::vector<uint32_t> waiting;  // warps
+  std::vector<uint32_t> clock;    // what those that arrived had done by then
 };
 
 struct Block {
@@ -117,8 +111,7 @@ struct Block {
   std::array<uint32_t, 3> id{};
   std::vector<Warp> warps;
   std::vector<uint8_t> shared, shared_written, local, local_written;
-  std::vector<Cell> cells;
-  std::vector<ReadStamp> reads;  // cell by warp
+  Races races;
   BarrierState barriers[16];
   bool in_shared(uint64_t offset, uint64_t bytes) const;
 };
@@ -130,9 +123,8 @@ struct Launch {
   std::vector<Buffer> buffers;  // by address
   Block block;
   uint32_t threads = 0, warps = 0, shared_bytes = 0;
-  int grain_shift = 2;
   std::vector<uint64_t> warp_counts, thread_counts;  // per pc
-  std::vector<Counts> memory;                        // per pc
+  std::vector<Counts> global_counts, shared_counts;  // per pc: the parts of its accesses that fall there
   std::vector<uint32_t> hint;                        // per pc: the buffer of the last access
   uint64_t instructions = 0, barriers = 0, divergent_branches = 0, tensor_flops = 0;
   std::vector<Error> errors;

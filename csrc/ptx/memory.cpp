@@ -141,6 +141,7 @@ void decode_load(Decoder& d) {
 
 void decode_store(Decoder& d) {
   d.ins.kind = Class::Memory;
+  d.ins.use = Use::Write;
   memory_modifiers(d);
   Space space = space_of(d);
   if (space == Space::Const) d.fail("constant memory cannot be written");

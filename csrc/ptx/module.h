@@ -33,6 +33,9 @@ inline bool is_float(Type t) { return t >= Type::F16 && t <= Type::F64; }
 enum class Space : uint8_t { Generic, Global, Shared, Local, Const, Param };
 const char* name_of(Space space);
 
+// What an access does to memory.
+enum class Use : uint8_t { Read, Write, Atomic };
+
 // What an instruction is counted as.
 enum class Class : uint8_t { Int, Float, Half, Convert, Special, Tensor, Control, Memory };
 constexpr int kClasses = 8;
@@ -52,7 +55,9 @@ struct Instruction {
   Space space = Space::Generic;
   Class kind = Class::Int;
   Type type = Type::B32;
-  uint8_t bytes = 0, elements = 1;  // of a memory access, per lane: elements * bytes
+  uint8_t bytes = 0, elements = 1;  // of a memory access, per lane: elements * bytes, to which it is aligned
+  Use use = Use::Read;              // of a memory access
+  bool copies = false;              // cp.async: reads global memory and writes shared memory
   uint8_t mode[4] = {};             // as the handler likes
   uint32_t target = 0;  // of a branch or a call; of a memory access, the address register's pointer slot
   // Of a 64-bit result: the slots that say which buffer a pointer came from. 0: no slot.

@@ -1,29 +1,145 @@
-// Races in shared memory. Between warps: an access is in order after another when a barrier that both took part in, or
-// a chain of such barriers, lies between them (vector clocks). Within a warp: only while its lanes have parted.
-#include "check.h"
+#include "race.h"
 
-#include <cstring>
+#include <algorithm>
+
+#include "clones.h"
+#include "machine.h"
 
 namespace gpt2fast::ptx {
 namespace {
 
+constexpr uint32_t kInFlight = 0xffffffffu;  // as the stamp of a write: a cp.async that nobody has waited for
+
 const char* verb(bool write, bool atomic) { return atomic ? "atomic operation" : write ? "write" : "read"; }
 
-void race(Warp& w, uint32_t lane, uint64_t offset, Use use, bool other_write, bool other_atomic, uint32_t other_warp, uint32_t other_pc) {
-  std::string message = std::string("shared memory ") + verb(use != Use::Read, use == Use::Atomic) + " at byte " + std::to_string(offset) +
-                        " by warp " + std::to_string(w.index) + " and " + verb(other_write, other_atomic) + " by " +
+void report(Warp& w, int lane, uint64_t offset, Use use, const char* other, uint32_t other_warp, uint32_t other_pc) {
+  std::string message = std::string("shared memory ") + verb(use != Use::Read, use == Use::Atomic) + " at byte " +
+                        std::to_string(offset) + " by warp " + std::to_string(w.index) + " and " + other + " by " +
                         (other_warp == w.index ? "other lanes of it" : "warp " + std::to_string(other_warp)) + " at " +
                         w.launch->place(other_pc) + " with no barrier between them";
-  w.launch->report("race", message, w, w.pc, int(lane), other_pc);
+  w.launch->report("race", message, w, w.pc, lane, other_pc);
 }
 
-void check_lanes(Warp& w, uint32_t lane, uint32_t cell, uint64_t offset, Use use) {
-  auto& [read_lanes, read_pc, write_lanes, write_pc] = w.diverged[cell];
-  bool atomic = use == Use::Atomic;
-  auto is_atomic = [&](uint32_t pc) { return w.launch->module.code[pc].mode[3] == uint8_t(Use::Atomic); };
-  if (write_pc != kNone && !(write_lanes >> lane & 1) && !(atomic && is_atomic(write_pc)))
-    race(w, lane, offset, use, true, is_atomic(write_pc), w.index, write_pc);
-  if (use != Use::Read && read_pc != kNone && !(read_lanes >> lane & 1)) race(w, lane, offset, use, false, false, w.index, read_pc);
+}  // namespace
+
+void Races::resize(size_t bytes, int grain_shift, uint32_t warps) {
+  shift_ = grain_shift;
+  warps_ = warps;
+  cells_ = (bytes >> shift_) + 1;
+  written_.assign(cells_, 0);
+  read_.assign(cells_, 0);
+  writer_.assign(cells_, {kNone, 0, false});
+  read_stamp_.assign(cells_ * warps, 0);
+  read_pc_.assign(cells_ * warps, kNone);
+}
+
+// What the last block did is in order before this one: all stamps of then are past.
+void Races::start_block() {
+  std::fill(written_.begin(), written_.end(), 0);
+  std::fill(read_.begin(), read_.end(), 0);
+  std::fill(read_stamp_.begin(), read_stamp_.end(), 0);
+}
+
+bool Races::in_flight(uint64_t offset, uint32_t bytes) const {
+  auto [first, last] = cells(offset, bytes);
+  return std::find(written_.begin() + long(first), written_.begin() + long(last) + 1, kInFlight) !=
+         written_.begin() + long(last) + 1;
+}
+
+// Notes the accesses to cells that nobody can race for: all that was done there lies before the warp's horizon. Returns
+// the other lanes.
+template <int kCells>
+PTX_CLONES uint32_t Races::check_ordered(Warp& w, uint32_t mask, const uint64_t* offset, Use use) {
+  uint32_t horizon = w.horizon, stamp = w.clock[w.index], pc = w.pc, left = 0;
+  bool reads = use == Use::Read;
+  Writer writer{pc, uint16_t(w.index), use == Use::Atomic};
+  size_t of_warp = cells_ * w.index;
+  for (uint32_t rest = mask; rest; rest &= rest - 1) {
+    int lane = __builtin_ctz(rest);
+    size_t first = offset[lane] >> shift_;
+    uint32_t latest = 0;
+    for (int c = 0; c < kCells; ++c) latest = std::max(latest, written_[first + size_t(c)]);
+    if (!reads)
+      for (int c = 0; c < kCells; ++c) latest = std::max(latest, read_[first + size_t(c)]);
+    if (latest > horizon) {
+      left |= 1u << lane;
+    } else if (reads) {
+      for (int c = 0; c < kCells; ++c) read_[first + size_t(c)] = std::max(read_[first + size_t(c)], stamp);
+      for (int c = 0; c < kCells; ++c) read_stamp_[of_warp + first + size_t(c)] = stamp;
+      for (int c = 0; c < kCells; ++c) read_pc_[of_warp + first + size_t(c)] = pc;
+    } else {
+      for (int c = 0; c < kCells; ++c) written_[first + size_t(c)] = stamp;
+      for (int c = 0; c < kCells; ++c) writer_[first + size_t(c)] = writer;
+    }
+  }
+  return left;
+}
+
+void Races::check(Warp& w, uint32_t mask, const uint64_t* offset, uint32_t bytes, Use use, bool copy) {
+  uint32_t left = mask;
+  if (w.converged() && !copy) {
+    switch (bytes >> shift_) {
+      case 1:
+        left = check_ordered<1>(w, mask, offset, use);
+        break;
+      case 2:
+        left = check_ordered<2>(w, mask, offset, use);
+        break;
+      case 4:
+        left = check_ordered<4>(w, mask, offset, use);
+        break;
+      case 8:
+        left = check_ordered<8>(w, mask, offset, use);
+        break;
+      case 16:
+        left = check_ordered<16>(w, mask, offset, use);
+        break;
+      default:
+        break;
+    }
+  }
+  for_lanes(left, [&](int l) { check_lane(w, l, offset[l], bytes, use, copy); });
+}
+
+void Races::check_lane(Warp& w, int lane, uint64_t offset, uint32_t bytes, Use use, bool copy) {
+  uint32_t self = w.index, stamp = w.clock[self];
+  bool converged = w.converged(), atomic = use == Use::Atomic;
+  auto [first, last] = cells(offset, bytes);
+  for (size_t cell = first; cell <= last; ++cell) {
+    const Writer writer = writer_[cell];
+    if (written_[cell] == kInFlight) {
+      const char* what = copy ? " is written by cp.async" : use == Use::Read ? " is read" : " is written";
+      w.launch->report("race",
+                       "shared memory at byte " + std::to_string(offset) + what + " while the cp.async at " +
+                           w.launch->place(writer.pc) + " has not been waited for",
+                       w, w.pc, lane, writer.pc);
+    } else if (writer.warp != self && written_[cell] > w.clock[writer.warp] && !(atomic && writer.atomic)) {
+      report(w, lane, offset, use, verb(true, writer.atomic), writer.warp, writer.pc);
+    }
+    if (use == Use::Read) {
+      read_[cell] = std::max(read_[cell], stamp);
+      read_stamp_[cells_ * self + cell] = stamp;
+      read_pc_[cells_ * self + cell] = w.pc;
+    } else {
+      for (uint32_t v = 0; v < warps_; ++v)
+        if (v != self && read_stamp_[cells_ * v + cell] > w.clock[v])
+          report(w, lane, offset, use, "read", v, read_pc_[cells_ * v + cell]);
+      if (copy || written_[cell] != kInFlight) {
+        written_[cell] = copy ? kInFlight : stamp;
+        writer_[cell] = {w.pc, uint16_t(self), atomic};
+      }
+    }
+    if (!converged) check_parted(w, lane, cell, offset, use);
+  }
+}
+
+void Races::check_parted(Warp& w, int lane, size_t cell, uint64_t offset, Use use) {
+  auto& [read_lanes, read_pc, write_lanes, write_pc] = w.parted[uint32_t(cell)];
+  auto is_atomic = [&](uint32_t pc) { return w.launch->module.code[pc].use == Use::Atomic; };
+  if (write_pc != kNone && !(write_lanes >> lane & 1) && !(use == Use::Atomic && is_atomic(write_pc)))
+    report(w, lane, offset, use, verb(true, is_atomic(write_pc)), w.index, write_pc);
+  if (use != Use::Read && read_pc != kNone && !(read_lanes >> lane & 1))
+    report(w, lane, offset, use, "read", w.index, read_pc);
   if (use == Use::Read) {
     read_lanes &= w.active;
     read_pc = w.pc;
@@ -33,56 +149,13 @@ void check_lanes(Warp& w, uint32_t lane, uint32_t cell, uint64_t offset, Use use
   }
 }
 
-}  // namespace
-
-void check_race(Warp& w, uint32_t lane, uint64_t offset, uint32_t bytes, Use use, uint32_t copy) {
-  Block& block = *w.block;
-  int shift = w.launch->grain_shift;
-  uint32_t warps = w.launch->warps, self = w.index, stamp = w.clock[self];
-  bool converged = w.converged();
-  for (uint64_t cell = offset >> shift; cell <= (offset + bytes - 1) >> shift; ++cell) {
-    Cell& c = block.cells[cell];
-    if (c.copy) {
-      std::string what = copy ? "is written by cp.async" : use == Use::Read ? "is read" : "is written";
-      w.launch->report("race", "shared memory at byte " + std::to_string(offset) + " " + what + " while the cp.async at " +
-                       w.launch->place(c.copy - 1) + " has not been waited for", w, w.pc, int(lane), c.copy - 1);
-    }
-    bool atomic = use == Use::Atomic;
-    if (c.stamp > w.clock[c.warp] && c.warp != self && !(atomic && c.atomic)) race(w, lane, offset, use, true, c.atomic, c.warp, c.pc);
-    ReadStamp* reads = block.reads.data() + cell * warps;
-    if (use == Use::Read) {
-      reads[self] = {stamp, w.pc};
-    } else {
-      for (uint32_t v = 0; v < warps; ++v)
-        if (reads[v].stamp > w.clock[v] && v != self) race(w, lane, offset, use, false, false, v, reads[v].pc);
-      c.stamp = stamp;
-      c.pc = w.pc;
-      c.warp = uint16_t(self);
-      c.atomic = atomic;
-      if (copy) c.copy = copy;
-    }
-    if (!converged) check_lanes(w, lane, uint32_t(cell), offset, use);
+void Races::land(Warp& w, uint32_t pc, uint64_t offset, uint32_t bytes) {
+  auto [first, last] = cells(offset, bytes);
+  for (size_t cell = first; cell <= last; ++cell) {
+    if (written_[cell] == kInFlight && writer_[cell].pc != pc) continue;  // another one is still under way there
+    written_[cell] = w.clock[w.index];
+    writer_[cell] = {pc, uint16_t(w.index), false};
   }
-}
-
-// The bytes arrive, and count as written by this warp now.
-void land_copy(Warp& w, const Copy& copy, uint32_t mask) {
-  Block& block = *w.block;
-  int shift = w.launch->grain_shift;
-  for_lanes(mask, [&](int l) {
-    uint32_t offset = copy.target[l];
-    std::memcpy(block.shared.data() + offset, copy.data[l], copy.bytes);
-    note_written(block, offset, copy.bytes);
-    if (!w.launch->config.racecheck) return;
-    for (uint32_t cell = offset >> shift; cell <= (offset + copy.bytes - 1) >> shift; ++cell) {
-      Cell& c = block.cells[cell];
-      c.stamp = w.clock[w.index];
-      c.pc = copy.pc;
-      c.warp = uint16_t(w.index);
-      c.atomic = false;
-      if (c.copy == copy.pc + 1) c.copy = 0;
-    }
-  });
 }
 
 }  // namespace gpt2fast::ptx

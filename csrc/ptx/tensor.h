@@ -1,0 +1,62 @@
+// Tiles of matrices: from the registers of a fragment to dense floats, transposed, multiplied.
+#pragma once
+#include "clones.h"
+#include "decode.h"
+
+namespace gpt2fast::ptx {
+
+void decode_load_matrix(Decoder& d);  // tensor_load.cpp
+
+// Elements of A as they lie in registers; Other: those of B.
+struct Half {
+  using Bits = uint16_t;
+  using Other = Half;
+  static float value(Bits b) { return half_to_float(b); }
+};
+struct Bfloat {
+  using Bits = uint16_t;
+  using Other = Bfloat;
+  static float value(Bits b) { return bfloat_to_float(b); }
+};
+struct Tensor32 {  // .tf32: the low 13 bits are not looked at
+  using Bits = uint32_t;
+  using Other = Tensor32;
+  static float value(Bits b) { return bit_cast<float>(b & 0xffffe000u); }
+};
+template <class A, class B>
+struct Byte {
+  using Bits = A;
+  using Other = Byte<B, A>;
+  static float value(Bits b) { return float(b); }
+};
+
+// 16 bytes a row, 8 rows.
+template <class E>
+inline void widen(const typename E::Bits* from, float* to) {
+  for (int i = 0; i < int(128 / sizeof(typename E::Bits)); ++i) to[i] = E::value(from[i]);
+}
+
+// From 8 rows of W to W rows of 8.
+template <int W, class T>
+inline void transpose(const T* from, T* to) {
+  for (int r = 0; r < W; ++r)
+    for (int c = 0; c < 8; ++c) to[8 * r + c] = from[W * c + r];
+}
+
+// c[M][8] += a[M][K] * b[K][8], the products added one after the other, k upwards.
+template <int M, int K>
+inline void multiply_add(const float* a, const float* b, float* c) {
+  using Row = float __attribute__((vector_size(32)));
+  for (int m = 0; m < M; m += 8) {
+    Row sum[8];
+    std::memcpy(sum, c + 8 * m, sizeof sum);
+    for (int k = 0; k < K; ++k) {
+      Row row;
+      std::memcpy(&row, b + 8 * k, sizeof row);
+      for (int r = 0; r < 8; ++r) sum[r] += a[(m + r) * K + k] * row;
+    }
+    std::memcpy(c + 8 * m, sum, sizeof sum);
+  }
+}
+
+}  // namespace gpt2fast::ptx
