@@ -218,22 +218,39 @@ uint32_t access_global(Warp& w, const Instruction& ins, uint32_t mask, const uin
   return good;
 }
 
+namespace {
+
+// The lanes whose accesses lie in the static or the dynamic part.
+uint32_t within_shared(Warp& w, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use) {
+  Launch& launch = *w.launch;
+  uint64_t low = ~uint64_t{0}, high = 0;
+  for (int l = 0; l < kLanes; ++l) {
+    if (!(mask >> l & 1)) continue;
+    low = std::min(low, address[l]);
+    high = std::max(high, address[l]);
+  }
+  if (high <= launch.shared_bytes && w.block->in_shared(low, high - low + bytes)) return mask;
+  uint32_t good = mask;
+  for_lanes(mask, [&](int l) {
+    if (address[l] <= launch.shared_bytes && w.block->in_shared(address[l], bytes)) return;
+    good &= ~(1u << l);
+    launch.report(
+        "bounds",
+        what("shared", bytes, use) + " at " + hex(address[l]) + " of " + std::to_string(launch.shared_bytes) + " bytes",
+        w, w.pc, l);
+  });
+  return good;
+}
+
+}  // namespace
+
 uint32_t access_shared(Warp& w, const Instruction& ins, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use,
                        uint8_t** at, bool copy) {
   Launch& launch = *w.launch;
   Block& block = *w.block;
   mask &= ~misaligned(w, ins, mask, address, bytes, "shared", use);
-  uint32_t good = mask;
-  for_lanes(mask, [&](int l) {
-    uint64_t offset = address[l];
-    at[l] = block.shared.data() + offset;
-    if (offset <= launch.shared_bytes && block.in_shared(offset, bytes)) return;
-    good &= ~(1u << l);
-    launch.report(
-        "bounds",
-        what("shared", bytes, use) + " at " + hex(offset) + " of " + std::to_string(launch.shared_bytes) + " bytes", w,
-        w.pc, l);
-  });
+  uint32_t good = within_shared(w, mask, address, bytes, use);
+  for (int l = 0; l < kLanes; ++l) at[l] = block.shared.data() + address[l];
   if (!good) return 0;
   if (launch.config.racecheck) block.races.check(w, good, address, bytes, use, copy);
   uint8_t* written = block.shared_written.data();

@@ -15,24 +15,26 @@ void add(Counts& c, uint64_t bytes, uint64_t sectors, uint64_t ideal) {
   c.ideal_sectors += ideal;
 }
 
-// Passes over the banks for up to 32 words of 4 bytes: the most different words that one bank is asked for.
-uint32_t passes(const uint32_t* words, int n) {
-  bool run = true, same = true;
-  for (int i = 1; i < n; ++i) {
-    run = run && words[i] == words[0] + uint32_t(i);
-    same = same && words[i] == words[0];
-  }
-  if ((run && n <= 32) || same) return 1;
-  uint32_t head[32], next[64], count[32] = {}, most = 1;
-  std::fill(head, head + 32, kNone);
+// Passes over the banks for n pieces of `words` words of 4 bytes each: the most different pieces that one bank is asked
+// for. Pieces are aligned to their size, so that those which share a bank share all of theirs.
+uint32_t passes(const uint32_t* pieces, int n, uint32_t words) {
+  uint32_t places = 32 / words, seen = 0, first[32];
+  bool conflict = false;
   for (int i = 0; i < n; ++i) {
-    uint32_t bank = words[i] & 31, at = head[bank];
-    while (at != kNone && words[at] != words[i]) at = next[at];
-    if (at != kNone) continue;
-    next[i] = head[bank];
-    head[bank] = uint32_t(i);
-    most = std::max(most, ++count[bank]);
+    uint32_t place = pieces[i] & (places - 1);
+    if (seen >> place & 1) {
+      conflict = conflict || first[place] != pieces[i];
+    } else {
+      seen |= 1u << place;
+      first[place] = pieces[i];
+    }
   }
+  if (!conflict) return 1;
+  uint32_t sorted[kLanes], count[32] = {}, most = 0;
+  std::copy(pieces, pieces + n, sorted);
+  std::sort(sorted, sorted + n);
+  for (int i = 0; i < n; ++i)
+    if (i == 0 || sorted[i] != sorted[i - 1]) most = std::max(most, ++count[sorted[i] & (places - 1)]);
   return most;
 }
 
@@ -74,20 +76,21 @@ void count_global(Counts& c, uint32_t mask, const uint64_t* address, uint32_t by
   add(c, total, sectors, (distinct + kSector - 1) / kSector);
 }
 
-// Words of 8 bytes go by half warps, of 16 bytes by quarter warps.
+// Pieces of 8 bytes go by half warps, of 16 bytes by quarter warps.
 void count_shared(Counts& c, uint32_t mask, const uint64_t* address, uint32_t bytes) {
   ++c.requests;
   c.bytes += uint64_t(__builtin_popcount(mask)) * bytes;
-  int lanes = bytes <= 4 ? 32 : bytes == 8 ? 16 : 8, each_words = bytes <= 4 ? 1 : int(bytes / 4);
+  uint32_t words = bytes <= 4 ? 1 : bytes / 4, shift = bytes <= 4 ? 2 : bytes == 8 ? 3 : 4;
+  int lanes = kLanes / int(words);
   for (int part = 0; part < kLanes; part += lanes) {
-    uint32_t words[32];
+    uint32_t pieces[kLanes];
     int n = 0;
     for (int l = part; l < part + lanes; ++l) {
-      if (!(mask >> l & 1)) continue;
-      for (int k = 0; k < each_words; ++k) words[n++] = uint32_t(address[l] / 4) + uint32_t(k);
+      pieces[n] = uint32_t(address[l] >> shift);
+      n += int(mask >> l & 1);
     }
     if (!n) continue;
-    uint32_t taken = passes(words, n);
+    uint32_t taken = passes(pieces, n, words);
     c.wavefronts += taken;
     c.bank_conflicts += taken - 1;
   }
