@@ -1,13 +1,14 @@
-"""Builds gpt2fast._C: one static library per instruction set, then the torch extension that links them."""
+"""Builds gpt2fast._C (one static library per instruction set, then the torch extension that links them) and
+gpt2fast._ptx, the machine that runs PTX, which needs pybind11 only."""
 
 import glob
 import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
 
 # One row an instruction set: csrc/cpu/isa_NAME.cpp is compiled with these flags and no other file is.
 X86_512 = [
@@ -65,7 +66,15 @@ setup(
             ["csrc/torch/ops.cpp", "csrc/torch/module.cpp", "csrc/cpu/dispatch.cpp"],
             extra_compile_args=["-std=c++20", *FLAGS, "-fopenmp"],
             depends=headers,
-        )
+        ),
+        Extension(
+            "gpt2fast._ptx",
+            sorted(glob.glob("csrc/ptx/*.cpp")),
+            include_dirs=include_paths(),  # pybind11 comes with torch
+            extra_compile_args=["-std=c++17", *FLAGS],
+            depends=headers,
+            language="c++",
+        ),
     ],
     cmdclass={"build_ext": BuildExtension, "build_clib": BuildLibraries},
 )

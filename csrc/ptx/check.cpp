@@ -8,6 +8,8 @@
 namespace gpt2fast::ptx {
 namespace {
 
+constexpr size_t kMostUnwritten = 1 << 16;  // reads kept till the end of a block
+
 const char* verb(Use use) { return use == Use::Read ? "read" : use == Use::Write ? "write" : "atomic operation"; }
 
 std::string hex(uint64_t v) {
@@ -18,6 +20,19 @@ std::string hex(uint64_t v) {
 
 std::string what(const char* space, uint32_t bytes, Use use) {
   return std::string(space) + " " + verb(use) + " of " + std::to_string(bytes) + " bytes";
+}
+
+// Reports what is wrong with a lane's access; buffer: nullptr outside all of them.
+void report(Warp& w, const char* kind, const std::string& message, int lane, uint64_t address,
+            const Buffer* buffer = nullptr) {
+  Error* e = w.launch->report(kind, message, w, w.pc, lane);
+  if (!e) return;
+  e->has_address = true;
+  e->address = address;
+  if (!buffer) return;
+  e->buffer = buffer->name;
+  e->has_offset = true;
+  e->offset = address - buffer->address;
 }
 
 uint32_t misaligned(Warp& w, const Instruction& ins, uint32_t mask, const uint64_t* address, uint32_t bytes,
@@ -32,10 +47,10 @@ uint32_t misaligned(Warp& w, const Instruction& ins, uint32_t mask, const uint64
   uint32_t bad = 0;
   for_lanes(mask, [&](int l) { bad |= uint32_t((address[l] & (align - 1)) != 0) << l; });
   int lane = __builtin_ctz(bad);
-  w.launch->report(
-      "misaligned",
-      what(space, bytes, use) + " at " + hex(address[lane]) + ", which is no multiple of " + std::to_string(align), w,
-      w.pc, lane);
+  uint32_t b = ins.space == Space::Shared ? kNone : w.launch->find_buffer(address[lane]);
+  report(w, "misaligned",
+         what(space, bytes, use) + " at " + hex(address[lane]) + ", which is no multiple of " + std::to_string(align),
+         lane, address[lane], b == kNone ? nullptr : &w.launch->buffers[b]);
   return bad;
 }
 
@@ -81,20 +96,20 @@ uint32_t find(Launch& launch, uint64_t address, uint32_t bytes) {
 }
 
 void use_contents(Warp& w, Buffer& b, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use) {
-  if (use != Use::Write) {
+  if (use != Use::Write && w.launch->config.memcheck) {
     for (uint32_t rest = mask; rest; rest &= rest - 1) {
       int lane = __builtin_ctz(rest);
-      const uint8_t* shadow = b.written.data() + (address[lane] - b.address);
+      const uint8_t* shadow = b.written + (address[lane] - b.address);
       if (all_written(shadow, bytes)) continue;
-      w.launch->report("uninitialised",
-                       what("global", bytes, use) + " of buffer '" + b.name + "' at byte " +
-                           std::to_string(address[lane] - b.address) + ", which nothing has written",
-                       w, w.pc, lane);
+      report(w, "uninitialised",
+             what("global", bytes, use) + " of buffer '" + b.name + "' at byte " +
+                 std::to_string(address[lane] - b.address) + ", which nothing has written",
+             lane, address[lane], &b);
       break;
     }
   }
   if (use != Use::Read)
-    for_lanes(mask, [&](int l) { std::fill_n(b.written.begin() + long(address[l] - b.address), bytes, uint8_t{1}); });
+    for_lanes(mask, [&](int l) { std::fill_n(b.written + (address[l] - b.address), bytes, uint8_t{1}); });
 }
 
 uint32_t in_one_buffer(Warp& w, const Instruction& ins, uint32_t buffer, uint32_t mask, const uint64_t* address,
@@ -104,16 +119,16 @@ uint32_t in_one_buffer(Warp& w, const Instruction& ins, uint32_t buffer, uint32_
   int lane = __builtin_ctz(mask);
   uint16_t pointer = w.pointers[ins.target];
   if (launch.config.memcheck && pointer && pointer != buffer + 1)
-    launch.report("provenance",
-                  what("global", bytes, use) + " of buffer '" + b.name + "' at byte " +
-                      std::to_string(address[lane] - b.address) + " through a pointer into buffer '" +
-                      launch.buffers[pointer - 1u].name + "'",
-                  w, w.pc, lane);
+    report(w, "provenance",
+           what("global", bytes, use) + " of buffer '" + b.name + "' at byte " +
+               std::to_string(address[lane] - b.address) + " through a pointer into buffer '" +
+               launch.buffers[pointer - 1u].name + "'",
+           lane, address[lane], &b);
   if (b.read_only && use != Use::Read) {
-    launch.report("read_only", what("global", bytes, use) + " of constant '" + b.name + "'", w, w.pc, lane);
+    report(w, "read_only", what("global", bytes, use) + " of constant '" + b.name + "'", lane, address[lane], &b);
     return 0;
   }
-  if (!b.written.empty() && launch.config.memcheck) use_contents(w, b, mask, address, bytes, use);
+  if (b.written) use_contents(w, b, mask, address, bytes, use);
   uint64_t sectors = 0;
   count_global(launch.global_counts[w.pc], mask, address, bytes, &sectors);
   uint64_t total = uint64_t(__builtin_popcount(mask)) * bytes;
@@ -128,9 +143,9 @@ uint32_t access_local(Warp& w, const Instruction& ins, uint32_t mask, const uint
   uint32_t size = w.launch->module.local_bytes, good = 0;
   for_lanes(mask, [&](int l) {
     if (address[l] > size || size - address[l] < bytes) {
-      w.launch->report("bounds",
-                       what("local", bytes, use) + " at " + hex(address[l]) + " of " + std::to_string(size) + " bytes",
-                       w, w.pc, l);
+      report(w, "bounds",
+             what("local", bytes, use) + " at " + hex(address[l]) + " of " + std::to_string(size) + " bytes", l,
+             address[l]);
       return;
     }
     good |= 1u << l;
@@ -138,9 +153,8 @@ uint32_t access_local(Warp& w, const Instruction& ins, uint32_t mask, const uint
     at[l] = w.block->local.data() + place;
     uint8_t* shadow = w.block->local_written.data() + place;
     if (use == Use::Read && w.launch->config.memcheck && !all_written(shadow, bytes))
-      w.launch->report("uninitialised",
-                       what("local", bytes, use) + " at " + hex(address[l]) + ", which nothing has written", w, w.pc,
-                       l);
+      report(w, "uninitialised", what("local", bytes, use) + " at " + hex(address[l]) + ", which nothing has written",
+             l, address[l]);
     if (use != Use::Read) std::fill_n(shadow, bytes, uint8_t{1});
   });
   return good;
@@ -153,10 +167,10 @@ uint32_t access_param(Warp& w, uint32_t mask, const uint64_t* address, uint32_t 
   for_lanes(mask, [&](int l) {
     uint64_t offset = address[l] - base;
     if (use != Use::Read || offset > params.size() || params.size() - offset < bytes) {
-      w.launch->report("bounds",
-                       what("parameter", bytes, use) + " at byte " + std::to_string(int64_t(offset)) + " of " +
-                           std::to_string(params.size()),
-                       w, w.pc, l);
+      report(w, "bounds",
+             what("parameter", bytes, use) + " at byte " + std::to_string(int64_t(offset)) + " of " +
+                 std::to_string(params.size()),
+             l, address[l]);
       return;
     }
     good |= 1u << l;
@@ -199,11 +213,12 @@ uint32_t access_global(Warp& w, const Instruction& ins, uint32_t mask, const uin
     int lane = __builtin_ctz(rest);
     b = find(launch, address[lane], bytes);
     if (b == kNone) {
+      uint16_t pointer = w.pointers[ins.target];
       if (first)
-        launch.report("bounds",
-                      what("global", bytes, use) + " at " + hex(address[lane]) + ", " +
-                          nearest(launch, address[lane], bytes, w.pointers[ins.target]),
-                      w, w.pc, lane);
+        report(w, "bounds",
+               what("global", bytes, use) + " at " + hex(address[lane]) + ", " +
+                   nearest(launch, address[lane], bytes, pointer),
+               lane, address[lane], pointer ? &launch.buffers[pointer - 1u] : nullptr);
       else
         ++launch.error_count;
       first = false;
@@ -234,10 +249,10 @@ uint32_t within_shared(Warp& w, uint32_t mask, const uint64_t* address, uint32_t
   for_lanes(mask, [&](int l) {
     if (address[l] <= launch.shared_bytes && w.block->in_shared(address[l], bytes)) return;
     good &= ~(1u << l);
-    launch.report(
-        "bounds",
+    report(
+        w, "bounds",
         what("shared", bytes, use) + " at " + hex(address[l]) + " of " + std::to_string(launch.shared_bytes) + " bytes",
-        w, w.pc, l);
+        l, address[l]);
   });
   return good;
 }
@@ -257,14 +272,26 @@ uint32_t access_shared(Warp& w, const Instruction& ins, uint32_t mask, const uin
   if (use != Use::Write && launch.config.memcheck) {
     for_lanes(good, [&](int l) {
       if (all_written(written + address[l], bytes)) return;
-      if (launch.config.racecheck && block.races.in_flight(address[l], bytes)) return;  // said already
-      launch.report("uninitialised",
-                    what("shared", bytes, use) + " at " + hex(address[l]) + ", which nothing has written", w, w.pc, l);
+      if (block.unwritten.size() < kMostUnwritten) block.unwritten.push_back({w.index, l, w.pc, address[l], bytes});
     });
   }
   if (use != Use::Read && !copy) for_lanes(good, [&](int l) { std::memset(written + address[l], 1, bytes); });
   count_shared(launch.shared_counts[w.pc], good, address, bytes);
   return good;
+}
+
+// A read that some write races with is said already: which came first is chance.
+void report_unwritten(Block& block) {
+  Launch& launch = *block.launch;
+  for (const UnwrittenRead& r : block.unwritten) {
+    if (launch.config.racecheck && block.races.found(r.offset, r.bytes)) continue;
+    Use use = launch.module.code[r.pc].use;
+    Error* e = launch.report("uninitialised",
+                             what("shared", r.bytes, use) + " at " + hex(r.offset) + ", which nothing has written",
+                             block.warps[r.warp], r.pc, r.lane);
+    if (e) e->has_address = true, e->address = r.offset;
+  }
+  block.unwritten.clear();
 }
 
 void addresses(const Warp& w, const Instruction& ins, uint32_t o, uint64_t* address) {

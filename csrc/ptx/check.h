@@ -17,6 +17,9 @@ uint32_t access_global(Warp& w, const Instruction& ins, uint32_t mask, const uin
 uint32_t access_shared(Warp& w, const Instruction& ins, uint32_t mask, const uint64_t* address, uint32_t bytes, Use use,
                        uint8_t** at, bool copy = false);
 
+// Reads of shared memory that nothing wrote, at the end of a block.
+void report_unwritten(Block& block);
+
 // Counters of one request.
 void count_global(Counts& c, uint32_t mask, const uint64_t* address, uint32_t bytes, uint64_t* sectors);
 void count_shared(Counts& c, uint32_t mask, const uint64_t* address, uint32_t bytes);

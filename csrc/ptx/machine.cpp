@@ -6,7 +6,7 @@
 #include <functional>
 #include <stdexcept>
 
-#include "barrier.h"
+#include "check.h"
 
 namespace gpt2fast::ptx {
 namespace {
@@ -38,6 +38,8 @@ Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
   bool dynamic = module.uses_dynamic_shared && config.dynamic_shared;
   shared_bytes = std::max(kernel.shared_bytes, dynamic ? module.dynamic_shared_start + config.dynamic_shared : 0);
   buffers = std::move(config.buffers);
+  for (Buffer& b : buffers)
+    if (!b.own_written.empty()) b.written = b.own_written.data();
   for (const auto& v : module.variables) {
     Buffer b;
     b.address = v->address();
@@ -246,6 +248,7 @@ void Launch::run() {
         block.id = {x, y, z};
         start_block();
         run_block();
+        report_unwritten(block);
       }
 }
 

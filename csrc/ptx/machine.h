@@ -21,7 +21,8 @@ struct Buffer {
   uint64_t address = 0, bytes = 0;
   std::string name;
   bool read_only = false;
-  std::vector<uint8_t> written;  // per byte; empty: initialised from the start
+  uint8_t* written = nullptr;        // a byte for each byte, 0 where nothing wrote yet; none: all is initialised
+  std::vector<uint8_t> own_written;  // used where `written` is not given
   Traffic traffic;
 };
 
@@ -29,7 +30,9 @@ struct Error {
   std::string kind, message;
   uint32_t pc = kNone, other_pc = kNone;
   std::array<uint32_t, 3> thread{}, block{};
-  bool has_thread = false;
+  bool has_thread = false, has_address = false, has_offset = false;
+  std::string buffer;
+  uint64_t address = 0, offset = 0;  // offset: from the start of the buffer
 };
 
 struct LaunchConfig {
@@ -106,12 +109,22 @@ struct BarrierState {
   std::vector<uint32_t> clock;    // what those that arrived had done by then
 };
 
+// A read of shared memory before anything was written there.
+struct UnwrittenRead {
+  uint32_t warp;
+  int lane;
+  uint32_t pc;
+  uint64_t offset;
+  uint32_t bytes;
+};
+
 struct Block {
   Launch* launch = nullptr;
   std::array<uint32_t, 3> id{};
   std::vector<Warp> warps;
   std::vector<uint8_t> shared, shared_written, local, local_written;
   Races races;
+  std::vector<UnwrittenRead> unwritten;
   BarrierState barriers[16];
   bool in_shared(uint64_t offset, uint64_t bytes) const;
 };
@@ -136,8 +149,8 @@ struct Launch {
   Launch(const Module& module, const std::string& kernel, LaunchConfig config);
   void run();
 
-  // Adds one error per kind and place; the rest is only counted.
-  void report(const char* kind, const std::string& message, const Warp& warp, uint32_t pc, int lane, uint32_t other_pc = kNone);
+  // Adds one error per kind and places; the rest is only counted, and gives no pointer.
+  Error* report(const char* kind, const std::string& message, const Warp& warp, uint32_t pc, int lane, uint32_t other_pc = kNone);
   void stop() { stopped = true; }
   std::string place(uint32_t pc) const;  // "line 12 (file.py:3)"
   std::array<uint32_t, 3> thread(const Warp& warp, int lane) const;

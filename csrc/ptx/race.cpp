@@ -12,15 +12,21 @@ constexpr uint32_t kInFlight = 0xffffffffu;  // as the stamp of a write: a cp.as
 
 const char* verb(bool write, bool atomic) { return atomic ? "atomic operation" : write ? "write" : "read"; }
 
-void report(Warp& w, int lane, uint64_t offset, Use use, const char* other, uint32_t other_warp, uint32_t other_pc) {
+}  // namespace
+
+void Races::report(Warp& w, int lane, size_t cell, const std::string& message, uint32_t other_pc) {
+  raced_[cell] = 1;
+  w.launch->report("race", message, w, w.pc, lane, other_pc);
+}
+
+void Races::report_pair(Warp& w, int lane, size_t cell, uint64_t offset, Use use, const char* other,
+                        uint32_t other_warp, uint32_t other_pc) {
   std::string message = std::string("shared memory ") + verb(use != Use::Read, use == Use::Atomic) + " at byte " +
                         std::to_string(offset) + " by warp " + std::to_string(w.index) + " and " + other + " by " +
                         (other_warp == w.index ? "other lanes of it" : "warp " + std::to_string(other_warp)) + " at " +
                         w.launch->place(other_pc) + " with no barrier between them";
-  w.launch->report("race", message, w, w.pc, lane, other_pc);
+  report(w, lane, cell, message, other_pc);
 }
-
-}  // namespace
 
 void Races::resize(size_t bytes, int grain_shift, uint32_t warps) {
   shift_ = grain_shift;
@@ -29,6 +35,7 @@ void Races::resize(size_t bytes, int grain_shift, uint32_t warps) {
   written_.assign(cells_, 0);
   read_.assign(cells_, 0);
   writer_.assign(cells_, {kNone, 0, false});
+  raced_.assign(cells_, 0);
   read_stamp_.assign(cells_ * warps, 0);
   read_pc_.assign(cells_ * warps, kNone);
 }
@@ -37,13 +44,15 @@ void Races::resize(size_t bytes, int grain_shift, uint32_t warps) {
 void Races::start_block() {
   std::fill(written_.begin(), written_.end(), 0);
   std::fill(read_.begin(), read_.end(), 0);
+  std::fill(raced_.begin(), raced_.end(), uint8_t{0});
   std::fill(read_stamp_.begin(), read_stamp_.end(), 0);
 }
 
-bool Races::in_flight(uint64_t offset, uint32_t bytes) const {
+bool Races::found(uint64_t offset, uint32_t bytes) const {
   auto [first, last] = cells(offset, bytes);
-  return std::find(written_.begin() + long(first), written_.begin() + long(last) + 1, kInFlight) !=
-         written_.begin() + long(last) + 1;
+  for (size_t cell = first; cell <= last; ++cell)
+    if (raced_[cell]) return true;
+  return false;
 }
 
 // Notes the accesses to cells that nobody can race for: all that was done there lies before the warp's horizon. Returns
@@ -109,12 +118,12 @@ void Races::check_lane(Warp& w, int lane, uint64_t offset, uint32_t bytes, Use u
     const Writer writer = writer_[cell];
     if (written_[cell] == kInFlight) {
       const char* what = copy ? " is written by cp.async" : use == Use::Read ? " is read" : " is written";
-      w.launch->report("race",
-                       "shared memory at byte " + std::to_string(offset) + what + " while the cp.async at " +
-                           w.launch->place(writer.pc) + " has not been waited for",
-                       w, w.pc, lane, writer.pc);
+      report(w, lane, cell,
+             "shared memory at byte " + std::to_string(offset) + what + " while the cp.async at " +
+                 w.launch->place(writer.pc) + " has not been waited for",
+             writer.pc);
     } else if (writer.warp != self && written_[cell] > w.clock[writer.warp] && !(atomic && writer.atomic)) {
-      report(w, lane, offset, use, verb(true, writer.atomic), writer.warp, writer.pc);
+      report_pair(w, lane, cell, offset, use, verb(true, writer.atomic), writer.warp, writer.pc);
     }
     if (use == Use::Read) {
       read_[cell] = std::max(read_[cell], stamp);
@@ -123,7 +132,7 @@ void Races::check_lane(Warp& w, int lane, uint64_t offset, uint32_t bytes, Use u
     } else {
       for (uint32_t v = 0; v < warps_; ++v)
         if (v != self && read_stamp_[cells_ * v + cell] > w.clock[v])
-          report(w, lane, offset, use, "read", v, read_pc_[cells_ * v + cell]);
+          report_pair(w, lane, cell, offset, use, "read", v, read_pc_[cells_ * v + cell]);
       if (copy || written_[cell] != kInFlight) {
         written_[cell] = copy ? kInFlight : stamp;
         writer_[cell] = {w.pc, uint16_t(self), atomic};
@@ -137,9 +146,9 @@ void Races::check_parted(Warp& w, int lane, size_t cell, uint64_t offset, Use us
   auto& [read_lanes, read_pc, write_lanes, write_pc] = w.parted[uint32_t(cell)];
   auto is_atomic = [&](uint32_t pc) { return w.launch->module.code[pc].use == Use::Atomic; };
   if (write_pc != kNone && !(write_lanes >> lane & 1) && !(use == Use::Atomic && is_atomic(write_pc)))
-    report(w, lane, offset, use, verb(true, is_atomic(write_pc)), w.index, write_pc);
+    report_pair(w, lane, cell, offset, use, verb(true, is_atomic(write_pc)), w.index, write_pc);
   if (use != Use::Read && read_pc != kNone && !(read_lanes >> lane & 1))
-    report(w, lane, offset, use, "read", w.index, read_pc);
+    report_pair(w, lane, cell, offset, use, "read", w.index, read_pc);
   if (use == Use::Read) {
     read_lanes &= w.active;
     read_pc = w.pc;
