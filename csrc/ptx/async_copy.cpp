@@ -77,6 +77,7 @@ void start_copy(Warp& w, const Instruction& i, uint32_t mask) {
 // The bytes arrive, and count as written by this warp now.
 void land(Warp& w, const Copy& copy, uint32_t mask) {
   Block& block = *w.block;
+  block.races.settle();
   for_lanes(mask, [&](int l) {
     uint32_t offset = copy.target[l];
     std::memcpy(block.shared.data() + offset, copy.data[l], copy.bytes);

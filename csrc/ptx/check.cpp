@@ -130,7 +130,8 @@ uint32_t in_one_buffer(Warp& w, const Instruction& ins, uint32_t buffer, uint32_
   }
   if (b.written) use_contents(w, b, mask, address, bytes, use);
   uint64_t sectors = 0;
-  count_global(launch.global_counts[w.pc], mask, address, bytes, &sectors);
+  Counts constant;  // not counted as global
+  count_global(ins.space == Space::Const ? constant : launch.global_counts[w.pc], mask, address, bytes, &sectors);
   uint64_t total = uint64_t(__builtin_popcount(mask)) * bytes;
   if (use != Use::Write) b.traffic.read_bytes += total, b.traffic.read_sectors += sectors;
   if (use != Use::Read) b.traffic.written_bytes += total, b.traffic.written_sectors += sectors;

@@ -85,7 +85,8 @@ std::string string_at(Launch& launch, uint64_t address) {
   uint32_t b = launch.find_buffer(address);
   if (b == kNone) return "(a string outside all buffers)";
   uint64_t end = launch.buffers[b].address + launch.buffers[b].bytes;
-  for (; address < end && *reinterpret_cast<const char*>(address); ++address) s += *reinterpret_cast<const char*>(address);
+  for (; address < end && *reinterpret_cast<const char*>(address); ++address)
+    s += *reinterpret_cast<const char*>(address);
   return s;
 }
 
@@ -97,8 +98,10 @@ void assert_fail(Warp& w, const Instruction& i, uint32_t mask) {
   std::string file = string_at(*w.launch, local_value<uint64_t>(w, lane, o[3]));
   uint32_t line = local_value<uint32_t>(w, lane, o[6]);
   std::string function = string_at(*w.launch, local_value<uint64_t>(w, lane, o[9]));
-  w.launch->report("assert", "device assertion failed: " + message + " (" + file + ":" + std::to_string(line) + ", " + function + ")", w,
-                   w.pc, lane);
+  w.launch->report(
+      "assert",
+      "device assertion failed: " + message + " (" + file + ":" + std::to_string(line) + ", " + function + ")", w, w.pc,
+      lane);
   w.launch->stop();
   w.event = Event::Stop;
 }
@@ -107,11 +110,13 @@ void assert_fail(Warp& w, const Instruction& i, uint32_t mask) {
 std::string print_one(Warp& w, int lane, const std::string& spec, uint64_t args, uint32_t* at) {
   char kind = spec.back();
   bool real = std::string("aAeEfFgG").find(kind) != std::string::npos;
-  bool wide = real || kind == 's' || kind == 'p' || spec.find('l') != std::string::npos || spec.find('z') != std::string::npos;
+  bool wide =
+      real || kind == 's' || kind == 'p' || spec.find('l') != std::string::npos || spec.find('z') != std::string::npos;
   uint32_t size = wide ? 8 : 4;
   *at = (*at + size - 1) / size * size;
   uint64_t bits = 0;
-  const uint8_t* from = args >= kLocalWindow ? local_of(w, lane) + (args - kLocalWindow) : reinterpret_cast<const uint8_t*>(args);
+  const uint8_t* from =
+      args >= kLocalWindow ? local_of(w, lane) + (args - kLocalWindow) : reinterpret_cast<const uint8_t*>(args);
   if (args >= kLocalWindow && args - kLocalWindow + *at + size > w.launch->module.local_bytes) return "(?)";
   std::memcpy(&bits, from + *at, size);
   *at += size;
@@ -121,8 +126,10 @@ std::string print_one(Warp& w, int lane, const std::string& spec, uint64_t args,
   std::string plain;
   for (char c : spec)
     if (c != 'l' && c != 'h' && c != 'z') plain += c;
-  if (real) std::snprintf(text, sizeof text, plain.c_str(), bit_cast<double>(bits));
-  else if (kind == 'p') std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(bits));
+  if (real)
+    std::snprintf(text, sizeof text, plain.c_str(), bit_cast<double>(bits));
+  else if (kind == 'p')
+    std::snprintf(text, sizeof text, "0x%llx", static_cast<unsigned long long>(bits));
   else {
     plain.insert(plain.size() - 1, "ll");
     bool is_signed = kind == 'd' || kind == 'i';
@@ -146,8 +153,10 @@ void print(Warp& w, const Instruction& i, uint32_t mask) {
         w.launch->output += format[c];
       } else {
         std::string spec = format.substr(c, end - c + 1);
-        if (spec.back() == '%') w.launch->output += '%';
-        else w.launch->output += print_one(w, lane, spec, args, &at), ++count;
+        if (spec.back() == '%')
+          w.launch->output += '%';
+        else
+          w.launch->output += print_one(w, lane, spec, args, &at), ++count;
         c = end;
       }
     }
@@ -190,7 +199,8 @@ void decode_call(Decoder& d) {
   bool printf_like = f.name == "vprintf", assertion = f.name == "__assertfail";
   if (f.name.empty()) d.fail("recursion is not supported");
   if (arguments.size() != f.params.size() || results.size() != f.results.size())
-    d.fail(f.name + " takes " + std::to_string(f.params.size()) + " arguments and gives " + std::to_string(f.results.size()) + " results");
+    d.fail(f.name + " takes " + std::to_string(f.params.size()) + " arguments and gives " +
+           std::to_string(f.results.size()) + " results");
   d.add(uint32_t(arguments.size()));
   d.add(uint32_t(results.size()));
   auto place = [&](const Operand& a) {

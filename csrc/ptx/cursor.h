@@ -12,6 +12,7 @@ struct Cursor {
   const std::string& text;
   size_t at = 0;
   uint32_t line = 1;
+  uint32_t inline_asm = 0, inline_asms = 0;  // which of them this is in, by the comments that compilers put around
 
   explicit Cursor(const std::string& t) : text(t) {}
 
@@ -27,6 +28,8 @@ struct Cursor {
       if (std::isspace(static_cast<unsigned char>(text[at]))) {
         advance();
       } else if (text.compare(at, 2, "//") == 0) {
+        if (text.compare(at, 19, "// begin inline asm") == 0) inline_asm = ++inline_asms;
+        if (text.compare(at, 17, "// end inline asm") == 0) inline_asm = 0;
         while (at < text.size() && text[at] != '\n') ++at;
       } else if (text.compare(at, 2, "/*") == 0) {
         while (at < text.size() && text.compare(at, 2, "*/") != 0) advance();
@@ -50,10 +53,14 @@ struct Cursor {
   }
 
   void expect(char c) {
-    if (!accept(c)) fail(std::string("expected '") + c + "', got " + (at < text.size() ? "'" + std::string(1, peek()) + "'" : "the end"));
+    if (!accept(c))
+      fail(std::string("expected '") + c + "', got " +
+           (at < text.size() ? "'" + std::string(1, peek()) + "'" : "the end"));
   }
 
-  static bool in_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%'; }
+  static bool in_word(char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%';
+  }
 
   // An identifier: letters, digits, _ $ %. Empty when there is none.
   std::string word() {

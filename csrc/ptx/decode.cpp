@@ -3,21 +3,34 @@
 
 #include <cstring>
 
-
 namespace gpt2fast::ptx {
 namespace {
 
-const std::map<std::string, Special> kSpecials = {
-    {"%tid.x", Special::TidX},         {"%tid.y", Special::TidY},         {"%tid.z", Special::TidZ},
-    {"%ntid.x", Special::NtidX},       {"%ntid.y", Special::NtidY},       {"%ntid.z", Special::NtidZ},
-    {"%ctaid.x", Special::CtaidX},     {"%ctaid.y", Special::CtaidY},     {"%ctaid.z", Special::CtaidZ},
-    {"%nctaid.x", Special::NctaidX},   {"%nctaid.y", Special::NctaidY},   {"%nctaid.z", Special::NctaidZ},
-    {"%laneid", Special::LaneId},      {"%warpid", Special::WarpId},      {"%nwarpid", Special::NWarpId},
-    {"%smid", Special::SmId},          {"%nsmid", Special::NSmId},        {"%gridid", Special::GridId},
-    {"%lanemask_eq", Special::LaneMaskEq}, {"%lanemask_lt", Special::LaneMaskLt},
-    {"%lanemask_le", Special::LaneMaskLe}, {"%lanemask_gt", Special::LaneMaskGt},
-    {"%lanemask_ge", Special::LaneMaskGe}, {"%dynamic_smem_size", Special::DynamicSharedBytes},
-    {"%total_smem_size", Special::TotalSharedBytes}};
+const std::map<std::string, Special> kSpecials = {{"%tid.x", Special::TidX},
+                                                  {"%tid.y", Special::TidY},
+                                                  {"%tid.z", Special::TidZ},
+                                                  {"%ntid.x", Special::NtidX},
+                                                  {"%ntid.y", Special::NtidY},
+                                                  {"%ntid.z", Special::NtidZ},
+                                                  {"%ctaid.x", Special::CtaidX},
+                                                  {"%ctaid.y", Special::CtaidY},
+                                                  {"%ctaid.z", Special::CtaidZ},
+                                                  {"%nctaid.x", Special::NctaidX},
+                                                  {"%nctaid.y", Special::NctaidY},
+                                                  {"%nctaid.z", Special::NctaidZ},
+                                                  {"%laneid", Special::LaneId},
+                                                  {"%warpid", Special::WarpId},
+                                                  {"%nwarpid", Special::NWarpId},
+                                                  {"%smid", Special::SmId},
+                                                  {"%nsmid", Special::NSmId},
+                                                  {"%gridid", Special::GridId},
+                                                  {"%lanemask_eq", Special::LaneMaskEq},
+                                                  {"%lanemask_lt", Special::LaneMaskLt},
+                                                  {"%lanemask_le", Special::LaneMaskLe},
+                                                  {"%lanemask_gt", Special::LaneMaskGt},
+                                                  {"%lanemask_ge", Special::LaneMaskGe},
+                                                  {"%dynamic_smem_size", Special::DynamicSharedBytes},
+                                                  {"%total_smem_size", Special::TotalSharedBytes}};
 
 }  // namespace
 
@@ -76,7 +89,12 @@ const Symbol* Scopes::find(const std::string& name) const {
 
 Decoder::Decoder(FunctionState& s, const Cursor& cursor, uint32_t line, Instruction& instruction, std::string opcode,
                  std::vector<Operand> operands)
-    : ins(instruction), state(s), cursor_(cursor), line_(line), written_opcode_(opcode), operands_(std::move(operands)) {
+    : ins(instruction),
+      state(s),
+      cursor_(cursor),
+      line_(line),
+      written_opcode_(opcode),
+      operands_(std::move(operands)) {
   size_t begin = opcode.find('.');
   opcode_ = opcode.substr(0, begin);
   while (begin != std::string::npos) {
@@ -87,7 +105,13 @@ Decoder::Decoder(FunctionState& s, const Cursor& cursor, uint32_t line, Instruct
 }
 
 void Decoder::decode() {
-  auto it = opcodes().find(opcode_);
+  Type last;
+  auto it = opcodes().end();
+  if (!modifiers_.empty() && type_from(modifiers_.back(), &last))
+    it = opcodes().find(opcode_ + (is_integer(last) || last == Type::Pred     ? ".int"
+                                   : bits_of(last) == 64 || last == Type::F32 ? ".float"
+                                                                              : ".half"));
+  if (it == opcodes().end()) it = opcodes().find(opcode_);
   if (it == opcodes().end()) fail("unknown or unsupported instruction");
   it->second(*this);
   if (!modifiers_.empty()) fail("unsupported modifier ." + modifiers_.front());
@@ -163,11 +187,12 @@ void Decoder::write_operand(const Operand& o, Type t, bool exact) {
     return add(state.sink(bits));
   }
   const Symbol* s = o.what == Operand::Name ? symbol(o) : nullptr;
-  if (!s || s->what != Symbol::Register) fail("the destination must be a register, got " + (o.name.empty() ? "an immediate" : o.name));
+  if (!s || s->what != Symbol::Register)
+    fail("the destination must be a register, got " + (o.name.empty() ? "an immediate" : o.name));
   width = bits_of(s->type);
   if ((width == 1) != (bits == 1) || (exact ? width != bits : width < bits))
-    fail("." + std::string(name_of(t)) + " needs a destination of " + (exact ? "" : "at least ") + std::to_string(bits) +
-         " bits, " + o.name + " is ." + name_of(s->type));
+    fail("." + std::string(name_of(t)) + " needs a destination of " + (exact ? "" : "at least ") +
+         std::to_string(bits) + " bits, " + o.name + " is ." + name_of(s->type));
   if (s->pointer) (pointer_of_result_ ? ins.pointer_beside : pointer_of_result_) = s->pointer;
   add(uint32_t(s->value));
 }
@@ -178,22 +203,41 @@ void Decoder::read_operand(const Operand& o, Type t, bool exact) {
   switch (o.what) {
     case Operand::Integer: {
       uint64_t value = uint64_t(o.integer);
-      if (t == Type::F32) { float f = float(o.integer); uint32_t b; std::memcpy(&b, &f, 4); value = b; }
-      if (t == Type::F64) { double d = double(o.integer); std::memcpy(&value, &d, 8); }
+      if (t == Type::F32) {
+        float f = float(o.integer);
+        uint32_t b;
+        std::memcpy(&b, &f, 4);
+        value = b;
+      }
+      if (t == Type::F64) {
+        double d = double(o.integer);
+        std::memcpy(&value, &d, 8);
+      }
       return add(state.constant(bits == 1 ? (o.integer ? kAllLanes : 0) : value, bits == 8 ? (width = 16) : bits));
     }
     case Operand::Real: {
       double d = o.real;
       uint64_t value = 0;
-      if (o.single) { value = uint64_t(o.integer); if (bits == 64) { std::memcpy(&value, &d, 8); } }
-      else if (bits == 64) std::memcpy(&value, &d, 8);
-      else if (bits == 32) { float f = float(d); std::memcpy(&value, &f, 4); }
-      else if (t == Type::BF16) value = narrow<8, 7>(d);
-      else value = narrow<5, 10>(d);
+      if (o.single) {
+        value = uint64_t(o.integer);
+        if (bits == 64) {
+          std::memcpy(&value, &d, 8);
+        }
+      } else if (bits == 64)
+        std::memcpy(&value, &d, 8);
+      else if (bits == 32) {
+        float f = float(d);
+        std::memcpy(&value, &f, 4);
+      } else if (t == Type::BF16)
+        value = narrow<8, 7>(d);
+      else
+        value = narrow<5, 10>(d);
       return add(state.constant(value, bits));
     }
-    case Operand::Name: break;
-    default: fail("expected a register or an immediate");
+    case Operand::Name:
+      break;
+    default:
+      fail("expected a register or an immediate");
   }
   if (o.name[0] == '%') {
     auto it = kSpecials.find(o.name);
@@ -208,16 +252,20 @@ void Decoder::read_operand(const Operand& o, Type t, bool exact) {
   if (s->what != Symbol::Register) {
     width = bits >= 64 ? 64 : 32;
     switch (s->what) {
-      case Symbol::Dynamic: return add(state.special(Special::DynamicSharedStart, width, uint64_t(o.integer)));
-      case Symbol::KernelParam: return add(state.special(Special::ParamStart, width, s->value + uint64_t(o.integer)));
-      case Symbol::Callee: fail("indirect calls are not supported: " + o.name);
-      default: return add(state.constant(s->value + uint64_t(o.integer), width));
+      case Symbol::Dynamic:
+        return add(state.special(Special::DynamicSharedStart, width, uint64_t(o.integer)));
+      case Symbol::KernelParam:
+        return add(state.special(Special::ParamStart, width, s->value + uint64_t(o.integer)));
+      case Symbol::Callee:
+        fail("indirect calls are not supported: " + o.name);
+      default:
+        return add(state.constant(s->value + uint64_t(o.integer), width));
     }
   }
   width = bits_of(s->type);
   if ((width == 1) != (bits == 1) || (exact ? width != bits : width < bits))
-    fail("." + std::string(name_of(t)) + " needs " + (exact ? "" : "at least ") + std::to_string(bits) + " bits, " + o.name + " is ." +
-         name_of(s->type));
+    fail("." + std::string(name_of(t)) + " needs " + (exact ? "" : "at least ") + std::to_string(bits) + " bits, " +
+         o.name + " is ." + name_of(s->type));
   note_pointer(*s);
   add(uint32_t(s->value));
 }
@@ -230,7 +278,12 @@ void Decoder::write(Type t) { write_operand(operand(), t, true); }
 void Decoder::read(Type t) { read_operand(operand(), t, true); }
 
 int Decoder::write_any(int least_bits) {
-  write_operand(operand(), least_bits <= 8 ? Type::B8 : least_bits <= 16 ? Type::B16 : least_bits <= 32 ? Type::B32 : Type::B64, false);
+  write_operand(operand(),
+                least_bits <= 8    ? Type::B8
+                : least_bits <= 16 ? Type::B16
+                : least_bits <= 32 ? Type::B32
+                                   : Type::B64,
+                false);
   return width;
 }
 
@@ -288,7 +341,8 @@ void Decoder::address(Space space) {
   if (!o.name.empty() && !s) fail("unknown name " + o.name);
   if (s && s->what == Symbol::Register) {
     int bits = bits_of(s->type);
-    if (bits != 32 && bits != 64) fail("an address register must have 32 or 64 bits, " + o.name + " is ." + name_of(s->type));
+    if (bits != 32 && bits != 64)
+      fail("an address register must have 32 or 64 bits, " + o.name + " is ." + name_of(s->type));
     ins.wide_address = bits == 64;
     ins.immediate = o.integer;
     ins.target = s->pointer;
@@ -307,9 +361,10 @@ void Decoder::address(Space space) {
               (s->what == Symbol::Memory && s->variable->space == space);
   if (!fits) fail(o.name + " is not in ." + name_of(space));
   if (space == Space::Generic)
-    ins.space = s->what == Symbol::Local ? Space::Local
+    ins.space = s->what == Symbol::Local                                  ? Space::Local
                 : s->what == Symbol::Shared || s->what == Symbol::Dynamic ? Space::Shared
-                : s->what == Symbol::KernelParam ? Space::Param : s->variable->space;
+                : s->what == Symbol::KernelParam                          ? Space::Param
+                                                                          : s->variable->space;
   if (s->what == Symbol::Local) ins.space = Space::Local;
   if (s->what == Symbol::KernelParam && space == Space::Param) {
     fixed_param_ = true;
@@ -323,15 +378,13 @@ void Decoder::address(Space space) {
   read_operand(base, Type::B64, true);
 }
 
-void Decoder::fail(const std::string& why) const {
-  cursor_.fail_at(line_, written_opcode_ + ": " + why);
-}
+void Decoder::fail(const std::string& why) const { cursor_.fail_at(line_, written_opcode_ + ": " + why); }
 
 const Opcodes& opcodes() {
   static const Opcodes table = [] {
     Opcodes t;
     for (auto add : {add_integer, add_bits, add_moves, add_floating, add_half, add_special, add_compare, add_convert,
-                     add_memory, add_async_copy, add_atomic, add_tensor, add_wmma, add_warp, add_control, add_barrier})
+                     add_memory, add_async_copy, add_atomic, add_tensor, add_warp, add_control, add_barrier})
       add(t);
     return t;
   }();

@@ -22,15 +22,14 @@ struct Symbol {
 
 struct Operand {
   enum What : uint8_t { Name, Integer, Real, Vector, Address, Sink } what = Sink;
-  std::string name;             // Name; Address: its base, or empty
-  std::string pair;             // of a|b
-  bool negated = false;         // !a
-  int64_t integer = 0;          // Integer; Address: what is added
-  double real = 0;              // Real
-  bool single = false;          // Real written 0f: integer holds its bits
-  std::vector<Operand> items;   // Vector
+  std::string name;            // Name; Address: its base, or empty
+  std::string pair;            // of a|b
+  bool negated = false;        // !a
+  int64_t integer = 0;         // Integer; Address: what is added
+  double real = 0;             // Real
+  bool single = false;         // Real written 0f: integer holds its bits
+  std::vector<Operand> items;  // Vector
 };
-
 
 class Scopes;
 
@@ -39,8 +38,8 @@ struct FunctionState {
   Module& module;
   Function& function;
   Scopes& scopes;
-  std::vector<uint32_t> pool;                      // operands of all its instructions
-  std::vector<uint32_t> pool_start;                // per instruction
+  std::vector<uint32_t> pool;                            // operands of all its instructions
+  std::vector<uint32_t> pool_start;                      // per instruction
   std::vector<std::pair<size_t, std::string>> branches;  // instruction, label
   std::vector<uint32_t> branch_scopes;
   std::map<std::pair<int, uint64_t>, uint32_t> constants;
@@ -85,7 +84,7 @@ class Decoder {
   std::string next_modifier() const { return modifiers_.empty() ? "" : modifiers_.front(); }
   void drop_modifier() { modifiers_.erase(modifiers_.begin()); }
   Type type(std::initializer_list<Type> allowed = {});
-  int rounding();                 // kNearest when none is written
+  int rounding();  // kNearest when none is written
   bool rounding_at(int* rounding);
 
   // Operands, one after the other
@@ -96,7 +95,7 @@ class Decoder {
   int write_any(int least_bits);  // a register at least so wide; its width
   int read_any(Type t);
   void write_predicate();
-  bool read_predicate();  // true: negated
+  bool read_predicate();                       // true: negated
   int read_vector(Type t, bool exact = true);  // {…} or one: how many; the width of the registers in width
   int write_vector(Type t, bool exact = true);
   int width = 0;
@@ -134,7 +133,8 @@ using Decode = void (*)(Decoder&);
 using Opcodes = std::unordered_map<std::string, Decode>;
 const Opcodes& opcodes();
 
-// Each defines the opcodes of its file.
+// Each defines the opcodes of its file. One that means different things by its last type is there as add.int, add.float
+// (f32, f64) and add.half (f16, bf16 and their pairs).
 void add_integer(Opcodes& table);
 void add_bits(Opcodes& table);
 void add_moves(Opcodes& table);
@@ -147,7 +147,6 @@ void add_memory(Opcodes& table);
 void add_async_copy(Opcodes& table);
 void add_atomic(Opcodes& table);
 void add_tensor(Opcodes& table);
-void add_wmma(Opcodes& table);
 void add_warp(Opcodes& table);
 void add_control(Opcodes& table);
 void add_barrier(Opcodes& table);

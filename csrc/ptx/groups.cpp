@@ -55,7 +55,6 @@ bool Warp::choose() {
       ++i;
     }
   }
-  if (groups.empty()) parted.clear();
   return true;
 }
 

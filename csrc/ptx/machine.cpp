@@ -25,14 +25,14 @@ Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
   uint64_t count = uint64_t(config.block[0]) * config.block[1] * config.block[2];
   uint64_t blocks = uint64_t(config.grid[0]) * config.grid[1] * config.grid[2];
   if (count == 0 || blocks == 0 || count > kMaxThreads)
-    throw std::invalid_argument(name + ": cannot launch grid " + sizes(config.grid) + " of blocks " + sizes(config.block) +
-                                ": a block has 1 to 1024 threads");
+    throw std::invalid_argument(name + ": cannot launch grid " + sizes(config.grid) + " of blocks " +
+                                sizes(config.block) + ": a block has 1 to 1024 threads");
   if (kernel.max_threads && count > kernel.max_threads)
-    throw std::invalid_argument(name + ": compiled for blocks of at most " + std::to_string(kernel.max_threads) + " threads, got " +
-                                std::to_string(count));
+    throw std::invalid_argument(name + ": compiled for blocks of at most " + std::to_string(kernel.max_threads) +
+                                " threads, got " + std::to_string(count));
   if (config.params.size() != kernel.param_bytes)
-    throw std::invalid_argument(name + ": expected " + std::to_string(kernel.param_bytes) + " bytes of parameters, got " +
-                                std::to_string(config.params.size()));
+    throw std::invalid_argument(name + ": expected " + std::to_string(kernel.param_bytes) +
+                                " bytes of parameters, got " + std::to_string(config.params.size()));
   threads = uint32_t(count);
   warps = (threads + kLanes - 1) / kLanes;
   bool dynamic = module.uses_dynamic_shared && config.dynamic_shared;
@@ -93,7 +93,12 @@ Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
   }
   block.shared.resize(shared_bytes + 16);
   block.shared_written.resize(shared_bytes + 16);
-  if (config.racecheck) block.races.resize(shared_bytes, module.shared_grain == 1 ? 0 : module.shared_grain == 2 ? 1 : 2, warps);
+  if (config.racecheck)
+    block.races.resize(block.shared.data(), shared_bytes,
+                       module.shared_grain == 1   ? 0
+                       : module.shared_grain == 2 ? 1
+                                                  : 2,
+                       warps);
   block.local.resize(size_t(module.local_bytes) * threads);
   block.local_written.resize(block.local.size());
 }
@@ -104,7 +109,8 @@ std::array<uint32_t, 3> Launch::thread(const Warp& warp, int lane) const {
 }
 
 uint32_t Launch::find_buffer(uint64_t address) const {
-  auto it = std::upper_bound(buffers.begin(), buffers.end(), address, [](uint64_t a, const Buffer& b) { return a < b.address; });
+  auto it = std::upper_bound(buffers.begin(), buffers.end(), address,
+                             [](uint64_t a, const Buffer& b) { return a < b.address; });
   if (it == buffers.begin()) return kNone;
   --it;
   return address - it->address < it->bytes ? uint32_t(it - buffers.begin()) : kNone;
@@ -133,29 +139,77 @@ void Launch::start_warp(Warp& warp) {
         uint64_t v = 0;
         uint32_t bit = 1u << l;
         switch (s.what) {
-          case Special::TidX: case Special::TidY: case Special::TidZ: v = t[int(s.what) - int(Special::TidX)]; break;
-          case Special::NtidX: case Special::NtidY: case Special::NtidZ: v = config.block[int(s.what) - int(Special::NtidX)]; break;
-          case Special::CtaidX: case Special::CtaidY: case Special::CtaidZ: v = block.id[int(s.what) - int(Special::CtaidX)]; break;
-          case Special::NctaidX: case Special::NctaidY: case Special::NctaidZ: v = config.grid[int(s.what) - int(Special::NctaidX)]; break;
-          case Special::LaneId: v = uint64_t(l); break;
-          case Special::WarpId: v = warp.index; break;
-          case Special::NWarpId: v = warps; break;
-          case Special::SmId: case Special::GridId: v = 0; break;
-          case Special::NSmId: v = 1; break;
-          case Special::LaneMaskEq: v = bit; break;
-          case Special::LaneMaskLt: v = bit - 1; break;
-          case Special::LaneMaskLe: v = bit | (bit - 1); break;
-          case Special::LaneMaskGt: v = ~(bit | (bit - 1)); break;
-          case Special::LaneMaskGe: v = ~(bit - 1); break;
-          case Special::DynamicSharedBytes: v = config.dynamic_shared; break;
-          case Special::TotalSharedBytes: v = shared_bytes; break;
-          case Special::DynamicSharedStart: v = module.dynamic_shared_start; break;
-          case Special::ParamStart: v = reinterpret_cast<uint64_t>(config.params.data()); break;
+          case Special::TidX:
+          case Special::TidY:
+          case Special::TidZ:
+            v = t[int(s.what) - int(Special::TidX)];
+            break;
+          case Special::NtidX:
+          case Special::NtidY:
+          case Special::NtidZ:
+            v = config.block[int(s.what) - int(Special::NtidX)];
+            break;
+          case Special::CtaidX:
+          case Special::CtaidY:
+          case Special::CtaidZ:
+            v = block.id[int(s.what) - int(Special::CtaidX)];
+            break;
+          case Special::NctaidX:
+          case Special::NctaidY:
+          case Special::NctaidZ:
+            v = config.grid[int(s.what) - int(Special::NctaidX)];
+            break;
+          case Special::LaneId:
+            v = uint64_t(l);
+            break;
+          case Special::WarpId:
+            v = warp.index;
+            break;
+          case Special::NWarpId:
+            v = warps;
+            break;
+          case Special::SmId:
+          case Special::GridId:
+            v = 0;
+            break;
+          case Special::NSmId:
+            v = 1;
+            break;
+          case Special::LaneMaskEq:
+            v = bit;
+            break;
+          case Special::LaneMaskLt:
+            v = bit - 1;
+            break;
+          case Special::LaneMaskLe:
+            v = bit | (bit - 1);
+            break;
+          case Special::LaneMaskGt:
+            v = ~(bit | (bit - 1));
+            break;
+          case Special::LaneMaskGe:
+            v = ~(bit - 1);
+            break;
+          case Special::DynamicSharedBytes:
+            v = config.dynamic_shared;
+            break;
+          case Special::TotalSharedBytes:
+            v = shared_bytes;
+            break;
+          case Special::DynamicSharedStart:
+            v = module.dynamic_shared_start;
+            break;
+          case Special::ParamStart:
+            v = reinterpret_cast<uint64_t>(config.params.data());
+            break;
         }
         v += s.plus;
-        if (s.bits == 16) warp.lanes<uint16_t>(s.offset)[l] = uint16_t(v);
-        else if (s.bits == 32) warp.lanes<uint32_t>(s.offset)[l] = uint32_t(v);
-        else warp.lanes<uint64_t>(s.offset)[l] = v;
+        if (s.bits == 16)
+          warp.lanes<uint16_t>(s.offset)[l] = uint16_t(v);
+        else if (s.bits == 32)
+          warp.lanes<uint32_t>(s.offset)[l] = uint32_t(v);
+        else
+          warp.lanes<uint64_t>(s.offset)[l] = v;
       }
     }
   }
@@ -218,7 +272,8 @@ bool Launch::step(Warp& w, uint64_t quantum) {
   }
   instructions += executed;
   if (instructions > config.budget && !stopped) {
-    report("budget", "the launch was stopped after " + std::to_string(config.budget) + " warp instructions", w, w.pc, -1);
+    report("budget", "the launch was stopped after " + std::to_string(config.budget) + " warp instructions", w, w.pc,
+           -1);
     stop();
   }
   return true;
@@ -248,6 +303,7 @@ void Launch::run() {
         block.id = {x, y, z};
         start_block();
         run_block();
+        block.races.settle();
         report_unwritten(block);
       }
 }

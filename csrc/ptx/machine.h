@@ -70,9 +70,10 @@ struct Warp {
   uint8_t* registers = nullptr;
   uint16_t* pointers = nullptr;  // per slot: 1 + the buffer that the register points into, 0 for unknown
   uint32_t index = 0;
-  uint32_t pc = 0, active = 0;   // the group that runs
-  uint32_t next_pc = kNone;      // least of the ready groups that do not run
+  uint32_t pc = 0, active = 0;  // the group that runs
+  uint32_t next_pc = kNone;     // least of the ready groups that do not run
   uint32_t exited = 0, present = 0;
+  uint32_t carry = 0;  // the condition code of add.cc and sub.cc
   Event event = Event::None;
   std::vector<Group> groups;
   std::vector<uint32_t> calls[kLanes];
@@ -80,18 +81,25 @@ struct Warp {
   uint32_t copy_groups[kLanes] = {};  // committed so far
   std::vector<uint32_t> clock;        // of every warp: what this warp is ordered after
   uint32_t horizon = 0;               // the least of the other warps'
-  // Cells of shared memory touched since the lanes parted, with the lanes that are in order with all who touched them.
-  struct Touched { uint32_t read_lanes = kAllLanes, read_pc = kNone, write_lanes = kAllLanes, write_pc = kNone; };
+  // Cells of shared memory touched while the lanes had parted, with the lanes in order with all who touched them.
+  struct Touched {
+    uint32_t read_lanes = kAllLanes, read_pc = kNone, write_lanes = kAllLanes, write_pc = kNone;
+  };
   std::unordered_map<uint32_t, Touched> parted;
 
   template <class T>
-  T* lanes(uint32_t offset) const { return reinterpret_cast<T*>(registers + offset); }
+  T* lanes(uint32_t offset) const {
+    return reinterpret_cast<T*>(registers + offset);
+  }
   uint32_t& predicate(uint32_t offset) const { return *reinterpret_cast<uint32_t*>(registers + offset); }
   uint32_t live() const { return present & ~exited; }
   bool converged() const { return active == live(); }
   bool finished() const { return exited == present; }
 
-  void jump(uint32_t target) { pc = target; event = Event::Jump; }
+  void jump(uint32_t target) {
+    pc = target;
+    event = Event::Jump;
+  }
   void split(uint32_t mask, uint32_t target);  // these lanes of the running group go to target
   void park(Group::State state, uint32_t barrier);
   bool choose();  // the ready group with the least pc; false: none
@@ -150,7 +158,8 @@ struct Launch {
   void run();
 
   // Adds one error per kind and places; the rest is only counted, and gives no pointer.
-  Error* report(const char* kind, const std::string& message, const Warp& warp, uint32_t pc, int lane, uint32_t other_pc = kNone);
+  Error* report(const char* kind, const std::string& message, const Warp& warp, uint32_t pc, int lane,
+                uint32_t other_pc = kNone);
   void stop() { stopped = true; }
   std::string place(uint32_t pc) const;  // "line 12 (file.py:3)"
   std::array<uint32_t, 3> thread(const Warp& warp, int lane) const;
@@ -171,7 +180,7 @@ struct Launch {
 
 // For all lanes in mask; the whole warp as one loop that the compiler makes vectors of.
 template <class D, class F>
-inline void each(uint32_t mask, D* d, F f) {
+[[gnu::always_inline]] inline void each(uint32_t mask, D* d, F f) {
   if (mask == kAllLanes) {
 #pragma GCC ivdep
     for (int l = 0; l < kLanes; ++l) d[l] = f(l);

@@ -70,48 +70,86 @@ Handler pick_store(int width) {
 
 Handler pick_load(Type t, int width, bool param) {
   switch (bits_of(t)) {
-    case 8: return is_signed(t) ? pick_load<int8_t>(width, param) : pick_load<uint8_t>(width, param);
-    case 16: return is_signed(t) ? pick_load<int16_t>(width, param) : pick_load<uint16_t>(width, param);
-    case 32: return is_signed(t) ? pick_load<int32_t>(width, param) : pick_load<uint32_t>(width, param);
-    default: return pick_load<uint64_t>(width, param);
+    case 8:
+      return is_signed(t) ? pick_load<int8_t>(width, param) : pick_load<uint8_t>(width, param);
+    case 16:
+      return is_signed(t) ? pick_load<int16_t>(width, param) : pick_load<uint16_t>(width, param);
+    case 32:
+      return is_signed(t) ? pick_load<int32_t>(width, param) : pick_load<uint32_t>(width, param);
+    default:
+      return pick_load<uint64_t>(width, param);
   }
 }
 
 Handler pick_store(Type t, int width) {
   switch (bits_of(t)) {
-    case 8: return pick_store<uint8_t>(width);
-    case 16: return pick_store<uint16_t>(width);
-    case 32: return pick_store<uint32_t>(width);
-    default: return pick_store<uint64_t>(width);
+    case 8:
+      return pick_store<uint8_t>(width);
+    case 16:
+      return pick_store<uint16_t>(width);
+    case 32:
+      return pick_store<uint32_t>(width);
+    default:
+      return pick_store<uint64_t>(width);
   }
 }
 
 // Order, scope and caching: accesses here happen in program order and at once.
 void memory_modifiers(Decoder& d) {
-  static const char* const kFree[] = {"weak", "volatile", "relaxed", "acquire", "release", "cta", "gpu", "sys", "cluster", "nc", "ca", "cg", "cs",
-      "lu", "cv", "wb", "wt", "L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last", "L1::no_allocate",
-      "L2::cache_hint", "L2::64B", "L2::128B", "L2::256B", "L2::evict_last", "L2::evict_first", "L2::evict_normal", "unified"};
+  static const char* const kFree[] = {"weak",
+                                      "volatile",
+                                      "relaxed",
+                                      "acquire",
+                                      "release",
+                                      "cta",
+                                      "gpu",
+                                      "sys",
+                                      "cluster",
+                                      "nc",
+                                      "ca",
+                                      "cg",
+                                      "cs",
+                                      "lu",
+                                      "cv",
+                                      "wb",
+                                      "wt",
+                                      "L1::evict_normal",
+                                      "L1::evict_unchanged",
+                                      "L1::evict_first",
+                                      "L1::evict_last",
+                                      "L1::no_allocate",
+                                      "L2::cache_hint",
+                                      "L2::64B",
+                                      "L2::128B",
+                                      "L2::256B",
+                                      "L2::evict_last",
+                                      "L2::evict_first",
+                                      "L2::evict_normal",
+                                      "unified"};
   for (const char* m : kFree)
     if (d.take(m) && std::string_view(m) == "L2::cache_hint") d.ins.mode[2] = 1;
 }
 
 Space space_of(Decoder& d) {
   static const std::pair<const char*, Space> kSpaces[] = {
-      {"global", Space::Global}, {"shared", Space::Shared}, {"shared::cta", Space::Shared}, {"local", Space::Local},
-      {"const", Space::Const},   {"param", Space::Param},   {"param::entry", Space::Param}, {"param::func", Space::Param}};
+      {"global", Space::Global},      {"shared", Space::Shared},    {"shared::cta", Space::Shared},
+      {"local", Space::Local},        {"const", Space::Const},      {"param", Space::Param},
+      {"param::entry", Space::Param}, {"param::func", Space::Param}};
   for (auto [name, space] : kSpaces)
     if (d.take(name)) return space;
   return Space::Generic;
 }
 
 void note_grain(Decoder& d, Space space, int bytes) {
-  if (space == Space::Shared || space == Space::Generic) d.state.module.shared_grain = std::min(d.state.module.shared_grain, bytes);
+  if (space == Space::Shared || space == Space::Generic)
+    d.state.module.shared_grain = std::min(d.state.module.shared_grain, bytes);
 }
 
 Type element_type(Decoder& d) {
   d.ins.elements = d.take("v2") ? 2 : d.take("v4") ? 4 : 1;
   Type t = d.type();
-  if (t == Type::Pred || t == Type::F16x2 || t == Type::BF16x2 || t == Type::TF32) d.fail(std::string("unsupported type .") + name_of(t));
+  if (t == Type::Pred || t == Type::F16x2 || t == Type::BF16x2 || t == Type::TF32)
+    d.fail(std::string("unsupported type .") + name_of(t));
   d.ins.bytes = uint8_t(bits_of(t) / 8);
   if (d.ins.bytes * d.ins.elements > 16) d.fail("a vector has at most 16 bytes");
   return t;
@@ -129,7 +167,8 @@ void decode_load(Decoder& d) {
   Space space = space_of(d);
   Type t = element_type(d);
   int n = d.write_vector(t, false), width = d.width;
-  if (n != d.ins.elements) d.fail("expected " + std::to_string(d.ins.elements) + " destinations, got " + std::to_string(n));
+  if (n != d.ins.elements)
+    d.fail("expected " + std::to_string(d.ins.elements) + " destinations, got " + std::to_string(n));
   uint16_t pointer = space == Space::Param ? d.own_pointer() : uint16_t{0};
   d.address(space);
   note_grain(d, d.ins.space, d.ins.bytes * d.ins.elements);
@@ -180,15 +219,18 @@ void is_space(Warp& w, const Instruction& i, uint32_t mask) {
   const auto* a = w.lanes<uint64_t>(i.operand[1]);
   Space space = i.space;
   set_predicate(w.predicate(i.operand[0]), mask, ballot([=](int l) {
-    bool shared = a[l] - kSharedWindow < kWindowBytes, local = a[l] - kLocalWindow < kWindowBytes;
-    return space == Space::Shared ? shared : space == Space::Local ? local : space == Space::Global && !shared && !local;
-  }));
+                  bool shared = a[l] - kSharedWindow < kWindowBytes, local = a[l] - kLocalWindow < kWindowBytes;
+                  return space == Space::Shared  ? shared
+                         : space == Space::Local ? local
+                                                 : space == Space::Global && !shared && !local;
+                }));
 }
 
 void decode_is_space(Decoder& d) {
   d.ins.space = space_of(d);
   Space space = d.ins.space;
-  if (space == Space::Generic || space == Space::Const || space == Space::Param) d.fail("expected .global, .shared or .local");
+  if (space == Space::Generic || space == Space::Const || space == Space::Param)
+    d.fail("expected .global, .shared or .local");
   d.write_predicate();
   d.read(Type::U64);
   d.ins.run = is_space;
@@ -199,7 +241,8 @@ void nothing(Warp&, const Instruction&, uint32_t) {}
 void decode_prefetch(Decoder& d) {
   d.ins.kind = Class::Memory;
   space_of(d);
-  if (!d.take("L1") && !d.take("L2") && !d.take("L2::evict_last") && !d.take("L2::evict_normal")) d.fail("expected .L1 or .L2");
+  if (!d.take("L1") && !d.take("L2") && !d.take("L2::evict_last") && !d.take("L2::evict_normal"))
+    d.fail("expected .L1 or .L2");
   d.address(Space::Generic);
   d.ins.run = nothing;
 }
@@ -211,7 +254,8 @@ void policy(Warp& w, const Instruction& i, uint32_t mask) {
 
 void decode_policy(Decoder& d) {
   if (!d.take("fractional")) d.fail("expected .fractional");
-  if (!d.take("L2::evict_last") && !d.take("L2::evict_first") && !d.take("L2::evict_normal") && !d.take("L2::evict_unchanged"))
+  if (!d.take("L2::evict_last") && !d.take("L2::evict_first") && !d.take("L2::evict_normal") &&
+      !d.take("L2::evict_unchanged"))
     d.fail("expected an eviction priority");
   d.take("L2::evict_unchanged");
   d.type({Type::B64});

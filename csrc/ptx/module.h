@@ -22,7 +22,28 @@ constexpr uint64_t kSharedWindow = uint64_t{1} << 60;
 constexpr uint64_t kLocalWindow = uint64_t{2} << 60;
 constexpr uint64_t kWindowBytes = uint64_t{1} << 32;
 
-enum class Type : uint8_t { U8, U16, U32, U64, S8, S16, S32, S64, B8, B16, B32, B64, F16, F16x2, BF16, BF16x2, TF32, F32, F64, Pred };
+enum class Type : uint8_t {
+  U8,
+  U16,
+  U32,
+  U64,
+  S8,
+  S16,
+  S32,
+  S64,
+  B8,
+  B16,
+  B32,
+  B64,
+  F16,
+  F16x2,
+  BF16,
+  BF16x2,
+  TF32,
+  F32,
+  F64,
+  Pred
+};
 int bits_of(Type type);
 const char* name_of(Type type);
 bool type_from(std::string_view name, Type* type);
@@ -59,12 +80,12 @@ struct Instruction {
   Use use = Use::Read;              // of a memory access
   bool copies = false;              // cp.async: reads global memory and writes shared memory
   uint8_t mode[4] = {};             // as the handler likes
-  uint32_t target = 0;  // of a branch or a call; of a memory access, the address register's pointer slot
+  uint32_t target = 0;              // of a branch or a call; of a memory access, the address register's pointer slot
   // Of a 64-bit result: the slots that say which buffer a pointer came from. 0: no slot.
   uint16_t pointer = 0, pointer_from[2] = {}, pointer_beside = 0;
   uint32_t function = 0;  // index into Module::functions
   uint32_t file = 0, source_line = 0;
-  uint32_t line = 0;          // of the PTX text
+  uint32_t line = 0;            // of the PTX text
   uint32_t begin = 0, end = 0;  // its characters in the PTX text
 };
 
@@ -82,9 +103,35 @@ struct Constant {
 };
 
 // Which value a special register's lanes take when a warp starts.
-enum class Special : uint8_t { TidX, TidY, TidZ, NtidX, NtidY, NtidZ, CtaidX, CtaidY, CtaidZ, NctaidX, NctaidY, NctaidZ,
-  LaneId, WarpId, NWarpId, SmId, NSmId, GridId, LaneMaskEq, LaneMaskLt, LaneMaskLe, LaneMaskGt, LaneMaskGe,
-  DynamicSharedBytes, TotalSharedBytes, DynamicSharedStart, ParamStart };
+enum class Special : uint8_t {
+  TidX,
+  TidY,
+  TidZ,
+  NtidX,
+  NtidY,
+  NtidZ,
+  CtaidX,
+  CtaidY,
+  CtaidZ,
+  NctaidX,
+  NctaidY,
+  NctaidZ,
+  LaneId,
+  WarpId,
+  NWarpId,
+  SmId,
+  NSmId,
+  GridId,
+  LaneMaskEq,
+  LaneMaskLt,
+  LaneMaskLe,
+  LaneMaskGt,
+  LaneMaskGe,
+  DynamicSharedBytes,
+  TotalSharedBytes,
+  DynamicSharedStart,
+  ParamStart
+};
 
 struct SpecialRegister {
   Special what;
@@ -139,9 +186,9 @@ class Module {
   std::map<std::string, uint32_t> kernels;
   std::vector<std::unique_ptr<Variable>> variables;
   std::unordered_map<uint32_t, std::string> files;
-  uint32_t register_bytes = 64;   // of a warp's register file
-  uint32_t pointer_slots = 1;     // slot 0 is never read
-  uint32_t local_bytes = 0;       // of a thread: all functions' variables, each at its own place
+  uint32_t register_bytes = 64;  // of a warp's register file
+  uint32_t pointer_slots = 1;    // slot 0 is never read
+  uint32_t local_bytes = 0;      // of a thread: all functions' variables, each at its own place
   uint32_t dynamic_shared_start = 0;
   bool uses_dynamic_shared = false;
   int shared_grain = 4;  // least bytes that an instruction reads or writes in shared memory

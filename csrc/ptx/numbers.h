@@ -37,8 +37,11 @@ inline uint64_t narrow_parts(bool negative, uint64_t m, int scale, int mode, boo
     half = rest == unit && !sticky;
     above = rest > unit || (rest == unit && sticky);
   }
-  bool up = mode == kNearest ? above || (half && (kept & 1)) : mode == kAway ? above || half : mode == kDown ? negative && inexact
-            : mode == kUp ? !negative && inexact : false;
+  bool up = mode == kNearest ? above || (half && (kept & 1))
+            : mode == kAway  ? above || half
+            : mode == kDown  ? negative && inexact
+            : mode == kUp    ? !negative && inexact
+                             : false;
   uint64_t bits = kept + up;
   if (exponent >= 1 - kBias) bits += uint64_t(exponent + kBias - 1) << M;
   if (exponent > kBias || bits >= kInfinity) {

@@ -36,8 +36,10 @@ std::string Module::text_of(const Instruction& i) const {
       while (at < i.end && text[at] != '\n') ++at;
     }
     bool blank = at >= i.end || std::isspace(static_cast<unsigned char>(text[at]));
-    if (!blank) out += text[at];
-    else if (!out.empty() && out.back() != ' ') out += ' ';
+    if (!blank)
+      out += text[at];
+    else if (!out.empty() && out.back() != ' ')
+      out += ' ';
   }
   return out;
 }
@@ -83,8 +85,9 @@ void Parser::version() {
   cursor_.expect('.');
   int64_t minor = cursor_.integer();
   if (major > kNewestMajor || (major == kNewestMajor && minor > kNewestMinor))
-    cursor_.fail("PTX ISA " + std::to_string(major) + "." + std::to_string(minor) + " is newer than the newest supported, " +
-                 std::to_string(kNewestMajor) + "." + std::to_string(kNewestMinor));
+    cursor_.fail("PTX ISA " + std::to_string(major) + "." + std::to_string(minor) +
+                 " is newer than the newest supported, " + std::to_string(kNewestMajor) + "." +
+                 std::to_string(kNewestMinor));
 }
 
 void Parser::target() {
@@ -94,7 +97,8 @@ void Parser::target() {
   if (name.compare(0, 3, "sm_") == 0 && std::isdigit(static_cast<unsigned char>(name[3 < name.size() ? 3 : 0])))
     number = std::stoi(name.substr(3), &used);
   if (number == 0 || used + 3 != name.size() || number > kNewestTarget)
-    cursor_.fail("target " + name + " is not supported: compile for sm_80 (sm_" + std::to_string(kNewestTarget) + " at most)");
+    cursor_.fail("target " + name + " is not supported: compile for sm_80 (sm_" + std::to_string(kNewestTarget) +
+                 " at most)");
   while (cursor_.accept(',')) cursor_.name();
 }
 
@@ -112,12 +116,17 @@ Declaration Parser::declaration() {
       d.name = word;
       break;
     }
-    if (word == ".align") d.align = uint64_t(cursor_.integer());
-    else if (word == ".v2") elements = 2;
-    else if (word == ".v4") elements = 4;
+    if (word == ".align")
+      d.align = uint64_t(cursor_.integer());
+    else if (word == ".v2")
+      elements = 2;
+    else if (word == ".v4")
+      elements = 4;
     else if (word == ".ptr" || word == ".global" || word == ".shared" || word == ".const" || word == ".local" ||
-             word == ".attribute" || word == ".relocatable") continue;
-    else if (!type_from(std::string_view(word).substr(1), &d.type)) cursor_.fail("expected a type, got " + word);
+             word == ".attribute" || word == ".relocatable")
+      continue;
+    else if (!type_from(std::string_view(word).substr(1), &d.type))
+      cursor_.fail("expected a type, got " + word);
   }
   if (d.name.empty()) cursor_.fail("expected the name of a variable");
   uint64_t unit = uint64_t(bits_of(d.type)) / 8;
@@ -183,8 +192,10 @@ void Parser::initialise(Variable& v, Type type) {
       bits = s->value + uint64_t(o.integer);
     } else if (o.what == Operand::Real && !o.single) {
       float f = float(o.real);
-      if (unit == 8) std::memcpy(&bits, &o.real, 8);
-      else bits = 0, std::memcpy(&bits, &f, 4);
+      if (unit == 8)
+        std::memcpy(&bits, &o.real, 8);
+      else
+        bits = 0, std::memcpy(&bits, &f, 4);
     }
     bytes.insert(bytes.end(), reinterpret_cast<char*>(&bits), reinterpret_cast<char*>(&bits) + unit);
   };
@@ -224,7 +235,8 @@ void Parser::attributes(Function& f) {
     if (cursor_.peek() != '.') return;
     std::string word = cursor_.dotted();
     if (word == ".noreturn") continue;
-    if (word != ".maxntid" && word != ".reqntid" && word != ".minnctapersm" && word != ".maxnreg" && word != ".maxnctapersm")
+    if (word != ".maxntid" && word != ".reqntid" && word != ".minnctapersm" && word != ".maxnreg" &&
+        word != ".maxnctapersm")
       cursor_.fail("unsupported directive " + word);
     uint64_t product = 1;
     do product *= uint64_t(cursor_.integer());

@@ -54,6 +54,7 @@ class Parser {
   std::vector<Body> bodies_;
   uint32_t shared_end_ = 0;  // of module-level .shared variables
   uint32_t loc_file_ = 0, loc_line_ = 0;
+  uint32_t loc_asm_ = 0;  // the inline assembly that the last .loc was in
   std::map<std::pair<uint32_t, std::string>, uint32_t> labels_;
 };
 

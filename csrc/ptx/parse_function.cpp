@@ -85,8 +85,10 @@ void Parser::statement(FunctionState& state, Body& body, const std::string&) {
 
 void Parser::body_directive(FunctionState& state, const std::string& name) {
   if (name == ".loc") {
-    loc_file_ = uint32_t(cursor_.integer());
-    loc_line_ = uint32_t(cursor_.integer());
+    auto file = uint32_t(cursor_.integer()), line = uint32_t(cursor_.integer());
+    // Within inline assembly LLVM counts the assembly's own lines on from the statement's: the statement's stays.
+    if (!cursor_.inline_asm || cursor_.inline_asm != loc_asm_) loc_file_ = file, loc_line_ = line;
+    loc_asm_ = cursor_.inline_asm;
     return cursor_.skip_line();
   }
   if (name == ".reg") return declare_registers(state);
@@ -160,7 +162,8 @@ void Parser::instruction(FunctionState& state, Body& body, std::string opcode, u
     ins.guard_negated = cursor_.accept('!');
     std::string name = cursor_.name();
     const Symbol* p = scopes_.find(name);
-    if (!p || p->what != Symbol::Register || p->type != Type::Pred) cursor_.fail("the guard must be a predicate, got " + name);
+    if (!p || p->what != Symbol::Register || p->type != Type::Pred)
+      cursor_.fail("the guard must be a predicate, got " + name);
     ins.guard = uint32_t(p->value);
     opcode = cursor_.dotted();
     if (opcode.empty()) cursor_.fail("expected an instruction");
@@ -196,7 +199,8 @@ void Parser::number(Operand& o) {
     uint64_t bits = 0;
     for (size_t i = 0; i < digits; ++i) {
       char c = cursor_.peek(2 + i);
-      if (!std::isxdigit(static_cast<unsigned char>(c))) cursor_.fail("a hexadecimal float needs " + std::to_string(digits) + " digits");
+      if (!std::isxdigit(static_cast<unsigned char>(c)))
+        cursor_.fail("a hexadecimal float needs " + std::to_string(digits) + " digits");
       bits = bits * 16 + uint64_t(std::isdigit(static_cast<unsigned char>(c)) ? c - '0' : (c | 32) - 'a' + 10);
     }
     cursor_.at += 2 + digits;

@@ -1,6 +1,7 @@
 #include "race.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "clones.h"
 #include "machine.h"
@@ -14,21 +15,36 @@ const char* verb(bool write, bool atomic) { return atomic ? "atomic operation" :
 
 }  // namespace
 
-void Races::report(Warp& w, int lane, size_t cell, const std::string& message, uint32_t other_pc) {
+void Races::report(Warp& w, uint32_t pc, int lane, size_t cell, const std::string& message, uint32_t other_pc) {
   raced_[cell] = 1;
-  w.launch->report("race", message, w, w.pc, lane, other_pc);
+  w.launch->report("race", message, w, pc, lane, other_pc);
 }
 
-void Races::report_pair(Warp& w, int lane, size_t cell, uint64_t offset, Use use, const char* other,
-                        uint32_t other_warp, uint32_t other_pc) {
+void Races::report_pair(Warp& w, uint32_t pc, int lane, size_t cell, uint64_t offset, Use use, const Writer& other,
+                        const char* other_verb) {
   std::string message = std::string("shared memory ") + verb(use != Use::Read, use == Use::Atomic) + " at byte " +
-                        std::to_string(offset) + " by warp " + std::to_string(w.index) + " and " + other + " by " +
-                        (other_warp == w.index ? "other lanes of it" : "warp " + std::to_string(other_warp)) + " at " +
-                        w.launch->place(other_pc) + " with no barrier between them";
-  report(w, lane, cell, message, other_pc);
+                        std::to_string(offset) + " by warp " + std::to_string(w.index) + " and " + other_verb + " by " +
+                        (other.warp == w.index ? "other lanes of it" : "warp " + std::to_string(other.warp)) + " at " +
+                        w.launch->place(other.pc) + " with no barrier between them";
+  report(w, pc, lane, cell, message, other.pc);
 }
 
-void Races::resize(size_t bytes, int grain_shift, uint32_t warps) {
+uint32_t Races::content(size_t cell) const {
+  uint32_t value = 0;
+  std::memcpy(&value, memory_ + (cell << shift_), size_t{1} << shift_);
+  return value;
+}
+
+void Races::settle() {
+  for (const Suspect& s : suspects_) {
+    if (content(s.cell) == s.content) continue;
+    report_pair(*s.warp, s.pc, s.lane, s.cell, s.offset, Use::Write, s.writer, verb(true, false));
+  }
+  suspects_.clear();
+}
+
+void Races::resize(const uint8_t* memory, size_t bytes, int grain_shift, uint32_t warps) {
+  memory_ = memory;
   shift_ = grain_shift;
   warps_ = warps;
   cells_ = (bytes >> shift_) + 1;
@@ -85,8 +101,11 @@ PTX_CLONES uint32_t Races::check_ordered(Warp& w, uint32_t mask, const uint64_t*
 }
 
 void Races::check(Warp& w, uint32_t mask, const uint64_t* offset, uint32_t bytes, Use use, bool copy) {
+  settle();
   uint32_t left = mask;
-  if (w.converged() && !copy) {
+  bool converged = w.converged();
+  if (converged && use != Use::Read && !w.parted.empty()) forget_parted(w, mask, offset, bytes);
+  if (converged && !copy) {
     switch (bytes >> shift_) {
       case 1:
         left = check_ordered<1>(w, mask, offset, use);
@@ -118,12 +137,15 @@ void Races::check_lane(Warp& w, int lane, uint64_t offset, uint32_t bytes, Use u
     const Writer writer = writer_[cell];
     if (written_[cell] == kInFlight) {
       const char* what = copy ? " is written by cp.async" : use == Use::Read ? " is read" : " is written";
-      report(w, lane, cell,
+      report(w, w.pc, lane, cell,
              "shared memory at byte " + std::to_string(offset) + what + " while the cp.async at " +
                  w.launch->place(writer.pc) + " has not been waited for",
              writer.pc);
     } else if (writer.warp != self && written_[cell] > w.clock[writer.warp] && !(atomic && writer.atomic)) {
-      report_pair(w, lane, cell, offset, use, verb(true, writer.atomic), writer.warp, writer.pc);
+      if (use == Use::Write && !writer.atomic && !copy)
+        suspects_.push_back({&w, lane, cell, offset, w.pc, writer, content(cell)});
+      else
+        report_pair(w, w.pc, lane, cell, offset, use, writer, verb(true, writer.atomic));
     }
     if (use == Use::Read) {
       read_[cell] = std::max(read_[cell], stamp);
@@ -132,7 +154,7 @@ void Races::check_lane(Warp& w, int lane, uint64_t offset, uint32_t bytes, Use u
     } else {
       for (uint32_t v = 0; v < warps_; ++v)
         if (v != self && read_stamp_[cells_ * v + cell] > w.clock[v])
-          report_pair(w, lane, cell, offset, use, "read", v, read_pc_[cells_ * v + cell]);
+          report_pair(w, w.pc, lane, cell, offset, use, {read_pc_[cells_ * v + cell], uint16_t(v), false}, "read");
       if (copy || written_[cell] != kInFlight) {
         written_[cell] = copy ? kInFlight : stamp;
         writer_[cell] = {w.pc, uint16_t(self), atomic};
@@ -142,13 +164,22 @@ void Races::check_lane(Warp& w, int lane, uint64_t offset, uint32_t bytes, Use u
   }
 }
 
+// What a converged write puts there, whoever was there before.
+void Races::forget_parted(Warp& w, uint32_t mask, const uint64_t* offset, uint32_t bytes) {
+  for_lanes(mask, [&](int l) {
+    auto [first, last] = cells(offset[l], bytes);
+    for (size_t cell = first; cell <= last; ++cell) w.parted.erase(uint32_t(cell));
+  });
+}
+
 void Races::check_parted(Warp& w, int lane, size_t cell, uint64_t offset, Use use) {
   auto& [read_lanes, read_pc, write_lanes, write_pc] = w.parted[uint32_t(cell)];
   auto is_atomic = [&](uint32_t pc) { return w.launch->module.code[pc].use == Use::Atomic; };
+  auto self = uint16_t(w.index);
   if (write_pc != kNone && !(write_lanes >> lane & 1) && !(use == Use::Atomic && is_atomic(write_pc)))
-    report_pair(w, lane, cell, offset, use, verb(true, is_atomic(write_pc)), w.index, write_pc);
+    report_pair(w, w.pc, lane, cell, offset, use, {write_pc, self, false}, verb(true, is_atomic(write_pc)));
   if (use != Use::Read && read_pc != kNone && !(read_lanes >> lane & 1))
-    report_pair(w, lane, cell, offset, use, "read", w.index, read_pc);
+    report_pair(w, w.pc, lane, cell, offset, use, {read_pc, self, false}, "read");
   if (use == Use::Read) {
     read_lanes &= w.active;
     read_pc = w.pc;

@@ -7,13 +7,15 @@ namespace gpt2fast::ptx {
 
 class Races {
  public:
-  void resize(size_t bytes, int grain_shift, uint32_t warps);
+  void resize(const uint8_t* memory, size_t bytes, int grain_shift, uint32_t warps);
   void start_block();
 
   // Accesses of the lanes in mask, which lie within shared memory; copy: a cp.async starts to write.
   void check(Warp& w, uint32_t mask, const uint64_t* offset, uint32_t bytes, Use use, bool copy = false);
   // What a cp.async at pc wrote has been waited for: it counts as written by the warp now.
   void land(Warp& w, uint32_t pc, uint64_t offset, uint32_t bytes);
+  // Looks at what suspicious writes have left; before shared memory changes again, and at the end of a block.
+  void settle();
   bool found(uint64_t offset, uint32_t bytes) const;  // a race in this block
 
  private:
@@ -23,6 +25,16 @@ class Races {
     uint16_t warp;
     bool atomic;
   };
+  // A second write without order, which is none if it left the bytes as they were.
+  struct Suspect {
+    Warp* warp;
+    int lane;
+    size_t cell;
+    uint64_t offset;
+    uint32_t pc;
+    Writer writer;
+    uint32_t content;
+  };
   struct Span {
     size_t first, last;
   };
@@ -30,11 +42,16 @@ class Races {
   template <int kCells>
   uint32_t check_ordered(Warp& w, uint32_t mask, const uint64_t* offset, Use use);
   void check_lane(Warp& w, int lane, uint64_t offset, uint32_t bytes, Use use, bool copy);
-  void report(Warp& w, int lane, size_t cell, const std::string& message, uint32_t other_pc);
-  void report_pair(Warp& w, int lane, size_t cell, uint64_t offset, Use use, const char* other, uint32_t other_warp,
-                   uint32_t other_pc);
+  void report(Warp& w, uint32_t pc, int lane, size_t cell, const std::string& message, uint32_t other_pc);
+  void report_pair(Warp& w, uint32_t pc, int lane, size_t cell, uint64_t offset, Use use, const Writer& other,
+                   const char* verb);
+  void forget_parted(Warp& w, uint32_t mask, const uint64_t* offset, uint32_t bytes);
   void check_parted(Warp& w, int lane, size_t cell, uint64_t offset, Use use);
 
+  uint32_t content(size_t cell) const;
+
+  const uint8_t* memory_ = nullptr;
+  std::vector<Suspect> suspects_;
   int shift_ = 2;
   uint32_t warps_ = 0;
   size_t cells_ = 0;

@@ -107,8 +107,7 @@ extern "C" __global__ void all_but_the_last(const float* x, float* y, int n) {
 
 extern "C" __global__ void misaligned(const float* x, float* y) {
   const float4* from = reinterpret_cast<const float4*>(x + (kBug ? 1 : 0));
-  float4 v = from[threadIdx.x];  // bug: misaligned
-  reinterpret_cast<float4*>(y)[threadIdx.x] = v;
+  reinterpret_cast<float4*>(y)[threadIdx.x] = from[threadIdx.x];  // bug: misaligned
 }
 
 extern "C" __global__ void into_the_neighbour(const float* x, float* y, int64_t apart) {
