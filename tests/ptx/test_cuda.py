@@ -61,11 +61,11 @@ def test_device_memory_that_was_freed_too_early(library):
 @needs_core
 def test_a_tensor_that_was_freed_too_early(library):
     with ptx.machine():
-        x = torch.randn(1000)
+        x, y = torch.randn(1000), torch.zeros(1000)  # y before x goes, or it would lie there
         address = x.data_ptr()
         del x
         with pytest.raises(ValueError, match="pointer into a tensor, which was freed before"):
-            library.polynomial_float(address, torch.zeros(1000), 1000, 0.0, 1.0, 0.0)
+            library.polynomial_float(address, y, 1000, 0.0, 1.0, 0.0)
 
 
 @needs_core
