@@ -11,22 +11,32 @@
 namespace gpt2fast::ptx {
 namespace {
 
-constexpr uint64_t kTurn = 4096;  // instructions of a warp before the next one's turn
-constexpr uint32_t kMaxThreads = 1024;
+constexpr uint64_t kTurn = 4096;                                   // instructions of a warp before the next one's turn
+constexpr uint64_t kMostThreads = 1024, kMostShared = 163 * 1024;  // of a block on sm_80
+constexpr std::array<uint32_t, 3> kMostBlocks{0x7fffffff, 65535, 65535}, kLargestBlock{1024, 1024, 64};
 
 std::string sizes(const std::array<uint32_t, 3>& a) {
   return "(" + std::to_string(a[0]) + ", " + std::to_string(a[1]) + ", " + std::to_string(a[2]) + ")";
+}
+
+void check_sizes(const std::string& name, const LaunchConfig& config) {
+  uint64_t threads = uint64_t(config.block[0]) * config.block[1] * config.block[2];
+  for (size_t axis = 0; axis < 3; ++axis) {
+    if (config.grid[axis] == 0 || config.grid[axis] > kMostBlocks[axis])
+      throw std::invalid_argument(name + ": a grid has 1 to " + sizes(kMostBlocks) + " blocks, got " +
+                                  sizes(config.grid));
+    if (config.block[axis] == 0 || config.block[axis] > kLargestBlock[axis] || threads > kMostThreads)
+      throw std::invalid_argument(name + ": a block has 1 to " + sizes(kLargestBlock) + " threads, " +
+                                  std::to_string(kMostThreads) + " in all, got " + sizes(config.block));
+  }
 }
 
 }  // namespace
 
 Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
     : module(m), kernel(m.kernel(name)), config(std::move(c)) {
+  check_sizes(name, config);
   uint64_t count = uint64_t(config.block[0]) * config.block[1] * config.block[2];
-  uint64_t blocks = uint64_t(config.grid[0]) * config.grid[1] * config.grid[2];
-  if (count == 0 || blocks == 0 || count > kMaxThreads)
-    throw std::invalid_argument(name + ": cannot launch grid " + sizes(config.grid) + " of blocks " +
-                                sizes(config.block) + ": a block has 1 to 1024 threads");
   if (kernel.max_threads && count > kernel.max_threads)
     throw std::invalid_argument(name + ": compiled for blocks of at most " + std::to_string(kernel.max_threads) +
                                 " threads, got " + std::to_string(count));
@@ -35,6 +45,10 @@ Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
                                 " bytes of parameters, got " + std::to_string(config.params.size()));
   threads = uint32_t(count);
   warps = (threads + kLanes - 1) / kLanes;
+  if (kernel.shared_bytes + config.dynamic_shared > kMostShared)
+    throw std::invalid_argument(name + ": a block has at most " + std::to_string(kMostShared) +
+                                " bytes of shared memory, got " + std::to_string(kernel.shared_bytes) + " static and " +
+                                std::to_string(config.dynamic_shared) + " dynamic");
   bool dynamic = module.uses_dynamic_shared && config.dynamic_shared;
   shared_bytes = std::max(kernel.shared_bytes, dynamic ? module.dynamic_shared_start + config.dynamic_shared : 0);
   buffers = std::move(config.buffers);
