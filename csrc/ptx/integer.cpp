@@ -156,6 +156,36 @@ void with_carry(Warp& w, const Instruction& i, uint32_t mask) {
   });
 }
 
+// mad.cc, madc{.cc}: the carry of adding c to a half of the product.
+template <class T, class Half>
+void product_with_carry(Warp& w, const Instruction& i, uint32_t mask) {
+  const T *a = w.lanes<T>(i.operand[1]), *b = w.lanes<T>(i.operand[2]), *c = w.lanes<T>(i.operand[3]);
+  T* d = w.lanes<T>(i.operand[0]);
+  for_lanes(mask, [&](int l) {
+    Wide in = i.mode[0] ? w.carry >> l & 1 : 0;
+    Wide exact = Wide(Unsigned<T>(Half::apply(a[l], b[l]))) + Unsigned<T>(c[l]) + in;
+    d[l] = T(exact);
+    bool out = exact > Wide(std::numeric_limits<Unsigned<T>>::max());
+    if (i.mode[1]) w.carry = (w.carry & ~(1u << l)) | uint32_t(out) << l;
+  });
+}
+
+template <class Half>
+struct ProductWithCarry {
+  template <class T>
+  static Handler handler() {
+    return product_with_carry<T, Half>;
+  }
+};
+
+void decode_product_with_carry(Decoder& d, bool high, bool reads, bool writes) {
+  d.ins.mode[0] = reads;
+  d.ins.mode[1] = writes;
+  Type t = d.type({Type::U32, Type::S32, Type::U64, Type::S64});
+  same_operands(d, t, 3);
+  d.ins.run = high ? pick_integer<ProductWithCarry<High>>(t) : pick_integer<ProductWithCarry<Low>>(t);
+}
+
 template <bool kSubtract>
 void decode_carry(Decoder& d, bool reads, bool writes) {
   d.ins.mode[0] = reads;
@@ -202,6 +232,7 @@ void decode_multiply(Decoder& d) {
 void decode_multiply_add(Decoder& d) {
   int part = d.choose({"lo", "hi", "wide"});
   if (part < 0) d.fail("expected .lo, .hi or .wide");
+  if (part < 2 && d.take("cc")) return decode_product_with_carry(d, part == 1, false, true);
   d.carries_pointer();
   if (part == 0) return plain<LowPlus, 3>(d);
   if (part == 1 && d.take("sat")) {
@@ -220,6 +251,13 @@ void decode_multiply_add(Decoder& d) {
               : t == Type::S16 ? ternary<ProductPlus, int32_t, int16_t, int16_t, int32_t>
               : t == Type::U32 ? ternary<ProductPlus, uint64_t, uint32_t, uint32_t, uint64_t>
                                : ternary<ProductPlus, int64_t, int32_t, int32_t, int64_t>;
+}
+
+void decode_multiply_add_with_carry(Decoder& d) {
+  int part = d.choose({"lo", "hi"});
+  if (part < 0) d.fail("expected .lo or .hi");
+  bool writes = d.take("cc");
+  decode_product_with_carry(d, part == 1, true, writes);
 }
 
 // dp4a: four products of bytes; dp2a: two of a half of a with a byte of b, the upper or the lower two.
@@ -274,6 +312,7 @@ void add_integer(Opcodes& table) {
   table["subc.int"] = decode_sum_with_carry<true>;
   table["mul.int"] = decode_multiply;
   table["mad.int"] = decode_multiply_add;
+  table["madc.int"] = decode_multiply_add_with_carry;
   table["div.int"] = plain<Divide, 2>;
   table["rem.int"] = plain<Remainder, 2>;
   table["min.int"] = plain<Min, 2>;
