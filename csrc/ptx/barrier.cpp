@@ -106,7 +106,13 @@ void order_lanes(Warp& w, uint32_t members) {
 
 // Lanes may wait for each other at different places in the program.
 void warp_barrier(Warp& w, const Instruction& i, uint32_t mask) {
-  uint32_t members = w.lanes<uint32_t>(i.operand[0])[__builtin_ctz(mask)];
+  const auto* given = w.lanes<uint32_t>(i.operand[0]);
+  uint32_t members = given[__builtin_ctz(mask)];
+  uint32_t others = mask & ballot([=](int l) { return given[l] != members; });
+  if (others) {  // teams with masks of their own, one after the other
+    w.split_team(others);
+    mask &= ~others;
+  }
   if (mask & ~members) {
     w.refuse("a lane executes bar.warp.sync without being in its member mask", mask & ~members);
     return;

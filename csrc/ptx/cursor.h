@@ -84,6 +84,14 @@ struct Cursor {
     return text.substr(begin, at - begin);
   }
 
+  // One name with the dot before it: ".reg" of ".reg.b16".
+  std::string directive() {
+    skip();
+    if (peek() != '.') return "";
+    advance();
+    return "." + word();
+  }
+
   bool accept(std::string_view w) {
     skip();
     if (text.compare(at, w.size(), w) != 0 || in_word(peek(w.size()))) return false;

@@ -20,6 +20,11 @@ void Warp::split(uint32_t mask, uint32_t target) {
   next_pc = std::min(next_pc, target);
 }
 
+void Warp::split_team(uint32_t mask) {
+  launch->thread_counts[pc] -= uint64_t(__builtin_popcount(mask));  // they are counted when they come to it again
+  split(mask, pc);
+}
+
 void Warp::park(Group::State state, uint32_t barrier) {
   event = Event::Block;
   for (Group& g : groups) {

@@ -101,6 +101,7 @@ struct Warp {
     event = Event::Jump;
   }
   void split(uint32_t mask, uint32_t target);  // these lanes of the running group go to target
+  void split_team(uint32_t mask);              // these lanes execute the same instruction, but later
   void park(Group::State state, uint32_t barrier);
   bool choose();  // the ready group with the least pc; false: none
   void exit(uint32_t mask);

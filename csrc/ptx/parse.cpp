@@ -46,8 +46,8 @@ std::string Module::text_of(const Instruction& i) const {
 
 void Parser::parse() {
   while (!cursor_.done()) {
-    std::string name = cursor_.dotted();
-    if (name.empty() || name[0] != '.') cursor_.fail("expected a directive");
+    std::string name = cursor_.directive();
+    if (name.empty()) cursor_.fail("expected a directive");
     directive(name);
   }
   link();
@@ -70,7 +70,7 @@ void Parser::directive(const std::string& name) {
   std::string word = name;
   while (word == ".visible" || word == ".extern" || word == ".weak" || word == ".common") {
     external = external || word == ".extern";
-    word = cursor_.dotted();
+    word = cursor_.directive();
   }
   if (word == ".entry") return function(true);
   if (word == ".func") return function(false);
@@ -111,11 +111,7 @@ void Parser::file() {
 Declaration Parser::declaration() {
   Declaration d;
   uint64_t elements = 1;
-  for (std::string word = cursor_.dotted(); !word.empty(); word = cursor_.dotted()) {
-    if (word[0] != '.') {
-      d.name = word;
-      break;
-    }
+  for (std::string word = cursor_.directive(); !word.empty(); word = cursor_.directive()) {
     if (word == ".align")
       d.align = uint64_t(cursor_.integer());
     else if (word == ".v2")
@@ -128,6 +124,7 @@ Declaration Parser::declaration() {
     else if (!type_from(std::string_view(word).substr(1), &d.type))
       cursor_.fail("expected a type, got " + word);
   }
+  d.name = cursor_.word();
   if (d.name.empty()) cursor_.fail("expected the name of a variable");
   uint64_t unit = uint64_t(bits_of(d.type)) / 8;
   while (cursor_.accept('[')) {
@@ -218,7 +215,7 @@ std::vector<Parameter> Parser::parameters(Function& f) {
   std::vector<Parameter> list;
   if (!cursor_.accept('(')) return list;
   while (!cursor_.accept(')')) {
-    std::string space = cursor_.dotted();
+    std::string space = cursor_.directive();
     if (space != ".param") cursor_.fail("expected .param, got " + space);
     Declaration d = declaration();
     uint64_t offset = f.entry ? align_up(f.param_bytes, d.align) : local_place(d.bytes, d.align);
@@ -233,7 +230,7 @@ void Parser::attributes(Function& f) {
   for (;;) {
     cursor_.skip();
     if (cursor_.peek() != '.') return;
-    std::string word = cursor_.dotted();
+    std::string word = cursor_.directive();
     if (word == ".noreturn") continue;
     if (word != ".maxntid" && word != ".reqntid" && word != ".minnctapersm" && word != ".maxnreg" &&
         word != ".maxnctapersm")

@@ -71,9 +71,9 @@ void Parser::statement(FunctionState& state, Body& body, const std::string&) {
   uint32_t line = cursor_.line;
   size_t begin = cursor_.at;
   if (cursor_.peek() == '@') return instruction(state, body, "", line, begin);
+  if (cursor_.peek() == '.') return body_directive(state, cursor_.directive());
   std::string first = cursor_.dotted();
   if (first.empty()) cursor_.fail("expected an instruction");
-  if (first[0] == '.') return body_directive(state, first);
   if (cursor_.peek() == ':') {
     cursor_.accept(':');
     if (!labels_.emplace(std::make_pair(scopes_.current(), first), uint32_t(body.code.size())).second)
@@ -104,7 +104,7 @@ void Parser::body_directive(FunctionState& state, const std::string& name) {
 }
 
 void Parser::declare_registers(FunctionState& state) {
-  std::string type_name = cursor_.dotted();
+  std::string type_name = cursor_.directive();
   Type type;
   if (type_name.empty() || !type_from(std::string_view(type_name).substr(1), &type))
     cursor_.fail("unsupported register type " + type_name);

@@ -76,7 +76,7 @@ void approximate(Decoder& d) {
   decode<F, 1>(d);
 }
 
-// .approx.ftz.f64: of the upper 32 bits only.
+// .approx.ftz.f64: of the upper 32 bits only, and no more than these of the result.
 template <class F>
 struct Upper {
   static double apply(double a) {
@@ -99,7 +99,7 @@ void with_double(Decoder& d) {
   d.own_pointer();
   d.ins.kind = Class::Special;
   if (t == Type::F64)
-    d.ins.run = unary<Upper<Double>, double, double>;
+    d.ins.run = flushed ? unary<Upper<Double>, double, double> : unary<Double, double, double>;
   else
     d.ins.run = pick<F, 1>(flushed);
 }

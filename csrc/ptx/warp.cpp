@@ -11,13 +11,31 @@ namespace {
 // What a shuffle gives where PTX leaves it undefined: a NaN in every float format.
 constexpr uint32_t kUndefined = 0xffffffffu;
 
-// False: the lanes wait. The mask must be the same in all of them.
-bool members_meet(Warp& w, uint32_t offset, uint32_t mask) {
-  const auto* given = w.lanes<uint32_t>(offset);
-  uint32_t members = given[__builtin_ctz(mask)], others = 0;
-  for_lanes(mask, [&](int l) { others |= uint32_t(given[l] != members) << l; });
-  if (others) return w.refuse("the lanes give different member masks", others);
-  return w.gather(members, mask);
+// Runs an instruction for the lanes that give the same member mask, each such team on its own: cooperative groups give
+// tiles of a warp their own masks. operand mode[1] is the mask.
+template <Handler kBody>
+void by_teams(Warp& w, const Instruction& i, uint32_t mask) {
+  const auto* given = w.lanes<uint32_t>(i.operand[i.mode[1]]);
+  auto team_of = [&](uint32_t lanes) {
+    uint32_t members = given[__builtin_ctz(lanes)];
+    return lanes & ballot([=](int l) { return given[l] == members; });
+  };
+  uint32_t first = team_of(mask), members = given[__builtin_ctz(mask)];
+  if (first == mask) {
+    if (w.gather(members, mask)) kBody(w, i, mask);
+    return;
+  }
+  bool complete = true;
+  for (uint32_t rest = mask, team; rest; rest &= ~team) {
+    team = team_of(rest);
+    complete = complete && (given[__builtin_ctz(team)] & w.live()) == team;
+  }
+  if (!complete) {  // they go on one team after the other
+    w.split_team(mask & ~first);
+    if (w.gather(members, first)) kBody(w, i, first);
+    return;
+  }
+  for (uint32_t rest = mask, team; rest; rest &= ~team) kBody(w, i, team = team_of(rest));
 }
 
 enum ShuffleMode : uint8_t { kUp, kDown, kButterfly, kIndex };
@@ -26,7 +44,6 @@ enum ShuffleMode : uint8_t { kUp, kDown, kButterfly, kIndex };
 template <ShuffleMode kMode>
 void shuffle(Warp& w, const Instruction& i, uint32_t mask) {
   const uint32_t* o = i.operand + 1 + i.mode[0];
-  if (!members_meet(w, o[3], mask)) return;
   const auto *a = w.lanes<uint32_t>(o[0]), *b = w.lanes<uint32_t>(o[1]), *c = w.lanes<uint32_t>(o[2]);
   uint32_t result[kLanes], in_range = 0;
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -73,7 +90,9 @@ void decode_shuffle(Decoder& d) {
   d.type({Type::B32});
   write_pair(d);
   for (int k = 0; k < 4; ++k) d.read(Type::B32);
-  constexpr Handler kHandlers[] = {shuffle<kUp>, shuffle<kDown>, shuffle<kButterfly>, shuffle<kIndex>};
+  d.ins.mode[1] = uint8_t(4 + d.ins.mode[0]);
+  constexpr Handler kHandlers[] = {by_teams<shuffle<kUp>>, by_teams<shuffle<kDown>>, by_teams<shuffle<kButterfly>>,
+                                   by_teams<shuffle<kIndex>>};
   d.ins.run = kHandlers[mode];
 }
 
@@ -82,7 +101,6 @@ enum Vote : uint8_t { kAll, kAny, kUni, kBallot };
 // operand: d p members; mode[0]: the predicate is negated
 template <Vote kVote>
 void vote(Warp& w, const Instruction& i, uint32_t mask) {
-  if (!members_meet(w, i.operand[2], mask)) return;
   uint32_t p = w.predicate(i.operand[1]), yes = (i.mode[0] ? ~p : p) & mask;
   if (kVote == kBallot) {
     each(mask, w.lanes<uint32_t>(i.operand[0]), [=](int) { return yes; });
@@ -102,7 +120,9 @@ void decode_vote(Decoder& d) {
     d.type({Type::Pred}), d.write_predicate();
   d.ins.mode[0] = d.read_predicate();
   d.read(Type::B32);
-  constexpr Handler kHandlers[] = {vote<kAll>, vote<kAny>, vote<kUni>, vote<kBallot>};
+  d.ins.mode[1] = 2;
+  constexpr Handler kHandlers[] = {by_teams<vote<kAll>>, by_teams<vote<kAny>>, by_teams<vote<kUni>>,
+                                   by_teams<vote<kBallot>>};
   d.ins.run = kHandlers[kind];
 }
 
@@ -113,7 +133,6 @@ void active_mask(Warp& w, const Instruction& i, uint32_t mask) {
 // operand: d a members
 template <class T>
 void match_any(Warp& w, const Instruction& i, uint32_t mask) {
-  if (!members_meet(w, i.operand[2], mask)) return;
   const T* a = w.lanes<T>(i.operand[1]);
   uint32_t result[kLanes];
   for_lanes(mask, [&](int l) { result[l] = mask & ballot([=](int k) { return a[k] == a[l]; }); });
@@ -124,7 +143,6 @@ void match_any(Warp& w, const Instruction& i, uint32_t mask) {
 template <class T>
 void match_all(Warp& w, const Instruction& i, uint32_t mask) {
   const uint32_t* o = i.operand + 1 + i.mode[0];
-  if (!members_meet(w, o[1], mask)) return;
   const T* a = w.lanes<T>(o[0]);
   T first = a[__builtin_ctz(mask)];
   bool same = (ballot([=](int l) { return a[l] == first; }) & mask) == mask;
@@ -144,8 +162,9 @@ void decode_match(Decoder& d) {
   d.read(t);
   d.read(Type::B32);
   bool wide = t == Type::B64;
-  d.ins.run = kind == 0 ? (wide ? match_any<uint64_t> : match_any<uint32_t>)
-                        : (wide ? match_all<uint64_t> : match_all<uint32_t>);
+  d.ins.mode[1] = uint8_t(2 + d.ins.mode[0]);
+  d.ins.run = kind == 0 ? (wide ? by_teams<match_any<uint64_t>> : by_teams<match_any<uint32_t>>)
+                        : (wide ? by_teams<match_all<uint64_t>> : by_teams<match_all<uint32_t>>);
 }
 
 enum Reduction : uint8_t { kAdd, kMin, kMax, kAnd, kOr, kXor };
@@ -153,7 +172,6 @@ enum Reduction : uint8_t { kAdd, kMin, kMax, kAnd, kOr, kXor };
 // operand: d a members
 template <class T, Reduction kOp>
 void reduce(Warp& w, const Instruction& i, uint32_t mask) {
-  if (!members_meet(w, i.operand[2], mask)) return;
   const T* a = w.lanes<T>(i.operand[1]);
   T result = a[__builtin_ctz(mask)];
   for_lanes(mask & (mask - 1), [&](int l) {
@@ -176,9 +194,12 @@ void decode_reduce(Decoder& d) {
   d.write(Type::B32);
   d.read(Type::B32);
   d.read(Type::B32);
-  constexpr Handler kUnsigned[] = {reduce<uint32_t, kAdd>, reduce<uint32_t, kMin>, reduce<uint32_t, kMax>,
-                                   reduce<uint32_t, kAnd>, reduce<uint32_t, kOr>,  reduce<uint32_t, kXor>};
-  constexpr Handler kSigned[] = {reduce<int32_t, kAdd>, reduce<int32_t, kMin>, reduce<int32_t, kMax>};
+  d.ins.mode[1] = 2;
+  constexpr Handler kUnsigned[] = {by_teams<reduce<uint32_t, kAdd>>, by_teams<reduce<uint32_t, kMin>>,
+                                   by_teams<reduce<uint32_t, kMax>>, by_teams<reduce<uint32_t, kAnd>>,
+                                   by_teams<reduce<uint32_t, kOr>>,  by_teams<reduce<uint32_t, kXor>>};
+  constexpr Handler kSigned[] = {by_teams<reduce<int32_t, kAdd>>, by_teams<reduce<int32_t, kMin>>,
+                                 by_teams<reduce<int32_t, kMax>>};
   d.ins.run = t == Type::S32 ? kSigned[op] : kUnsigned[op];
 }
 

@@ -115,8 +115,47 @@ def test_lane_outside_the_mask() -> None:
     (error,) = errors("shfl.sync.bfly.b32 %r2, %thread, 1, 31, 0x7fffffff;")
     assert error["kind"] == "warp"
     assert "lane 31" in error["message"]
-    (error,) = errors("shfl.sync.bfly.b32 %r2, %r1, 1, 31, %thread;")
-    assert "different member masks" in error["message"]
+
+
+TILE_OF_4 = "and.b32 %r1, %thread, 28;\nshl.b32 %r2, 15, %r1;\n"  # the mask of the thread's four lanes
+
+
+def test_tiles_with_masks_of_their_own() -> None:
+    """Lanes that are together but give different masks exchange within their tiles."""
+    out = np.zeros((32, 3), np.uint32)
+    body = (
+        TILE_OF_4
+        + """
+    shfl.sync.bfly.b32 %r3, %thread, 3, 31, %r2;
+    setp.eq.u32 %p0, %thread, 9;
+    vote.sync.ballot.b32 %r4, %p0, %r2;
+    redux.sync.add.u32 %r5, %thread, %r2;
+    bar.warp.sync %r2;
+    """
+    )
+    run(body + "".join(store(f"%r{3 + i}", 0, "b32", i, 3) for i in range(3)), out)
+    for lane in range(32):
+        first = lane & ~3
+        assert out[lane].tolist() == [lane ^ 3, 1 << 9 if first == 8 else 0, 4 * first + 6]
+
+
+def test_tiles_that_come_one_after_the_other() -> None:
+    """Odd tiles are late, and lanes of even ones come in two groups: a tile waits for its own lanes only."""
+    out = np.zeros(32, np.uint32)
+    body = (
+        TILE_OF_4
+        + """
+    setp.lt.u32 %p0, %thread, 10;
+    mov.u32 %r6, %thread;
+    @%p0 bra join;
+    add.u32 %r6, %r6, 100;
+    join:
+    shfl.sync.bfly.b32 %r3, %r6, 3, 31, %r2;
+    """
+    )
+    counters = run(body + store("%r3", 0, "b32"), out)
+    assert out.tolist() == [(lane ^ 3) + (0 if lane ^ 3 < 10 else 100) for lane in range(32)]
+    assert counters["divergent_branches"] == 1
 
 
 def test_exited_lanes_are_not_waited_for() -> None:
