@@ -32,14 +32,15 @@ def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, An
     """Raises where an argument does not fit; returns the sizes that the letters stand for."""
     sizes: dict[str, Any] = {}
     first = first_floating = None
-    float64 = any(_is_float64(args.get(name)) for name in shapes)  # then statistics are float64 too
-    for name, spec in shapes.items():
+    specs = {name: parse(resolve(spec, args)) for name, spec in shapes.items()}
+    # where the data is float64, as the truth's is, statistics are too
+    float64 = any(dtype is None and _is_float64(args.get(name)) for name, (_, dtype) in specs.items())
+    for name, (dims, dtype) in specs.items():
         tensor = args.get(name)
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
-        dims, dtype = parse(resolve(spec, args))
         dtype = torch.float64 if dtype == torch.float32 and float64 else dtype
         first = first or (name, tensor)
         if tensor.device != first[1].device:
