@@ -1,6 +1,6 @@
 """What tests of kernels need, for ours and for yours: inputs from a declaration, the parity rule, checks by op."""
 
-from .check import check_op, has_kernel, run_check
+from .check import check_op, has_kernel, run_check, runs
 from .inputs import LAYOUTS, build, call, work
 from .isa import cpu_isa, runnable_isas
 from .parity import assert_close_to_truth, assert_parity, measure
@@ -18,6 +18,7 @@ __all__ = [
     "run_bench",
     "run_check",
     "runnable_isas",
+    "runs",
     "work",
 ]
 
