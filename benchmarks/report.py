@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import figures, generate, ops, peak
+from . import figures, generate, ops, output, peak
 from .table import markdown, show
 
 DTYPES = {
@@ -148,6 +148,8 @@ def tables(found: dict[str, dict]) -> list[tuple[str, list[str], list[list[str]]
     if "generate" in found:
         rows = [generate.cells(row) for row in found["generate"]["rows"]]
         out.append(("The whole model, tokens/s", generate.HEADER, rows, 3))
+    for results in list(found.values())[:1]:
+        out.append(("This machine's limits", *peak.table(results["peaks"]), 1))
     checked = [*figures.of_ops(found["ops"]["rows"])] if "ops" in found else []
     checked += figures.of_model(found["generate"]) if "generate" in found else []
     out.append(("Figures", ["figure", "found", "holds"], [[a, b, "yes" if c else "NO"] for a, b, c in checked], 1))
@@ -184,7 +186,9 @@ def to_html(found: dict[str, dict], png: bytes) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
     parser.add_argument("results", nargs="+", help="JSON of benchmarks.ops and benchmarks.generate")
-    parser.add_argument("--out", default=None, metavar="FOLDER", help="default: that of the first file")
+    parser.add_argument(
+        "--out", type=output.folder, default=None, metavar="FOLDER", help="default: that of the first file"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown, draw nothing")
     args = parser.parse_args(argv)
     found = read(args.results)
@@ -197,8 +201,7 @@ def main(argv: list[str] | None = None) -> int:
         figure = draw(found)
     except ModuleNotFoundError as error:
         raise SystemExit(f"the picture needs matplotlib: pip install 'gpt2fast[bench]' ({error})") from error
-    out = Path(args.out) if args.out else Path(args.results[0]).parent
-    out.mkdir(parents=True, exist_ok=True)
+    out = args.out or Path(args.results[0]).parent
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140)
     (out / "report.png").write_bytes(buffer.getvalue())

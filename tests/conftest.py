@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 import gpt2fast.ops  # noqa: F401
-from gpt2fast.op import OPS, op
+from gpt2fast import op as declare
+from gpt2fast.op import OPS
 from gpt2fast.testing import runnable_isas, runs, work
 
 ISAS = runnable_isas()
@@ -56,7 +57,7 @@ def _half():
     def plain(x):
         return x * 0.5
 
-    @op(
+    @declare(
         shapes=dict(x="... C"), cases=[dict(B=2, T=3, C=5), dict(B=1, T=1, C=2)], flops=lambda n: 6 * n["C"],
         derivative=False, baseline=plain, naive=lambda x: x / 2, namespace="gpt2fast_test",
     )  # fmt: skip

@@ -12,7 +12,7 @@ def runnable_isas() -> list[str]:
 
 @contextlib.contextmanager
 def cpu_isa(name: str | None):
-    """Inside, the CPU kernels are those of ``name`` (None: as outside); ValueError where this CPU or binary lacks it."""
+    """Inside, the CPU kernels are those of ``name`` (None: as outside); ValueError where it cannot run."""
     if name is None:
         yield
         return
