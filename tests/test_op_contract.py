@@ -100,7 +100,7 @@ def test_compiles_whole_without_derivative(op):
     case = next(c for c in op.cases if 0 < op.flops(c) <= 3_000_000)
     args = build(op, case)
     torch._dynamo.reset()
-    compiled = torch.compile(lambda **kw: op.overload(**kw), fullgraph=True, backend="aot_eager")(**args)
+    compiled = torch.compile(lambda **kw: op.overload(**kw), fullgraph=True)(**args)
     for a, b in zip(compiled if isinstance(compiled, tuple) else (compiled,), call(op, args)):
         assert torch.equal(a, b)
 
@@ -120,6 +120,21 @@ def test_autocast(op):
     mixed = {n: v.detach().bfloat16() if i == 0 else v for i, (n, v) in enumerate(leaves.items())}
     with torch.autocast("cpu", torch.bfloat16):  # mixed dtypes in: no error
         op(**(args | mixed))
+
+
+@pytest.mark.parametrize("op", [o for o in OPS.values() if not o.has_derivative], ids=lambda op: op.name)
+def test_autocast_without_derivative(op):
+    """What autocast casts to is what the op is called with: the very bits, statistics as they are."""
+    case = next(c for c in op.cases if 0 < op.flops(c) <= 3_000_000)
+    for dtype in (torch.float32, torch.bfloat16):
+        args = build(op, case, dtype)
+        target = {"lower": torch.bfloat16, "float32": torch.float32, "widest": dtype}[op.autocast]
+        data = [n for n in floating(args) if shapes.parse(shapes.resolve(op.shapes[n], args))[1] is None]
+        expected = call(op, args | {n: args[n].to(target) for n in data})
+        with torch.autocast("cpu", torch.bfloat16):
+            found = call(op, args)
+        for a, b in zip(found, expected):
+            assert a.dtype == b.dtype and torch.equal(a, b), dtype
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
