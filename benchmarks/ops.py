@@ -89,6 +89,7 @@ def bench_case(op: Op, case: dict, dtype: torch.dtype, measured: dict[str, float
         bytes_per_second=sum(moved) / ours,
         flops_per_second=flops / ours,
         bound=bounds[0][1],
+        pace={name: summarise(times[name]) for name in probes},
         share=share,
         torch_share=torch_share,
         ratio=ratios(times[best], times["ours"]),

@@ -44,7 +44,7 @@ def draw_bars(ax, rows: list[tuple[str, str, dict | None]], title: str) -> None:
         width = ratio["median"] if ratio else 1.0
         ax.barh(i, width - 1, left=1, color=style["color"], hatch=style["hatch"], edgecolor="black", linewidth=0.6)
         text = f" {width:.2f}x " if ratio else " failed parity "
-        end = max(width, ratio["q90"]) if ratio else 1.0
+        end = max(width, ratio["q90"], 1.0) if ratio else 1.0
         if ratio:
             ax.plot([ratio["q10"], ratio["q90"]], [i, i], color="black", linewidth=1.2, marker="|", markersize=5)
         ax.text(end, i, text, va="center", ha="left", fontsize=7)
@@ -66,22 +66,25 @@ def draw_bars(ax, rows: list[tuple[str, str, dict | None]], title: str) -> None:
 
 
 def draw_roofline(ax, results: dict) -> None:
-    """Filled: ours. Hollow: PyTorch's best. A line joins the two of a case."""
-    threads = results["machine"]["threads"]
-    limit = peak.limits(results["peaks"], threads)
+    """Filled: ours. Hollow: PyTorch's best. A line joins the two of a case.
+
+    The roof is the best bandwidth of the run, before it and between the rounds: on a shared machine it comes and goes.
+    """
+    limit = peak.limits(results["peaks"], results["machine"]["threads"])
     rows = [row for row in results["rows"] if "failed" not in row and row["outside_cache"] and row["flops"]]
+    memory = max(limit["read"], limit["copy"], *(p["q90"] for row in rows for p in row["pace"].values()))
     intensity = [row["flops"] / (row["read"] + row["written"]) for row in rows]
-    low, high = min(intensity, default=0.1) / 3, 3 * max([*intensity, limit["dot"] / limit["read"]])
+    top = max(limit["fma"], limit["dot"])
+    low, high = min(intensity, default=0.1) / 3, 3 * max([*intensity, top / memory])
     for name, style in (("fma", "-"), ("dot", "--")):
-        knee = limit[name] / limit["read"]
+        knee = limit[name] / memory
         label = {"fma": "float32 multiply-add", "dot": "bfloat16 pair product"}[name]
         ax.plot([knee, high], [limit[name] / 1e9] * 2, style, color="black", linewidth=1.4)
         ax.text(
             high, limit[name] / 1e9, f"{label}: {limit[name] / 1e9:.0f} GFLOP/s", ha="right", va="bottom", fontsize=7
         )
-    knee = limit["dot"] / limit["read"]
-    ax.plot([low, knee], [low * limit["read"] / 1e9, limit["dot"] / 1e9], "-", color="black", linewidth=1.4)
-    ax.text(low * 1.1, low * limit["read"] / 1e9 * 2, f"read: {limit['read'] / 1e9:.0f} GB/s", fontsize=7, rotation=30)
+    ax.plot([low, top / memory], [low * memory / 1e9, top / 1e9], "-", color="black", linewidth=1.4)
+    ax.text(low * 1.1, low * memory / 1e9 * 2, f"memory: {memory / 1e9:.0f} GB/s", fontsize=7, rotation=30)
     for row, x in zip(rows, intensity):
         style = DTYPES[row["dtype"]]
         ours, theirs = (row["flops"] / row["seconds"][n]["median"] / 1e9 for n in ("ours", row["best"]))
