@@ -24,6 +24,8 @@ def concrete(spec: str, sizes: dict[str, int], leading: tuple[int, ...] = ()) ->
             shape.extend(leading)
         else:
             letter = dim.split("|")[0]
+            if not (letter.isdigit() or letter in sizes):
+                raise ValueError(f"case must say {letter} for the shape {spec!r}, got {sizes}")
             shape.append(int(letter) if letter.isdigit() else sizes[letter])
     return tuple(shape)
 
