@@ -65,20 +65,22 @@ _ELSEWHERE = dict(
 _WHERE = {name: _ELSEWHERE.get(name, "hf") for name in __all__ if name not in _MODULES and name != "__version__"}
 
 
-def __getattr__(name: str):
-    if name not in _WHERE and name not in _MODULES:
-        raise AttributeError(f"module 'gpt2fast' has no attribute {name!r}")
-    where = _WHERE.get(name, name)
-    try:
-        module = importlib.import_module(f".{where}", __name__)
-    except ModuleNotFoundError as error:
-        if where == "hf" and (error.name or "").split(".")[0] == "transformers":
-            fix = 'pip install "gpt2fast[transformers]"'
-            raise ImportError(f"gpt2fast.{name} needs transformers, which is not installed: {fix}") from error
-        raise
-    found = getattr(module, name) if name in _WHERE else module
-    globals()[name] = found
-    return found
+if not TYPE_CHECKING:  # or every misspelt name would pass for one of these
+
+    def __getattr__(name: str):
+        if name not in _WHERE and name not in _MODULES:
+            raise AttributeError(f"module 'gpt2fast' has no attribute {name!r}")
+        where = _WHERE.get(name, name)
+        try:
+            module = importlib.import_module(f".{where}", __name__)
+        except ModuleNotFoundError as error:
+            if where == "hf" and (error.name or "").split(".")[0] == "transformers":
+                fix = 'pip install "gpt2fast[transformers]"'
+                raise ImportError(f"gpt2fast.{name} needs transformers, which is not installed: {fix}") from error
+            raise
+        found = getattr(module, name) if name in _WHERE else module
+        globals()[name] = found
+        return found
 
 
 def __dir__():
