@@ -97,6 +97,18 @@ def test_results_hold_times_ratios_and_the_limits_of_the_same_run(results):
     assert set(decode["ratio"]) == {"native", "drop-in"} and decode["share"]["native"]["median"] > 0
 
 
+def test_limits_on_one_thread_and_on_all(small_arrays, capsys):
+    before = torch.get_num_threads()
+    assert peak.main(["--json", "--threads", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)["peaks"]
+    assert list(found) == ["1", "2"] and torch.get_num_threads() == before
+    header, rows = peak.table(found)
+    assert header == ["limit", "1 thread", "2 threads"] and len(rows) == 8
+    best = peak.limits(found, 2)
+    assert best["read"] == max(value for name, value in found["2"].items() if name.startswith("read"))
+    assert best["copy"] == max(value for name, value in found["2"].items() if name.startswith(("copy", "stream")))
+
+
 def test_report_draws_and_tabulates_them(results, tmp_path, capsys):
     out = tmp_path / "made" / "here"
     assert report.main([*results, "--out", str(out)]) == 0

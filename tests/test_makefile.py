@@ -17,8 +17,8 @@ def make(tmp_path):
     """make(target, ...) in the repository, on an environment of its own; returns the finished process."""
 
     def run(*args: str, **environment: str) -> subprocess.CompletedProcess:
-        mine = ("MAKEFLAGS", "MAKELEVEL", "PYTHON", "PROMPT", "MODEL")  # of a `make test` that this may run under
-        clean = {k: v for k, v in os.environ.items() if k not in mine}
+        mine = "MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES PYTHON PROMPT MODEL N CUDA TESTS CPU_INDEX".split()
+        clean = {k: v for k, v in os.environ.items() if k not in mine}  # this may run under a `make test` with some
         command = ["make", "--no-print-directory", f"VENV={tmp_path / 'venv'}", *args]
         return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True)
 
