@@ -78,6 +78,14 @@ def test_blocks_larger_than_one_read(tmp_path, monkeypatch):
     assert torch.equal(out, tensor.bfloat16())
 
 
+def test_a_dtype_that_the_format_lacks_is_named_before_the_file_is_touched(tmp_path):
+    path = tmp_path / "a.safetensors"
+    ours.write(path, {"x": torch.ones(2)})
+    with pytest.raises(TypeError, match="write: y must have one of the dtypes float64, .*, bool, got complex64"):
+        ours.write(path, {"x": torch.zeros(2), "y": torch.zeros(2, dtype=torch.complex64)})
+    assert torch.equal(safetensors.torch.load_file(path)["x"], torch.ones(2))
+
+
 def test_sharded(tmp_path, hf):
     hf.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
