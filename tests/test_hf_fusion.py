@@ -57,7 +57,15 @@ def changes_output(models: Trio, change, **kwargs) -> Trio:
     after = same(models, IDS, attention_mask=padded(), **kwargs).logits
     after = same(models, IDS, **kwargs).logits
     assert not torch.allclose(before, after)
+    generates_the_same(models)
     return models
+
+
+def generates_the_same(models: Trio) -> None:
+    """The native loop must not hide the change either: a batch with padding, and one row."""
+    for options in (dict(inputs=IDS, attention_mask=padded()), dict(inputs=IDS[:1])):
+        texts = [m.generate(**options, max_new_tokens=6, do_sample=False, pad_token_id=0) for m in models[:2]]
+        assert torch.equal(*texts)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -75,6 +83,7 @@ def test_forward_hook(part):
         handle.remove()
     assert gpt2fast.report(models.ours).reasons == {}
     same(models, IDS)
+    generates_the_same(models)
 
 
 @pytest.mark.parametrize("part", PARTS[:4])
@@ -134,16 +143,19 @@ def test_lora(targets):
         for name, parameter in lora.truth.named_parameters():
             parameter.copy_(lora.plain.get_parameter(name))
     found = same(lora, IDS, attention_mask=padded())
+    generates_the_same(lora)
     for model in lora:
         model.zero_grad()
         model(input_ids=IDS, labels=IDS).loss.backward()
     trained = [name for name, p in lora.ours.named_parameters() if p.grad is not None]
     assert trained == [name for name, p in lora.plain.named_parameters() if p.grad is not None] and trained
     assert any("peft" in reason for reason in gpt2fast.report(lora.ours).reasons.values())
-    with lora.ours.disable_adapter():
+    with lora.ours.disable_adapter(), lora.plain.disable_adapter():
         assert not torch.allclose(lora.ours(IDS).logits, found.logits)
+        generates_the_same(lora)
     merged = Trio(*(model.merge_and_unload() for model in lora))
     same(merged, IDS)
+    generates_the_same(merged)
     assert gpt2fast.report(merged.ours).reasons == {}
 
 
@@ -162,6 +174,7 @@ def test_parametrization(part):
     for model in models:
         parametrize.remove_parametrizations(model.get_submodule(part), "weight", leave_parametrized=False)
     same(models, IDS)
+    generates_the_same(models)
     assert gpt2fast.report(models.ours).reasons == {}
 
 
@@ -235,6 +248,7 @@ def test_registered_attention(monkeypatch):
     monkeypatch.setitem(AttentionInterface._global_mapping, "sdpa", halved)
     after = same(models, IDS).logits
     assert not torch.allclose(before, after)
+    generates_the_same(models)
     assert "another function is registered" in str(gpt2fast.report(models.ours))
 
 
@@ -242,6 +256,7 @@ def test_attention_set_to_eager_later():
     models = trio().apply(lambda model: model.set_attn_implementation("eager"))
     found = same(models, IDS, attention_mask=padded(), output_attentions=True)
     assert len(found.attentions) == 2 and found.attentions[0].shape == (3, 4, 9, 9)
+    generates_the_same(models)
     assert "attn_implementation is 'eager'" in gpt2fast.report(models.ours)["transformer.h.0.attn"].reason
 
 
@@ -256,6 +271,7 @@ def test_accelerate_hook(part):
     for model in models:
         accelerate.hooks.remove_hook_from_submodules(model)
     assert gpt2fast.report(models.ours).reasons == {}
+    generates_the_same(models)
 
 
 def test_optimize_under_accelerate_hooks():
@@ -288,6 +304,7 @@ def test_accelerate_dispatch_and_offload(tmp_path):
 def test_compiled_submodule():
     models = trio().apply(lambda model: model.transformer.h[0].mlp.compile(backend="eager"))
     same(models, IDS)
+    generates_the_same(models)
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -325,7 +342,9 @@ def test_a_subclass_keeps_its_class():
     plain = Mine(config()).eval()
     ours = gpt2fast.optimize(copy.deepcopy(plain))
     assert type(ours) is Mine and type(ours.transformer) is gpt2fast.GPT2Model
-    same(Trio(plain, ours, copy.deepcopy(plain).double()), IDS)
+    mine = Trio(plain, ours, copy.deepcopy(plain).double())
+    same(mine, IDS)
+    generates_the_same(mine)
     assert "Mine" in gpt2fast.report(ours)[""].reason
 
 
