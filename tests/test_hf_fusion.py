@@ -4,12 +4,11 @@ import copy
 import pickle
 
 import accelerate
-import peft
 import pytest
 import torch
 import transformers
 from accelerate.hooks import ModelHook, add_hook_to_module
-from hf_models import CLASSES, Trio, config, one_thread, padded, same, tokens, trio  # noqa: F401
+from hf_models import CLASSES, Trio, config, generates_the_same, one_thread, padded, same, tokens, trio  # noqa: F401
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from transformers import AttentionInterface
@@ -59,13 +58,6 @@ def changes_output(models: Trio, change, **kwargs) -> Trio:
     assert not torch.allclose(before, after)
     generates_the_same(models)
     return models
-
-
-def generates_the_same(models: Trio) -> None:
-    """The native loop must not hide the change either: a batch with padding, and one row."""
-    for options in (dict(inputs=IDS, attention_mask=padded()), dict(inputs=IDS[:1])):
-        texts = [m.generate(**options, max_new_tokens=6, do_sample=False, pad_token_id=0) for m in models[:2]]
-        assert torch.equal(*texts)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -127,36 +119,6 @@ def test_global_hook_is_called():
         assert "a hook on all modules" in " ".join(gpt2fast.report(models.ours).reasons.values())
     finally:
         handle.remove()
-
-
-@pytest.mark.parametrize("targets", (["c_attn"], ["c_proj"], ["c_fc"], ["c_attn", "c_proj", "c_fc", "lm_head", "wte"]))
-def test_lora(targets):
-    models = trio(tie_word_embeddings=False)
-    wrapped = []
-    for model in models:
-        torch.manual_seed(3)
-        settings = peft.LoraConfig(r=4, target_modules=targets, fan_in_fan_out=True, init_lora_weights=False)
-        wrapped.append(peft.get_peft_model(model, settings).eval())
-    lora = Trio(*wrapped)
-    lora.truth.double()
-    with torch.no_grad():  # the adapters' float32 numbers, in each of the three
-        for name, parameter in lora.truth.named_parameters():
-            parameter.copy_(lora.plain.get_parameter(name))
-    found = same(lora, IDS, attention_mask=padded())
-    generates_the_same(lora)
-    for model in lora:
-        model.zero_grad()
-        model(input_ids=IDS, labels=IDS).loss.backward()
-    trained = [name for name, p in lora.ours.named_parameters() if p.grad is not None]
-    assert trained == [name for name, p in lora.plain.named_parameters() if p.grad is not None] and trained
-    assert any("peft" in reason for reason in gpt2fast.report(lora.ours).reasons.values())
-    with lora.ours.disable_adapter(), lora.plain.disable_adapter():
-        assert not torch.allclose(lora.ours(IDS).logits, found.logits)
-        generates_the_same(lora)
-    merged = Trio(*(model.merge_and_unload() for model in lora))
-    same(merged, IDS)
-    generates_the_same(merged)
-    assert gpt2fast.report(merged.ours).reasons == {}
 
 
 class Doubled(nn.Module):

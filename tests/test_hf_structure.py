@@ -4,7 +4,7 @@ import functools
 
 import pytest
 import torch
-from hf_models import Trio, one_thread, padded, same, tokens, trio  # noqa: F401
+from hf_models import generates_the_same, one_thread, padded, same, tokens, trio  # noqa: F401
 from torch import nn
 from transformers import activations, pytorch_utils
 from transformers.models.gpt2 import modeling_gpt2 as stock
@@ -20,15 +20,6 @@ GREEDY = dict(max_new_tokens=8, do_sample=False, pad_token_id=0)
 
 def normal(*shape: int, dtype: torch.dtype, seed: int = 0) -> nn.Parameter:
     return nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul(0.15).to(dtype))
-
-
-def generates_the_same(models: Trio, **options) -> torch.Tensor:
-    found = []
-    for model in models[:2]:
-        torch.manual_seed(2)
-        found.append(model.generate(IDS, attention_mask=padded(), **(GREEDY | options)))
-    assert torch.equal(*found)
-    return found[1]
 
 
 def with_heads(model, heads: int, head_dim: int) -> None:
