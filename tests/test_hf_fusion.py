@@ -161,7 +161,7 @@ def replace_by(kind):
 def test_replaced_c_fc(kind):
     models = changes_output(trio(), replace_by(kind))
     reasons = gpt2fast.report(models.ours).reasons
-    assert ("transformer.h.0.mlp.c_fc" in reasons) and (kind is Conv1D or "Shifted" in str(reasons))
+    assert reasons == {} if kind is Conv1D else "Shifted is not ours" in reasons["transformer.h.0.mlp.c_fc"]
 
 
 @pytest.mark.parametrize("part", ("transformer.h.0.mlp", "transformer.h.0.attn", "transformer.h.1", "lm_head"))
@@ -316,21 +316,6 @@ def test_what_is_no_gpt2():
             function(nn.Linear(2, 2))
         with pytest.raises(TypeError, match="must be a torch.nn.Module, got str"):
             function("gpt2")
-
-
-def test_report_of_an_untouched_model():
-    models = trio()
-    lines = gpt2fast.report(models.ours)
-    assert lines.reasons == {}
-    assert lines["transformer.h.1.mlp.c_fc"].fused == "gelu_tanh"
-    assert lines["transformer.h.0.attn"].op == "attention"
-    assert "transformer.h.0-1.attn" in str(lines)
-    assert len(lines.to_dict()) == len(lines)
-    assert all(line.op is None for line in gpt2fast.report(models.plain))
-    training = gpt2fast.report(copy.deepcopy(models.ours).train())
-    assert "dropout" in training["transformer.h.0.mlp.c_proj"].reason
-    wide = gpt2fast.report(models.ours.double())
-    assert "float32, bfloat16 and float16 only" in wide["transformer.h.0.attn"].reason
 
 
 def test_nothing_global_changes():
