@@ -267,7 +267,7 @@ def test_hub_names_are_fetched(tmp_path, hf, monkeypatch):
 
     asked = []
 
-    def snapshot(name, allow_patterns):
+    def snapshot(name, allow_patterns, **where):
         asked.append((name, "pytorch_model*" in allow_patterns))
         if len(asked) > 1:
             torch.save(hf.state_dict(), tmp_path / "pytorch_model.bin")
