@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from greedy import BATCH, NEW_TOKENS, check_greedy, reference_model
+from greedy import reference_model
 from transformers import GPT2LMHeadModel
 
 import gpt2fast
@@ -16,23 +16,6 @@ def model() -> GPT2:
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(1, 331, shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("size", [1, BATCH])
-def test_greedy_equals_transformers(model, size):
-    check_greedy(lambda ids, mask: model.generate(ids, mask, max_new_tokens=NEW_TOKENS, min_new_tokens=2), size)
-
-
-@pytest.mark.parametrize("size", [1, BATCH])
-def test_greedy_of_the_drop_in_equals_transformers(size):
-    drop_in = gpt2fast.GPT2LMHeadModel(reference_model().config).eval()
-    drop_in.load_state_dict(reference_model().state_dict())
-    check_greedy(
-        lambda ids, mask: drop_in.generate(
-            ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, min_new_tokens=2, do_sample=False
-        ),
-        size,
-    )
 
 
 def padded(right: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

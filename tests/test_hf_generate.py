@@ -5,7 +5,6 @@ import gc
 import logging
 import weakref
 
-import greedy
 import pytest
 import torch
 import transformers
@@ -55,18 +54,6 @@ def tokenizer():
 
 def reasons(caplog) -> list[str]:
     return [record.getMessage().rsplit(": ", 1)[1] for record in caplog.records if record.name == "gpt2fast"]
-
-
-@pytest.mark.parametrize("size", (1, greedy.BATCH), ids=("singly", "batched"))
-def test_greedy_equals_transformers(size, caplog):
-    ours = gpt2fast.optimize(copy.deepcopy(greedy.reference_model()))
-
-    def generate(ids, mask):
-        options = dict(max_new_tokens=greedy.NEW_TOKENS, min_new_tokens=2, do_sample=False)
-        return ours.generate(ids, attention_mask=mask, **options)
-
-    greedy.check_greedy(generate, size)
-    assert reasons(caplog) == []
 
 
 NATIVE = {
