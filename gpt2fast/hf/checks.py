@@ -8,10 +8,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules.module import _has_any_global_hook
 
 _CAPTURE = "transformers.utils.output_capturing"
-_PLAIN = (nn.Parameter, Tensor)
+_PLAIN = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)  # the latter stand for plain ones in torch.export
 _FORWARDS: dict[type, tuple[tuple[type, Callable], ...]] = {}
 
 

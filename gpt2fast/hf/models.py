@@ -11,6 +11,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.gpt2 import modeling_gpt2 as stock
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .. import ops
@@ -138,7 +139,8 @@ class GPT2Model(Optimized, stock.GPT2Model):
         embeds = self.wte(ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = (torch.arange(T, device=embeds.device) + before).unsqueeze(0)
-        within("embedding", "positions", position_ids, getattr(self.wpe, "num_embeddings", sys.maxsize))
+        if not is_tracing(position_ids):
+            within("embedding", "positions", position_ids, getattr(self.wpe, "num_embeddings", sys.maxsize))
         x = embeds + self.wpe(position_ids).to(embeds.device)
         return x if types is None else x + self.wte(types)
 
