@@ -243,6 +243,7 @@ def test_compiles_without_a_graph_break():
     ((torch.tensor([[-1, 3]]),), ValueError, r"tokens must lie in \[0, 97\)"),
     ((torch.ones(1, 3),), TypeError, "tokens must have dtype int64, got float32"),
     ((torch.ones(3, dtype=torch.int64),), ValueError, "tokens must have shape"),
+    ((torch.ones(1, 3, device="meta").long(),), ValueError, "must be on meta as tokens is, got cpu"),
     ((torch.ones(1, 41, dtype=torch.int64),), ValueError, r"positions must lie in \[0, 40\)"),
     ((torch.ones(1, 2, dtype=torch.int64), torch.tensor([[3, 40]])), ValueError, r"positions must lie in \[0, 40\)"),
     ((torch.ones(1, 2, dtype=torch.int64), None, torch.ones(1, 3).bool()), ValueError, r"mask must have .*\(1, 2\)"),
