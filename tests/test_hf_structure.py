@@ -6,7 +6,7 @@ import pytest
 import torch
 from hf_models import generates_the_same, one_thread, padded, same, tokens, trio  # noqa: F401
 from torch import nn
-from transformers import activations, pytorch_utils
+from transformers import GenerationMixin, activations, pytorch_utils
 from transformers.models.gpt2 import modeling_gpt2 as stock
 from transformers.pytorch_utils import Conv1D
 
@@ -232,3 +232,18 @@ def test_a_forward_replaced_in_our_class_is_called(kind, monkeypatch):
     calls.clear()
     ours.generate(IDS, attention_mask=padded(), **GREEDY)
     assert calls and "forward of" in native_obstacle(ours)
+
+
+@pytest.mark.parametrize("kind", (stock.GPT2LMHeadModel, GenerationMixin), ids=lambda kind: kind.__name__)
+def test_a_step_of_generate_replaced_in_its_class_is_called(kind, monkeypatch):
+    models, calls = trio(), []
+    before = generates_the_same(models)
+    prepare = GenerationMixin.prepare_inputs_for_generation
+
+    def replaced(self, input_ids, *args, **kwargs):
+        calls.append(1)
+        return prepare(self, input_ids.flip(0), *args, **kwargs)
+
+    monkeypatch.setattr(kind, "prepare_inputs_for_generation", replaced, raising=False)
+    assert not torch.equal(generates_the_same(models), before) and calls
+    assert "prepare_inputs_for_generation is replaced" in gpt2fast.report(models.ours)[""].reason

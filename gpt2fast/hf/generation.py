@@ -21,7 +21,10 @@ from ..model import GPT2
 from . import blocks
 from .checks import embedding_obstacle, is_autocast, obstacle, weight_obstacle
 
-_OVERRIDABLE = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+_STEPS = {  # what a turn of transformers' loop calls, as of now
+    name: getattr(GenerationMixin, name)
+    for name in ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+}
 _NORM = (blocks.LayerNorm, nn.LayerNorm)
 _MODEL = {  # the modules of a model and of a block, with the classes that the native model stands for
     "transformer.wte": (nn.Embedding,),
@@ -144,8 +147,8 @@ def native_obstacle(model: nn.Module) -> str | None:
         return "the model has cross attention"
     if is_autocast(model.transformer.wte.weight):
         return "autocast is on"
-    for name in _OVERRIDABLE:
-        if name in model.__dict__:
+    for name, known in _STEPS.items():
+        if name in model.__dict__ or getattr(type(model), name) is not known:
             return f"{name} is replaced"
     for module in (model, model.transformer):
         kind = type(module)
