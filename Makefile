@@ -127,6 +127,7 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.built
 	@$(PIP) install $(PIN) 'gpt2fast[$*]'
 	@$(BIN)/python tests/fetch_ranks.py || true
+	@$(BIN)/python tests/fetch_transformers.py || true
 	@touch $@
 
 $(VENV)/.lint: constraints.txt | $(VENV)/.made
