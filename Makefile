@@ -3,6 +3,8 @@
 #   make demo PROMPT="def main(" MODEL=folder-or-hub-name N=200
 #   make test PYTHON=/path/to/python   a Python that has torch (2.6 or newer) lends it; one without gets a pinned one
 #   make test CUDA=1                   PyPI's CUDA build of torch instead of the CPU build (several GB)
+#
+# .venv keeps the PYTHON it was made with: `make clean` comes before another.
 
 PYTHON ?= python3
 PROMPT ?= def main(
@@ -21,7 +23,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 TORCH_STAMP := $(VENV)/.torch-$(if $(CUDA),cuda,cpu)
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test test-all bench lint sanitize neon wheel clean
+.PHONY: demo test test-all bench lint sanitize neon wheel clean same-python
 .DELETE_ON_ERROR:
 export PROMPT MODEL
 
@@ -70,9 +72,18 @@ test -f "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))
   || need "Python's headers (Python.h)" python3-dev python3-devel "brew install python"
 endef
 
+# .venv is made once: a PYTHON that it was not made with is refused, not ignored.
+WHO = $(PYTHON) -c 'import sys; print(sys.prefix, "%d.%d" % sys.version_info[:2])'
+same-python:
+	@if [ "$(origin PYTHON)" != file ] && [ -s $(VENV)/.made ]; then \
+	  asked=$$($(WHO)); made=$$(cat $(VENV)/.made); \
+	  if [ "$$asked" != "$$made" ] && [ "$${asked% *}" != "$(abspath $(VENV))" ]; then \
+	    echo "make: $(VENV) was made with the Python of $$made, PYTHON=$(PYTHON) is that of $$asked:" \
+	      "run make clean first" >&2; exit 1; fi; fi
+
 # Lent torch: by --system-site-packages, and by a .pth for a PYTHON that is itself of an environment. Its version is
 # what it is, so the constraints leave it out.
-$(VENV)/.made:
+$(VENV)/.made: | same-python
 	@$(PREFLIGHT)
 	@if [ "$(origin PYTHON)" != file ] && \
 	  lent=$$($(PYTHON) -c 'import torch, os; assert torch.torch_version.TorchVersion(torch.__version__) >= "2.6"; \
@@ -81,13 +92,14 @@ $(VENV)/.made:
 	  $(PYTHON) -m venv --system-site-packages $(VENV) && touch $(VENV)/.torch-lent && \
 	  echo "$$lent" > "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/lent_torch.pth"; \
 	else $(PYTHON) -m venv $(VENV); fi
-	@touch $@
+	@$(WHO) > $@
 
 $(TORCH_STAMP): constraints.txt | $(VENV)/.made
 	@echo "Installing $(if $(wildcard $(VENV)/.torch-lent),build tools,torch) ..."
 	@if [ -e $(VENV)/.torch-lent ]; then grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
 	else cp constraints.txt $(VENV)/constraints.txt; fi
-	@if [ -e $(VENV)/.torch-lent ]; then :; \
+	@if [ -e $(VENV)/.torch-lent ]; then \
+	  if [ -n "$(CUDA)" ]; then echo "CUDA=1 changes nothing: torch is that of PYTHON"; fi; \
 	elif [ -n "$(CUDA)" ]; then \
 	  if $(PIP) list 2>/dev/null | grep -q '^torch .*+cpu'; then $(PIP) uninstall -y torch; fi; \
 	  $(PIP) install $(TORCH); \
@@ -115,6 +127,7 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.built
 	@$(PIP) install $(PIN) 'gpt2fast[$*]'
 	@$(BIN)/python tests/fetch_ranks.py || true
+	@$(BIN)/python tests/fetch_transformers.py || true
 	@touch $@
 
 $(VENV)/.lint: constraints.txt | $(VENV)/.made

@@ -1,22 +1,46 @@
-"""``python -m benchmarks [--quick]``: limits, ops, the whole model, and a picture of both, into benchmarks/results."""
+"""``python -m benchmarks [--quick] [--out FOLDER]``: limits, ops, the whole model, and a picture of both.
 
+Ops are timed twice: by our own pairs, which the table and the picture show, and by pytest-benchmark, whose JSON its own
+``pytest-benchmark compare`` reads.
+"""
+
+import argparse
 import sys
 from pathlib import Path
 
-from . import generate, ops, peak, report
+from . import generate, ops, output, report
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path("benchmarks/results")
 
 
-def main(argv: list[str]) -> int:
-    if unknown := [word for word in argv if word != "--quick"]:
-        raise SystemExit(f"python -m benchmarks takes --quick only, got {unknown[0]}")
-    peak.main(argv)
-    failed = ops.main([*argv, "--json", str(RESULTS / "ops.json")])
-    generate.main([*argv, "--json", str(RESULTS / "generate.json")])
-    report.main([str(RESULTS / "ops.json"), str(RESULTS / "generate.json")])
+def time_by_pytest(out: Path, quick: bool) -> int:
+    """test_ops_bench.py into pytest-benchmark.json; pytest's exit status."""
+    try:
+        import pytest
+        import pytest_benchmark  # noqa: F401
+    except ImportError as error:
+        raise SystemExit(f"the benchmarks need pytest-benchmark: pip install 'gpt2fast[bench]' ({error})") from error
+    pace = ["--benchmark-max-time=0.05", "--benchmark-min-rounds=3"] if quick else ["--benchmark-max-time=0.3"]
+    where = Path(__file__).parent / "test_ops_bench.py"
+    into = f"--benchmark-json={out / 'pytest-benchmark.json'}"
+    return pytest.main(
+        [str(where), "--benchmark-only", "--benchmark-quiet", *pace, into, "-q", "-p", "no:cacheprovider"]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, and of the model only batch 1")
+    parser.add_argument("--out", type=output.folder, default=str(RESULTS), metavar="FOLDER", help=f"default: {RESULTS}")
+    args = parser.parse_args(argv)
+    quick = ["--quick"] * args.quick
+    found = [str(args.out / name) for name in ("ops.json", "generate.json")]
+    failed = ops.main([*quick, "--json", found[0]])
+    failed |= time_by_pytest(args.out, args.quick)
+    generate.main([*quick, "--json", found[1]])
+    report.main(found)
     return failed
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

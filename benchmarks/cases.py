@@ -10,19 +10,28 @@ from torch import Tensor
 
 from gpt2fast import memory
 from gpt2fast.op import OPS, Op
-from gpt2fast.testing import build, has_kernel
+from gpt2fast.testing import build, find_ops, has_kernel
 
 GPT2 = dict(C={768, 3072}, K={768, 3072}, N={768, 2304, 3072, 50257}, V={50257}, H={12}, D={64}, P={1024})
+BATCH = dict(B=8, T=1023)  # a batch that fills all positions but one
 MORE = {
-    "embedding": [dict(B=1, T=1, C=768, V=50257, P=1024, start=37)],
+    "embedding": [
+        dict(B=1, T=1, C=768, V=50257, P=1024, start=37),
+        dict(**BATCH, C=768, V=50257, P=1024),
+    ],
+    "layer_norm": [dict(**BATCH, C=768)],
+    "add_layer_norm": [dict(**BATCH, C=768)],
+    "gelu": [dict(**BATCH, C=3072, approximate="tanh")],
+    "bias_gelu": [dict(**BATCH, C=3072, approximate="tanh")],
     "linear": [
         dict(B=1, T=512, K=768, N=2304, bias=True),
         dict(B=1, T=1, K=768, N=3072, bias=True, activation="gelu_tanh"),
         dict(B=1, T=1, K=3072, N=768, bias=True, residual=True),
         dict(B=8, T=1, K=768, N=50257, transposed=True),
+        dict(**BATCH, K=768, N=3072, bias=True, activation="gelu_tanh"),
     ],
     "attention": [dict(B=4, T=1024, S=1024, H=12, D=64)],
-    "decode_attention": [dict(B=1, T=1, S=1024, H=12, D=64)],
+    "decode_attention": [dict(B=1, T=1, S=1024, H=12, D=64), dict(B=8, T=1, S=1023, H=12, D=64)],
     "cross_entropy": [dict(R=1024, V=50257)],
 }
 LEAST_ROTATED = 2 << 20  # bytes a call moves from which its inputs would not be in cache when a model calls it
@@ -31,12 +40,16 @@ MOST_ROTATED = 512 << 20
 
 def bench_ops(names: list[str]) -> list[Op]:
     """Ops by name, by default all that have a kernel of ours and a way in PyTorch to compare with."""
-    import gpt2fast.ops  # noqa: F401  declares them
-
-    unknown = [name for name in names if name not in OPS]
-    if unknown:
-        raise ValueError(f"gpt2fast: op must be one of {', '.join(OPS)}, got {unknown[0]!r}")
-    return [OPS[name] for name in names] or [op for op in OPS.values() if has_kernel(op) and rivals(op)]
+    found = find_ops(names)
+    if not names:
+        return [op for op in found if has_kernel(op) and rivals(op)]
+    for op in found:
+        if not rivals(op):
+            have = ", ".join(name for name, other in OPS.items() if rivals(other))
+            raise ValueError(
+                f"gpt2fast bench: {op.name} declares no baseline= and no naive= to compare with; those that do: {have}"
+            )
+    return found
 
 
 def bench_cases(op: Op) -> list[dict]:
@@ -56,7 +69,7 @@ def describe(case: dict) -> str:
 def _sdpa_decode(q, k, v, lengths, starts=None, window=0, scale=None):
     """Without a mask: right, and PyTorch's best, where all rows see the whole cache."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
 def _torch_sample(

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import gpt2fast
+
 NATIVE = """
 import sys, time
 import torch
@@ -43,7 +45,7 @@ else:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps([reached, peak]))
 """
-ROOT = Path(__file__).parent.parent
+ROOT = Path(gpt2fast.__file__).parent.parent  # where these processes find it too, installed or not
 
 
 def _run(code: str, *args: str) -> tuple[float, int]:

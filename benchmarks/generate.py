@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from . import fresh, peak
-from .ops import DTYPES, parse_dtypes, write
+from .ops import DTYPES, parse_dtypes
+from .output import JSON_HELP, json_file, write
 from .table import markdown, show
 from .timing import ratios, summarise
 
@@ -138,15 +139,17 @@ def cells(row: dict) -> list[str]:
     ]  # fmt: skip
 
 
-def run(dtypes: list[str], names: list[str], peers: list[str], seconds: float, with_fresh: bool, each=None) -> dict:
-    """All rows, the limits, and the figures of fresh processes."""
+def run(
+    dtypes: list[str], names: list[str], peers: list[str], seconds: float, with_fresh: bool, each=None, **sizes
+) -> dict:
+    """All rows, the limits, and the figures of fresh processes; ``sizes``: of the model, instead of 124M's."""
     torch.use_deterministic_algorithms(False)
-    probe = peak.Probe(huge=True, nbytes=256 << 20)
-    found = dict(kind="generate", machine=peak.machine(), rows=[])
+    probe = peak.Probe(huge=True, nbytes=peak.ARRAY)
+    found = dict(kind="generate", machine=peak.machine(), peaks=peak.measure(quick=True), rows=[])
     for dtype in dtypes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            parameters = make_checkpoint(folder, dtype)
+            parameters = make_checkpoint(folder, dtype, **sizes)
             if with_fresh and dtype == "float32":
                 found["fresh"] = fresh.measure(folder, parameters)
                 each and each(found)
@@ -173,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=None, help="default: torch's")
     parser.add_argument("--quick", action="store_true", help="batch 1 after 32 and 512 only, 3 rounds")
     parser.add_argument("--no-fresh", action="store_true", help="leave out memory and time of fresh processes")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON, without FILE to the terminal")
+    parser.add_argument("--json", type=json_file, nargs="?", const="-", metavar="FILE", help=JSON_HELP)
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args(argv)
     if args.threads:

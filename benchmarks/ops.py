@@ -7,9 +7,7 @@ what this machine could do, measured in the same rounds where memory is the limi
 
 import argparse
 import functools
-import json
 import sys
-from pathlib import Path
 
 import torch
 
@@ -17,6 +15,7 @@ from gpt2fast.op import Op
 from gpt2fast.testing import assert_parity
 
 from . import cases, peak
+from .output import JSON_HELP, json_file, write
 from .table import markdown, show
 from .timing import alternate, keep_freed_memory, ratios, summarise
 
@@ -57,7 +56,7 @@ def bench_case(op: Op, case: dict, dtype: torch.dtype, measured: dict[str, float
     row = dict(op=op.name, case=case, label=cases.describe(case), dtype=str(dtype).removeprefix("torch."))
     try:
         assert_parity(op, case, dtype)
-    except (AssertionError, RuntimeError) as failure:
+    except (AssertionError, RuntimeError, ValueError, TypeError) as failure:
         return row | dict(failed=str(failure))
     with torch.inference_mode():
         sets, outside = cases.inputs(op, case, dtype)
@@ -90,6 +89,7 @@ def bench_case(op: Op, case: dict, dtype: torch.dtype, measured: dict[str, float
         bytes_per_second=sum(moved) / ours,
         flops_per_second=flops / ours,
         bound=bounds[0][1],
+        pace={name: summarise(times[name]) for name in probes},
         share=share,
         torch_share=torch_share,
         ratio=ratios(times[best], times["ours"]),
@@ -124,14 +124,15 @@ def cells(row: dict) -> list[str]:
 
 def run(names: list[str], dtypes: list[str], quick: bool = False, keep_freed: bool = False, each=None) -> dict:
     """All rows, with the machine and its limits; ``each(found)`` is called after every row."""
+    chosen = cases.bench_ops(names)
     torch.use_deterministic_algorithms(False)  # or torch.empty would fill memory
     kept = keep_freed and keep_freed_memory()
     threads = torch.get_num_threads()
-    peaks = peak.measure(threads, quick=True)
-    probe = peak.Probe(huge=True, nbytes=64 << 20 if quick else 128 << 20)
+    peaks = peak.measure(threads, quick=quick or bool(names))
+    probe = peak.Probe(huge=True, nbytes=peak.ARRAY // (4 if quick else 2))
     measured = peak.limits(peaks, threads)
     found = dict(kind="ops", machine=peak.machine() | dict(freed_memory_kept=kept), peaks=peaks, rows=[])
-    for op in cases.bench_ops(names):
+    for op in chosen:
         for case in cases.bench_cases(op):
             for name in dtypes:
                 if DTYPES[name] in op.dtypes:
@@ -152,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="OP", help="ops by name (default: all that have a kernel)")
     parser.add_argument("--dtype", type=parse_dtypes, default=list(DTYPES), metavar="A,B", help="float32,bfloat16")
-    parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON, without FILE to the terminal")
+    parser.add_argument("--json", type=json_file, nargs="?", const="-", metavar="FILE", help=JSON_HELP)
     parser.add_argument("--threads", type=int, default=None, help="default: torch's")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--keep-freed-memory", action="store_true", help="no page faults on either side: kernels alone")
@@ -178,22 +179,14 @@ def main(argv: list[str] | None = None) -> int:
         )
         rows = [cells(row) for row in found["rows"]]
         if args.markdown:
-            print(f"{title}\n\n{markdown(HEADER, rows, 4)}")
+            print(f"{title}\n\n{markdown(HEADER, rows, 4)}\n\n{markdown(*peak.table(found['peaks']))}")
         else:
             show(HEADER, rows, title, 4)
+            show(*peak.table(found["peaks"]), title="This machine's limits")
         for row in found["rows"]:
             if "failed" in row:
                 print(f"{row['op']} {row['label']} {row['dtype']}: {row['failed']}")
     return int(any("failed" in row for row in found["rows"]))
-
-
-def write(found: dict, path: str | None) -> None:
-    """JSON to a file, or to the terminal for ``-``."""
-    if path == "-":
-        print(json.dumps(found))
-    elif path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

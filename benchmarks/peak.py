@@ -17,6 +17,8 @@ from torch import Tensor
 from gpt2fast import backends
 from gpt2fast.cli import gather_info
 
+from .table import show
+
 ARRAY = 256 << 20  # bytes, far above a usual last-level cache
 PAGES = {"4 KiB": False, "2 MiB": True}
 BANDWIDTHS = ("read", "copy", "stream")
@@ -46,7 +48,7 @@ def array(nbytes: int, huge: bool) -> Tensor:
 class Probe:
     """Two arrays on pages of one size; ``probe(what)`` is one measurement, in bytes a second."""
 
-    def __init__(self, huge: bool, nbytes: int = ARRAY // 2):
+    def __init__(self, huge: bool, nbytes: int):
         self.x, self.y = array(nbytes, huge), array(nbytes, huge)
 
     def __call__(self, what: str) -> float:
@@ -104,9 +106,15 @@ def machine() -> dict:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    from .table import show
+def table(measured: dict) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: a limit a row, a column for each number of threads."""
+    names = {**{f"{w} {p}": f"{w}, {p} pages (GB/s)" for w in BANDWIDTHS for p in PAGES},
+             **{w: f"{text} (GFLOP/s)" for w, text in RATES.items()}}  # fmt: skip
+    rows = [[label, *(f"{row[name] / 1e9:.1f}" for row in measured.values())] for name, label in names.items()]
+    return ["limit", *(f"{n} thread{'s' if n != '1' else ''}" for n in measured)], rows
 
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peak", description=__doc__.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--threads", type=int, default=None, help="the most threads (default: torch's)")
@@ -116,10 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(dict(machine=machine(), peaks=found)))
         return 0
-    names = {**{f"{w} {p}": f"{w}, {p} pages (GB/s)" for w in BANDWIDTHS for p in PAGES},
-             **{w: f"{text} (GFLOP/s)" for w, text in RATES.items()}}  # fmt: skip
-    rows = [[label, *(f"{row[name] / 1e9:.1f}" for row in found.values())] for name, label in names.items()]
-    show(["limit", *(f"{n} thread{'s' if n != '1' else ''}" for n in found)], rows, title=f"{backends.isa()}")
+    show(*table(found), title=f"{backends.isa()}")
     return 0
 
 

@@ -12,7 +12,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import figures, generate, ops, peak
+from . import figures, generate, ops, output, peak
 from .table import markdown, show
 
 DTYPES = {
@@ -44,7 +44,7 @@ def draw_bars(ax, rows: list[tuple[str, str, dict | None]], title: str) -> None:
         width = ratio["median"] if ratio else 1.0
         ax.barh(i, width - 1, left=1, color=style["color"], hatch=style["hatch"], edgecolor="black", linewidth=0.6)
         text = f" {width:.2f}x " if ratio else " failed parity "
-        end = max(width, ratio["q90"]) if ratio else 1.0
+        end = max(width, ratio["q90"], 1.0) if ratio else 1.0
         if ratio:
             ax.plot([ratio["q10"], ratio["q90"]], [i, i], color="black", linewidth=1.2, marker="|", markersize=5)
         ax.text(end, i, text, va="center", ha="left", fontsize=7)
@@ -66,22 +66,25 @@ def draw_bars(ax, rows: list[tuple[str, str, dict | None]], title: str) -> None:
 
 
 def draw_roofline(ax, results: dict) -> None:
-    """Filled: ours. Hollow: PyTorch's best. A line joins the two of a case."""
-    threads = results["machine"]["threads"]
-    limit = peak.limits(results["peaks"], threads)
+    """Filled: ours. Hollow: PyTorch's best. A line joins the two of a case.
+
+    The roof is the best bandwidth of the run, before it and between the rounds: on a shared machine it comes and goes.
+    """
+    limit = peak.limits(results["peaks"], results["machine"]["threads"])
     rows = [row for row in results["rows"] if "failed" not in row and row["outside_cache"] and row["flops"]]
+    memory = max(limit["read"], limit["copy"], *(p["q90"] for row in rows for p in row["pace"].values()))
     intensity = [row["flops"] / (row["read"] + row["written"]) for row in rows]
-    low, high = min(intensity, default=0.1) / 3, 3 * max([*intensity, limit["dot"] / limit["read"]])
+    top = max(limit["fma"], limit["dot"])
+    low, high = min(intensity, default=0.1) / 3, 3 * max([*intensity, top / memory])
     for name, style in (("fma", "-"), ("dot", "--")):
-        knee = limit[name] / limit["read"]
+        knee = limit[name] / memory
         label = {"fma": "float32 multiply-add", "dot": "bfloat16 pair product"}[name]
         ax.plot([knee, high], [limit[name] / 1e9] * 2, style, color="black", linewidth=1.4)
         ax.text(
             high, limit[name] / 1e9, f"{label}: {limit[name] / 1e9:.0f} GFLOP/s", ha="right", va="bottom", fontsize=7
         )
-    knee = limit["dot"] / limit["read"]
-    ax.plot([low, knee], [low * limit["read"] / 1e9, limit["dot"] / 1e9], "-", color="black", linewidth=1.4)
-    ax.text(low * 1.1, low * limit["read"] / 1e9 * 2, f"read: {limit['read'] / 1e9:.0f} GB/s", fontsize=7, rotation=30)
+    ax.plot([low, top / memory], [low * memory / 1e9, top / 1e9], "-", color="black", linewidth=1.4)
+    ax.text(low * 1.1, low * memory / 1e9 * 2, f"memory: {memory / 1e9:.0f} GB/s", fontsize=7, rotation=30)
     for row, x in zip(rows, intensity):
         style = DTYPES[row["dtype"]]
         ours, theirs = (row["flops"] / row["seconds"][n]["median"] / 1e9 for n in ("ours", row["best"]))
@@ -148,6 +151,8 @@ def tables(found: dict[str, dict]) -> list[tuple[str, list[str], list[list[str]]
     if "generate" in found:
         rows = [generate.cells(row) for row in found["generate"]["rows"]]
         out.append(("The whole model, tokens/s", generate.HEADER, rows, 3))
+    for results in list(found.values())[:1]:
+        out.append(("This machine's limits", *peak.table(results["peaks"]), 1))
     checked = [*figures.of_ops(found["ops"]["rows"])] if "ops" in found else []
     checked += figures.of_model(found["generate"]) if "generate" in found else []
     out.append(("Figures", ["figure", "found", "holds"], [[a, b, "yes" if c else "NO"] for a, b, c in checked], 1))
@@ -184,7 +189,9 @@ def to_html(found: dict[str, dict], png: bytes) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
     parser.add_argument("results", nargs="+", help="JSON of benchmarks.ops and benchmarks.generate")
-    parser.add_argument("--out", default=None, metavar="FOLDER", help="default: that of the first file")
+    parser.add_argument(
+        "--out", type=output.folder, default=None, metavar="FOLDER", help="default: that of the first file"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown, draw nothing")
     args = parser.parse_args(argv)
     found = read(args.results)
@@ -197,8 +204,7 @@ def main(argv: list[str] | None = None) -> int:
         figure = draw(found)
     except ModuleNotFoundError as error:
         raise SystemExit(f"the picture needs matplotlib: pip install 'gpt2fast[bench]' ({error})") from error
-    out = Path(args.out) if args.out else Path(args.results[0]).parent
-    out.mkdir(parents=True, exist_ok=True)
+    out = args.out or Path(args.results[0]).parent
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140)
     (out / "report.png").write_bytes(buffer.getvalue())

@@ -18,7 +18,8 @@ def runs():
     for op in cases.bench_ops([]):
         for case, dtype in itertools.product(cases.bench_cases(op), DTYPES):
             for way in ("ours", *cases.rivals(op, case)):
-                yield pytest.param(op, case, dtype, way, id=f"{op.name} {cases.describe(case)} {dtype} {way}")
+                name = cases.describe(case).replace("·", "-")
+                yield pytest.param(op, case, dtype, way, id=f"{op.name} {name} {dtype} {way}")
 
 
 @functools.lru_cache(maxsize=1)
@@ -30,7 +31,7 @@ def prepared(name: str, number: int, dtype: str):
     return cases.inputs(op, case, DTYPES[dtype])[0]
 
 
-@pytest.mark.parametrize(("op", "case", "dtype", "way"), runs())
+@pytest.mark.parametrize(("op", "case", "dtype", "way"), list(runs()))
 def test_op(benchmark, op, case, dtype, way):
     function = dict(ours=op, **cases.rivals(op, case))[way]
     with torch.inference_mode():

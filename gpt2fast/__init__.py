@@ -5,52 +5,95 @@ something that needs them is asked for.
 """
 
 import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
+    from . import backends, hf, model, ops, shapes, testing
+    from .backends import use_backend
+    from .config import Config
+    from .generate import generate
+    from .hf import (
+        GPT2Config,
+        GPT2DoubleHeadsModel,
+        GPT2ForQuestionAnswering,
+        GPT2ForSequenceClassification,
+        GPT2ForTokenClassification,
+        GPT2LMHeadModel,
+        GPT2Model,
+        optimize,
+        report,
+        restore,
+    )
+    from .model import GPT2
+    from .op import OPS, op
+    from .text import Tokenizer
 
 __version__ = "0.1.0"
-
-_WHERE = {
-    "GPT2": "model",
-    "Config": "config",
-    "Tokenizer": "text",
-    "generate": "generate",
-    "use_backend": "backends",
-    "op": "op",
-    "OPS": "op",
-} | dict.fromkeys(
-    (
-        "GPT2Config",
-        "GPT2DoubleHeadsModel",
-        "GPT2ForQuestionAnswering",
-        "GPT2ForSequenceClassification",
-        "GPT2ForTokenClassification",
-        "GPT2LMHeadModel",
-        "GPT2Model",
-        "optimize",
-        "report",
-        "restore",
-    ),
+__all__ = [
+    "GPT2",
+    "OPS",
+    "Config",
+    "GPT2Config",
+    "GPT2DoubleHeadsModel",
+    "GPT2ForQuestionAnswering",
+    "GPT2ForSequenceClassification",
+    "GPT2ForTokenClassification",
+    "GPT2LMHeadModel",
+    "GPT2Model",
+    "Tokenizer",
+    "__version__",
+    "backends",
+    "generate",
     "hf",
-)
+    "model",
+    "op",
+    "ops",
+    "optimize",
+    "report",
+    "restore",
+    "shapes",
+    "testing",
+    "use_backend",
+]
+
 _MODULES = ("backends", "hf", "model", "ops", "shapes", "testing")
+_ELSEWHERE = dict(
+    GPT2="model", Config="config", Tokenizer="text", generate="generate", use_backend="backends", op="op", OPS="op"
+)
+_WHERE = {name: _ELSEWHERE.get(name, "hf") for name in __all__ if name not in _MODULES and name != "__version__"}
 
-__all__ = sorted([*_WHERE, "__version__", "ops"])  # noqa: PLE0604
 
+if not TYPE_CHECKING:  # or every misspelt name would pass for one of these
 
-def __getattr__(name: str):
-    if name not in _WHERE and name not in _MODULES:
-        raise AttributeError(f"module 'gpt2fast' has no attribute {name!r}")
-    where = _WHERE.get(name, name)
-    try:
-        module = importlib.import_module(f".{where}", __name__)
-    except ModuleNotFoundError as error:
-        if where == "hf" and (error.name or "").split(".")[0] == "transformers":
-            fix = 'pip install "gpt2fast[transformers]"'
-            raise ImportError(f"gpt2fast.{name} needs transformers, which is not installed: {fix}") from error
-        raise
-    found = module if name in _MODULES and name not in _WHERE else getattr(module, name)
-    globals()[name] = found
-    return found
+    def __getattr__(name: str):
+        if name not in _WHERE and name not in _MODULES:
+            raise AttributeError(f"module 'gpt2fast' has no attribute {name!r}")
+        where = _WHERE.get(name, name)
+        try:
+            module = importlib.import_module(f".{where}", __name__)
+        except ModuleNotFoundError as error:
+            if where == "hf" and (error.name or "").split(".")[0] == "transformers":
+                fix = 'pip install "gpt2fast[transformers]"'
+                raise ImportError(f"gpt2fast.{name} needs transformers, which is not installed: {fix}") from error
+            raise
+        found = getattr(module, name) if name in _WHERE else module
+        globals()[name] = found
+        return found
 
 
 def __dir__():
     return __all__
+
+
+class _Package(ModuleType):
+    """``gpt2fast.op`` and ``gpt2fast.generate`` stay the functions when the modules of those names are imported."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _WHERE and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

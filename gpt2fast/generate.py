@@ -45,8 +45,11 @@ def generate(
     """
     config = model.config
     vocabulary = config.vocab_size
-    mask = check_prompt(input_ids, attention_mask, vocabulary)
+    mask = check_prompt(input_ids, attention_mask, vocabulary, model.wte.weight.device)
     B, T = input_ids.shape
+    for name, count in dict(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, top_k=top_k or 0).items():
+        if not hasattr(count, "__index__"):
+            raise TypeError(f"gpt2fast.generate: {name} must be an integer, got {count!r}")
     _need(max_new_tokens >= 0, "max_new_tokens", "at least 0", max_new_tokens)
     _need(min_new_tokens >= 0, "min_new_tokens", "at least 0", min_new_tokens)
     _need(
@@ -144,7 +147,9 @@ def _stream(streamer: Any, tokens: Tensor) -> None:
             streamer.put(tokens.to("cpu", copy=True))
 
 
-def check_prompt(input_ids: Tensor, attention_mask: Tensor | None, vocabulary: int) -> Tensor | None:
+def check_prompt(
+    input_ids: Tensor, attention_mask: Tensor | None, vocabulary: int, device: torch.device
+) -> Tensor | None:
     """Raises where the prompt cannot be continued; returns the mask as bools, None where nothing is padding."""
     if not isinstance(input_ids, Tensor):
         raise TypeError(f"gpt2fast.generate: input_ids must be a tensor, got {type(input_ids).__name__}")
@@ -152,6 +157,9 @@ def check_prompt(input_ids: Tensor, attention_mask: Tensor | None, vocabulary: i
         raise TypeError(f"gpt2fast.generate: input_ids must have dtype int64, got {_word(input_ids)}")
     _need(input_ids.dim() == 2, "input_ids", "of shape (B, T)", tuple(input_ids.shape))
     _need(input_ids.numel() > 0, "input_ids", "at least one token in at least one row", tuple(input_ids.shape))
+    for name, tensor in dict(input_ids=input_ids, attention_mask=attention_mask).items():
+        on = getattr(tensor, "device", device)
+        _need(on == device, name, f"on {device} as the model is", on)
     least, most = (int(end) for end in input_ids.aminmax())
     found = least if least < 0 else most
     _need(0 <= least and most < vocabulary, "input_ids", f"tokens in [0, vocab_size = {vocabulary})", found)

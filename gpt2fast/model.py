@@ -5,6 +5,7 @@ Only ``gpt2fast.ops`` compute here. ``cache`` is all that distinguishes prefill 
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -215,15 +216,18 @@ class GPT2(nn.Module):
         return cls.from_state(config, state, block).train(model.training)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, weights: str | None = None, block: Callable = Block) -> "GPT2":
+    def from_pretrained(
+        cls, source: str | Path, weights: str | None = None, block: Callable = Block, **hub: Any
+    ) -> "GPT2":
         """Reads a checkpoint folder or, by name, from the Hugging Face hub; in evaluation mode.
 
         ``weights``: the dtype to hold them in, ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default the file's.
+        ``hub``: revision, token, cache_dir. What ends a text is as generation_config.json, if there is one, says.
         Errors: all that does not fit between config and weights, listed, before any weight is read.
         """
         dtype = checkpoint.parse_dtype(weights)
-        folder = checkpoint.locate(source)
-        model = cls._skeleton(Config.load(folder / "config.json"), block)
+        folder = checkpoint.locate(source, **hub)
+        model = cls._skeleton(checkpoint.load_config(folder), block)
         return model._adopt(checkpoint.load(folder, model.shapes(), dtype))
 
     def save_pretrained(self, folder: str | Path) -> None:

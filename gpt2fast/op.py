@@ -151,15 +151,16 @@ def op(
         raise ValueError(f"autocast must be 'lower', 'float32' or 'widest', got {autocast!r}")
 
     def declare(function: Callable) -> Op:
-        name = function.__name__
+        name, signature = function.__name__, inspect.signature(function)
+        schema = torch.library.infer_schema(function, mutates_args=tuple(mutates))
+        outputs = () if mutates else (*returns.split(), *saves.split())
+        _check_declaration(f"{namespace}::{name}", signature, schema, outputs, shapes, mutates)
         library, references = _libraries.setdefault(
             namespace,
             (torch.library.Library(namespace, "FRAGMENT"), torch.library.Library(f"{namespace}_reference", "FRAGMENT")),
         )
-        schema = torch.library.infer_schema(function, mutates_args=tuple(mutates))
         for lib in (library, references):
             lib.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        signature = inspect.signature(function)
         qualified = f"{namespace}::{name}"
 
         @functools.wraps(function)
@@ -192,6 +193,20 @@ _libraries = {NAMESPACE: (_library, _reference_library)}
 
 def _holds_tensor(annotation: Any) -> bool:
     return bool(re.search(r"\bTensor\b", str(annotation)))
+
+
+def _check_declaration(op: str, signature, schema: str, outputs: Sequence[str], shapes, mutates) -> None:
+    """Raises ValueError where the words of ``@op`` do not fit the function below it."""
+    parameters = signature.parameters
+    for option, names in (("shapes", shapes), ("mutates", mutates)):
+        if unknown := [name for name in names if name not in parameters]:
+            raise ValueError(f"{op}: {option}= must name arguments, {', '.join(parameters)}, got {unknown[0]!r}")
+    if missing := [n for n, p in parameters.items() if _holds_tensor(p.annotation) and n not in shapes]:
+        raise ValueError(f"{op}: shapes= must say the shape of every tensor, got none for {missing[0]!r}")
+    count = len(torch._C.parse_schema(op + schema).returns)
+    if count != len(outputs):
+        named = ", ".join(outputs) or "none"
+        raise ValueError(f"{op}: returns= and saves= must name its {count} outputs, got {len(outputs)} ({named})")
 
 
 def _refuse_backward(declared: Op) -> None:

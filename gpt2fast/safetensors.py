@@ -130,7 +130,15 @@ def _are_sizes(value) -> bool:
 
 
 def write(path: str | Path, tensors: dict[str, Tensor]) -> None:
-    """Writes CPU or GPU tensors; the header says ``format: pt``, which transformers asks for."""
+    """Writes CPU or GPU tensors; the header says ``format: pt``, which transformers asks for.
+
+    Errors: TypeError for a dtype that is none of DTYPES, before the file is touched.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in NAMES:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in NAMES)
+            got = str(tensor.dtype).removeprefix("torch.")
+            raise TypeError(f"gpt2fast.safetensors.write: {name} must have one of the dtypes {known}, got {got}")
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     at = 0
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide dtypes first: all aligned

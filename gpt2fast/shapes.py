@@ -24,6 +24,8 @@ def concrete(spec: str, sizes: dict[str, int], leading: tuple[int, ...] = ()) ->
             shape.extend(leading)
         else:
             letter = dim.split("|")[0]
+            if not (letter.isdigit() or letter in sizes):
+                raise ValueError(f"case must say {letter} for the shape {spec!r}, got {sizes}")
             shape.append(int(letter) if letter.isdigit() else sizes[letter])
     return tuple(shape)
 
@@ -32,14 +34,15 @@ def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, An
     """Raises where an argument does not fit; returns the sizes that the letters stand for."""
     sizes: dict[str, Any] = {}
     first = first_floating = None
-    float64 = any(_is_float64(args.get(name)) for name in shapes)  # then statistics are float64 too
-    for name, spec in shapes.items():
+    specs = {name: parse(resolve(spec, args)) for name, spec in shapes.items()}
+    # where the data is float64, as the truth's is, statistics are too
+    float64 = any(dtype is None and _is_float64(args.get(name)) for name, (_, dtype) in specs.items())
+    for name, (dims, dtype) in specs.items():
         tensor = args.get(name)
         if tensor is None:
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
-        dims, dtype = parse(resolve(spec, args))
         dtype = torch.float64 if dtype == torch.float32 and float64 else dtype
         first = first or (name, tensor)
         if tensor.device != first[1].device:

@@ -3,9 +3,12 @@
 import codecs
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .weights import locate
 
 END = "<|endoftext|>"
 
@@ -28,13 +31,17 @@ class Tokenizer:
         self._added = {number: str(token) for number, token in tokenizer.get_added_tokens_decoder().items()}
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
-        """Errors: FileNotFoundError where neither is in the folder, ValueError where a file is corrupt."""
+    def from_pretrained(cls, source: str | Path, **hub: Any) -> "Tokenizer":
+        """From a folder or, by name, from the Hugging Face hub (``hub``: revision, token, cache_dir).
+
+        Errors: FileNotFoundError where neither is in the folder, ValueError where a file is corrupt, OSError where the
+        hub does not give it.
+        """
         try:
             from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
         except ImportError:
             raise ImportError("gpt2fast.Tokenizer needs the tokenizers library (pip install tokenizers)") from None
-        folder = Path(folder)
+        folder = locate(source, weights=False, **hub)
         whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
         if not whole.is_file() and not (vocab.is_file() and merges.is_file()):
             raise FileNotFoundError(f"gpt2fast: {folder} must hold tokenizer.json, or vocab.json and merges.txt")

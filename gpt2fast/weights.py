@@ -16,7 +16,8 @@ from . import memory, safetensors
 from .config import Config
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-HUB_FILES = ["config.json", "tokenizer.json", "vocab.json", "merges.txt", "model*.safetensors", "model*.json"]
+TOKENIZER_FILES = ["tokenizer.json", "vocab.json", "merges.txt"]
+HUB_FILES = TOKENIZER_FILES + ["config.json", "generation_config.json", "model*.safetensors", "model*.json"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 PREFIX = "transformer."
@@ -36,8 +37,19 @@ def native_name(name: str) -> str:
     return name.removeprefix(PREFIX)
 
 
-def locate(source: str | Path) -> Path:
-    """The folder of a checkpoint: ``source`` itself, or a copy of the Hugging Face hub's repository of that name."""
+def locate(
+    source: str | Path,
+    *,
+    weights: bool = True,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
+    """The folder of a checkpoint: ``source`` itself, or a copy of the Hugging Face hub's repository of that name.
+
+    ``weights`` False: its tokenizer is enough. ``revision`` (branch, tag or commit), ``token`` and ``cache_dir`` are
+    the hub's. Errors: FileNotFoundError for what is neither, OSError where the hub does not give it.
+    """
     path = Path(source)
     if path.is_dir():
         return path
@@ -50,15 +62,35 @@ def locate(source: str | Path) -> Path:
             f"gpt2fast: {str(source)!r} is no folder here, and fetching it from the hub needs huggingface_hub "
             "(pip install huggingface_hub)"
         ) from None
+
+    def fetch(files: list[str]) -> Path:
+        where = dict(revision=revision, token=token, cache_dir=cache_dir)
+        return Path(snapshot_download(str(source), allow_patterns=files, **where))
+
     try:
-        folder = Path(snapshot_download(str(source), allow_patterns=HUB_FILES))
-        if not any((folder / name).exists() for name in FILES):
-            folder = Path(snapshot_download(str(source), allow_patterns=HUB_FILES + ["pytorch_model*"]))
+        folder = fetch(HUB_FILES if weights else TOKENIZER_FILES)
+        if weights and not any((folder / name).exists() for name in FILES):
+            folder = fetch(HUB_FILES + ["pytorch_model*"])
     except Exception as error:  # the hub's errors have no common base class
         raise OSError(
             f"gpt2fast: {str(source)!r} is no folder here and could not be fetched from the hub: {error}"
         ) from error
     return folder
+
+
+def load_config(folder: Path) -> Config:
+    """The folder's config.json, with the end and padding tokens of its generation_config.json, if it has one."""
+    config = Config.load(folder / "config.json")
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return config
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"gpt2fast: {path} is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"gpt2fast: {path} must hold a JSON object, got {type(found).__name__}")
+    return replace(config, **{name: found[name] for name in ("eos_token_id", "pad_token_id") if name in found})
 
 
 def check(expected: dict[str, tuple], found: dict[str, tuple], where: str | Path) -> None:

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 import gpt2fast.ops  # noqa: F401
+from gpt2fast import op as declare
 from gpt2fast.op import OPS
-from gpt2fast.testing import LAYOUTS, has_kernel, runnable_isas, work
+from gpt2fast.testing import runnable_isas, runs, work
 
-SMALL = 20_000_000
 ISAS = runnable_isas()
 
 
@@ -26,18 +27,13 @@ def op_cases(limit: float = float("inf"), ops=None) -> list:
 
 
 def op_runs() -> list:
-    """(op, case, dtype, isa, layout): small cases everywhere, large ones on the best instruction set only."""
-    runs = []
+    """(op, case, dtype, isa, layout): what ``gpt2fast check`` runs."""
+    found = []
     for op in OPS.values():
-        for case in op.cases:
-            small = work(op, case) <= SMALL
-            for isa in ISAS if small and has_kernel(op) else ISAS[:1]:
-                for layout in LAYOUTS if small else LAYOUTS[:1]:
-                    for dtype in op.dtypes:
-                        word = str(dtype).removeprefix("torch.")
-                        name = f"{op.name}-{name_of(case)}-{word}-{isa}-{layout}"
-                        runs.append(pytest.param(op, case, dtype, isa, layout, id=name))
-    return runs
+        for case, dtype, isa, layout in (run.values() for run in runs(op)):
+            name = f"{op.name}-{name_of(case)}-{str(dtype).removeprefix('torch.')}-{isa}-{layout}"
+            found.append(pytest.param(op, case, dtype, isa, layout, id=name))
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +50,31 @@ def two_threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def _half():
+    def plain(x):
+        return x * 0.5
+
+    @declare(
+        shapes=dict(x="... C"), cases=[dict(B=2, T=3, C=5), dict(B=1, T=1, C=2)], flops=lambda n: 6 * n["C"],
+        derivative=False, baseline=plain, naive=lambda x: x / 2, namespace="gpt2fast_test",
+    )  # fmt: skip
+    def half(x: Tensor) -> Tensor:
+        """y = x / 2."""
+        return x.clone() * 0.5
+
+    library = torch.library.Library("gpt2fast_test", "IMPL")
+    library.impl("half", lambda x: half.kernel(x), "CPU")
+    half.library = library  # which lives as long as its kernels shall
+    return half
+
+
+@pytest.fixture
+def half(_half):
+    """An op as a user declares one, its CPU kernel in Python: set ``half.kernel`` to break it."""
+    _half.kernel = lambda x: (x * 0.5).contiguous()
+    OPS["gpt2fast_test::half"] = _half
+    yield _half
+    del OPS["gpt2fast_test::half"]

@@ -32,20 +32,25 @@ def ranks(fetch: bool = True) -> Path:
 
 
 def _fetch(path: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
-        done = subprocess.run([*command, "-d", folder, PACKAGE], capture_output=True, text=True, timeout=120)
-        archives = list(Path(folder).glob("*.tar.gz"))
-        if not archives:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no archive came"]
-            raise OSError(f"pip could not download {PACKAGE}: {lines[-1]}")
-        with tarfile.open(archives[0]) as archive:
-            member = next(m for m in archive.getmembers() if m.name.endswith(MEMBER))
-            content = archive.extractfile(member).read()
+    content = download(PACKAGE, MEMBER)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".{os.getpid()}")
     beside.write_bytes(content)
     beside.replace(path)
+
+
+def download(package: str, member: str) -> bytes:
+    """A file of a package's source distribution. Errors: OSError with pip's reason."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+        done = subprocess.run([*command, "-d", folder, package], capture_output=True, text=True, timeout=120)
+        archives = list(Path(folder).glob("*.tar.gz"))
+        if not archives:
+            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["no archive came"]
+            raise OSError(f"pip could not download {package}: {lines[-1]}")
+        with tarfile.open(archives[0]) as archive:
+            found = next(m for m in archive.getmembers() if m.name.endswith(member))
+            return archive.extractfile(found).read()
 
 
 if __name__ == "__main__":

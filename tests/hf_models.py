@@ -115,6 +115,18 @@ def same_losses(models: Trio, ids: Tensor, **kwargs) -> None:
     compare(*losses)
 
 
+def generates_the_same(models: Trio, **options) -> Tensor:
+    """Greedy texts of ours and of transformers', for a batch with padding and for one row. Returns the batch's."""
+    options = dict(max_new_tokens=8, do_sample=False, pad_token_id=0) | options
+    for given in (dict(input_ids=tokens()[:1]), dict(input_ids=tokens(), attention_mask=padded())):
+        found = []
+        for model in models[:2]:
+            torch.manual_seed(2)
+            found.append(model.generate(**given, **options))
+        assert torch.equal(*found), f"transformers: {found[0].tolist()}, ours: {found[1].tolist()}"
+    return found[1]
+
+
 def compare(plain: Any, ours: Any, truth: Any) -> None:
     """The rule for every tensor but single numbers, for which see same_losses."""
     plain, ours, truth = flat(plain), flat(ours), flat(truth)

@@ -1,19 +1,24 @@
 """The command line: what it prints, its JSON, its errors, and how soon the first token comes."""
 
+import dataclasses
 import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from test_text import train
 
-from gpt2fast import cli
+import gpt2fast
+from gpt2fast import OPS, backends, cli
 from gpt2fast.config import Config
 from gpt2fast.model import GPT2
+from gpt2fast.testing import runnable_isas
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +80,41 @@ def test_info(capsys):
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {"machine", "isa", "backends", "versions"}
     assert found["versions"]["torch"].split("+")[0] in text and "reference" in found["backends"]["found"]
+    assert found["versions"]["gpt2fast"] == gpt2fast.__version__ and found["machine"]["threads"] >= 1
+    assert found["isa"]["in_use"] == backends.isa() and found["isa"]["compiled"][backends.isa()] is None
+    assert found["isa"]["in_use"] in text and found["backends"]["in_use"] == "auto"
+
+
+def test_info_says_why_something_is_not_there(capsys, monkeypatch):
+    monkeypatch.setattr(backends, "_C", None)
+    monkeypatch.setattr(backends, "_extension_error", "no such file")
+    monkeypatch.setattr(cli, "PACKAGES", ("torch", "no-such-package"))
+    assert cli.main(["info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["isa"] == dict(in_use=None, compiled={}) and found["versions"]["no-such-package"] is None
+    assert "not built or does not load (no such file)" in found["backends"]["found"]["cpu"]
+    assert cli.main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "none: the extension is not there" in text and "not installed" in text and "no such file" in text
+
+
+def test_check_json(capsys, monkeypatch):
+    """For real: an op that keeps the rule, then one whose kernel does not do what its reference says."""
+    op = OPS["gelu"]
+    small = [case for case in op.cases if case["C"] < 10]
+    monkeypatch.setitem(OPS, "gelu", dataclasses.replace(op, cases=small))
+    assert cli.main(["check", "gelu", "--json"]) == 0
+    out, err = capsys.readouterr()
+    rows = json.loads(out)["gelu"]
+    assert err == "" and list(json.loads(out)) == ["gelu"]
+    assert {row["dtype"] for row in rows} == {"float32", "bfloat16", "float16"}
+    assert {row["isa"] for row in rows} == set(runnable_isas()) and all(row["error"] is None for row in rows)
+    assert all(row["case"] in small for row in rows)
+    monkeypatch.setitem(OPS, "gelu", dataclasses.replace(op, cases=small, reference=lambda x, approximate: x * 2))
+    assert cli.main(["check", "gelu", "--json"]) == 1
+    assert all(row["error"] for row in json.loads(capsys.readouterr().out)["gelu"])
+    assert cli.main(["check", "gelu"]) == 1
+    assert re.search(r"gelu +0 of \d+ runs keep the parity rule", capsys.readouterr().out)
 
 
 def test_check_and_bench_pass_names_and_json_on(monkeypatch):
@@ -91,6 +131,12 @@ def test_check_and_bench_pass_names_and_json_on(monkeypatch):
     (["generate", ""], "the prompt must not be empty"),
     (["generate", "x", "-m", "not/a/model"], "a folder or a hub name"),
     (["generate", "x", "-n", "64"], r"n_positions = 64"),
+    (["generate", "x " * 70], r"n_positions = 64"),
+    (["generate", "x", "-n", "-1"], "max_new_tokens must be at least 0, got -1"),
+    (["generate", "x", "--top-p", "1.5"], r"top_p must lie in \(0, 1\]"),
+    (["generate", "x", "--min-p", "-1"], r"min_p must lie in \[0, 1\]"),
+    (["generate", "x", "--seed", str(2**64)], "seed must be an integer of 64 bits"),
+    (["generate", "x", "--stop", ""], "stop_strings must be non-empty strings"),
     (["generate", "x", "--top-p", "0"], r"top_p must lie in \(0, 1\]"),
     (["generate", "x", "--temperature", "-1"], "temperature must"),
     (["generate", "x", "--weights", "int3"], "weights must be one of float32"),
@@ -113,9 +159,51 @@ def test_unknown_isa_and_backend_before_anything_runs(folder):
         assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("change, message", [
+    (lambda path: (path / "tokenizer.json").unlink(), "must hold tokenizer.json"),
+    (lambda path: (path / "tokenizer.json").write_text("{"), "the tokenizer in .* cannot be read"),
+    (lambda path: (path / "config.json").unlink(), "config.json"),
+    (lambda path: (path / "config.json").write_text("{"), "config.json is not valid JSON"),
+    (lambda path: (path / "config.json").write_text('{"n_layer": 3}'), "the config does not fit the weights"),
+    (lambda path: (path / "model.safetensors").unlink(), "must hold one of model.safetensors"),
+    (lambda path: os.truncate(path / "model.safetensors", 5000), r"not a valid safetensors file: .*truncated"),
+])  # fmt: skip
+def test_broken_models_are_one_line(folder, tmp_path, capsys, change, message):
+    shutil.copytree(folder, tmp_path / "model")
+    change(tmp_path / "model")
+    assert cli.main(["generate", "x", "-m", str(tmp_path / "model")]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and re.search(message, err) and err.count("\n") == 1
+
+
+SOON = 1.5
+
+
+def seconds(*command: str, enough: int = 0) -> float:
+    """From the start of a process to its end, or to the first byte after ``enough`` of its output."""
+    begin, seen = time.perf_counter(), 0
+    with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        while piece := process.stdout.read1():
+            seen += len(piece)
+            if seen > enough > 0:
+                return time.perf_counter() - begin
+        assert not enough, "it ended too soon"
+    return time.perf_counter() - begin
+
+
+def test_the_first_token_comes_soon():
+    """The shipped model's, within 1.5 times a bare ``import torch``; the best of four: others use the machine too."""
+    prompt, ratios = "def main(", []
+    while not ratios or (min(ratios) > SOON and len(ratios) < 4):
+        bare = seconds("-c", "import torch")
+        ratios.append(seconds("-m", "gpt2fast", "generate", prompt, "-n", "4", enough=len(prompt)) / bare)
+    assert min(ratios) <= SOON, ratios
+
+
 LIGHT = """
 import sys
-from gpt2fast import cli
+import gpt2fast
+from gpt2fast import OPS, backends, cli
 assert cli.main(["generate", "def main(", "-m", sys.argv[1], "-n", "2", "--json"]) == 0
 print([m for m in ("transformers", "safetensors", "huggingface_hub", "rich", "triton") if m in sys.modules])
 """

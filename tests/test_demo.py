@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from gpt2fast import GPT2, Tokenizer
 from gpt2fast.cli import DEMO_MODEL
-from gpt2fast.demo_model import corpus
+from gpt2fast.demo_model import corpus, train
 
 WINDOW, WINDOWS = 512, 16
 AS_DEMO = dict(repetition_penalty=1.1, seed=0)  # as `make demo` writes
@@ -81,3 +81,62 @@ def test_generate_streams():
     assert b"".join(pieces).decode().startswith("def main(")
     assert len(pieces) > 5
     assert "tokens/s" in report and "first token" in report
+
+
+@pytest.fixture
+def small_training(monkeypatch):
+    """Two steps on some forty files instead of hours on all."""
+    texts = dict(list(corpus.read().items())[:40])
+    assert any(map(corpus.held_out, texts))
+    monkeypatch.setattr(corpus, "read", lambda: texts)
+    for name, value in dict(STEPS=2, BATCH=1, WARMUP=1).items():
+        monkeypatch.setattr(train, name, value)
+
+
+def shipped() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in DEMO_MODEL.iterdir() if path.is_file()}
+
+
+def test_train_writes_a_whole_model_and_only_at_its_end(small_training, tmp_path, monkeypatch):
+    """Into --out, by default a folder of its own: the shipped tokenizer must go on fitting the shipped weights."""
+    before, run = shipped(), train.train
+    monkeypatch.chdir(tmp_path)
+    for options, out in (([], tmp_path / "build/demo_model"), (["--out", "o", "--checkpoint", "c.pt"], tmp_path / "o")):
+
+        def watched(*args, out=out):
+            assert list(out.iterdir()) == []
+            return run(*args)
+
+        monkeypatch.setattr(train, "train", watched)
+        train.main(options)
+        names = {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+        assert {path.name for path in out.iterdir()} == names
+        tokenizer, model = Tokenizer.from_pretrained(out), GPT2.from_pretrained(out)
+        text = tokenizer.decode(model.generate(torch.tensor([tokenizer.encode("def f")]), max_new_tokens=3)[0].tolist())
+        assert text.startswith("def f")
+        assert "| 2 steps of 1 x 512 tokens: 1,024" in (out / "README.md").read_text()
+    assert shipped() == before
+
+
+def test_train_that_stops_leaves_what_was_there(small_training, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tokenizer.json").write_text("the old one")
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(["--out", str(out), "--checkpoint", str(tmp_path / "c.pt")])
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("tokenizer.json", "the old one")]
+
+
+@pytest.mark.parametrize("option", ("--out", "--checkpoint"))
+def test_train_refuses_what_it_could_not_write(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(corpus, "read", lambda: pytest.fail("something was done first"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        train.main([option, str(tmp_path / "file" / "x")])
+    assert f"argument {option}: cannot write into" in capsys.readouterr().err

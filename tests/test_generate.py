@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from greedy import BATCH, NEW_TOKENS, check_greedy, reference_model
+from greedy import reference_model
 from transformers import GPT2LMHeadModel
 
 import gpt2fast
@@ -16,23 +16,6 @@ def model() -> GPT2:
 
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(1, 331, shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("size", [1, BATCH])
-def test_greedy_equals_transformers(model, size):
-    check_greedy(lambda ids, mask: model.generate(ids, mask, max_new_tokens=NEW_TOKENS, min_new_tokens=2), size)
-
-
-@pytest.mark.parametrize("size", [1, BATCH])
-def test_greedy_of_the_drop_in_equals_transformers(size):
-    drop_in = gpt2fast.GPT2LMHeadModel(reference_model().config).eval()
-    drop_in.load_state_dict(reference_model().state_dict())
-    check_greedy(
-        lambda ids, mask: drop_in.generate(
-            ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, min_new_tokens=2, do_sample=False
-        ),
-        size,
-    )
 
 
 def padded(right: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -168,6 +151,16 @@ BAD = {
     "int32": (dict(input_ids=torch.ones(1, 3, dtype=torch.int32)), TypeError, "int64, got int32"),
     "negative": (dict(input_ids=torch.tensor([[1, -4]])), ValueError, "vocab_size = 331.*got -4"),
     "too large": (dict(input_ids=torch.tensor([[1, 331]])), ValueError, "vocab_size = 331.*got 331"),
+    "device": (dict(input_ids=torch.ones(1, 3, device="meta").long()), ValueError, "on cpu as the model is, got meta"),
+    "mask device": (
+        dict(attention_mask=torch.ones(1, 4, device="meta").bool()),
+        ValueError,
+        "attention_mask must be on",
+    ),
+    "a count of text": (dict(max_new_tokens="3"), TypeError, "max_new_tokens must be an integer, got '3'"),
+    "a broken count": (dict(min_new_tokens=2.5), TypeError, "min_new_tokens must be an integer, got 2.5"),
+    "a broken top_k": (dict(do_sample=True, top_k=2.5), TypeError, "top_k must be an integer, got 2.5"),
+    "a NaN for top_p": (dict(do_sample=True, top_p=float("nan")), ValueError, r"top_p must lie in \(0, 1\], got nan"),
     "mask size": (dict(attention_mask=torch.ones(1, 4)[:, :3].long()), ValueError, r"\(1, 4\), got \(1, 3\)"),
     "mask dtype": (dict(attention_mask=torch.ones(1, 4)), TypeError, "bools or integers, got float32"),
     "mask of zeros": (dict(attention_mask=torch.zeros(1, 4).bool()), ValueError, "zeros in row 0"),
@@ -191,7 +184,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_refused_before_anything_is_computed(model, name, monkeypatch):
     change, error, message = BAD[name]
-    monkeypatch.setattr(model, "forward", lambda *a, **k: pytest.fail("computed before the check"))
+    monkeypatch.setattr(gpt2fast.ops, "linear", lambda *a, **k: pytest.fail("computed before the check"))
     with pytest.raises(error, match=message):
         model.generate(**(dict(input_ids=tokens(1, 4)) | change))
 
@@ -199,8 +192,9 @@ def test_bad_input_is_refused_before_anything_is_computed(model, name, monkeypat
 def test_nan_logits_are_refused():
     broken = GPT2LMHeadModel(reference_model().config)
     broken.transformer.ln_f.weight.data[0] = torch.nan
-    with pytest.raises(ValueError, match="NaN"):
-        GPT2.from_transformers(broken).generate(tokens(1, 4), do_sample=True)
+    for sampled in (False, True):
+        with pytest.raises(ValueError, match="logits must not hold NaN"):
+            GPT2.from_transformers(broken).generate(tokens(1, 4), do_sample=sampled)
 
 
 def test_generates_off_the_kernels_too(model):

@@ -1,13 +1,14 @@
 """generate on the drop-in: what transformers gives, by the native loop where it can and by transformers' where not."""
 
 import copy
+import gc
 import logging
+import weakref
 
-import greedy
 import pytest
 import torch
 import transformers
-from hf_models import one_thread, padded, tokens, trio  # noqa: F401
+from hf_models import Trio, compare, one_thread, padded, tokens, trio  # noqa: F401
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
@@ -53,18 +54,6 @@ def tokenizer():
 
 def reasons(caplog) -> list[str]:
     return [record.getMessage().rsplit(": ", 1)[1] for record in caplog.records if record.name == "gpt2fast"]
-
-
-@pytest.mark.parametrize("size", (1, greedy.BATCH), ids=("singly", "batched"))
-def test_greedy_equals_transformers(size, caplog):
-    ours = gpt2fast.optimize(copy.deepcopy(greedy.reference_model()))
-
-    def generate(ids, mask):
-        options = dict(max_new_tokens=greedy.NEW_TOKENS, min_new_tokens=2, do_sample=False)
-        return ours.generate(ids, attention_mask=mask, **options)
-
-    greedy.check_greedy(generate, size)
-    assert reasons(caplog) == []
 
 
 NATIVE = {
@@ -141,6 +130,78 @@ def test_their_loop_says_why_once(models, name, caplog):
     assert name in said[0] or name in ("max_time", "beams with sampling")
 
 
+def test_stop_strings_in_a_batch(models, tokenizer, caplog):
+    """Rows that have stopped are filled up natively; without an end token they go on in transformers' loop."""
+    prompts = tokenizer(["ab", "hello you", "x = 1"], return_tensors="pt", padding=True)
+    options = dict(max_new_tokens=12, do_sample=False, tokenizer=tokenizer)
+    texts = tokenizer.batch_decode(models.plain.generate(**prompts, **options)[:, 9:])
+    stops = [next(c for c in text[row + 1 :] if c != "\ufffd") for row, text in enumerate(texts)]
+    fallback = "stop strings for several rows without an eos_token_id"
+    for more, said in ((dict(), []), (dict(eos_token_id=None), [fallback])):
+        found = [m.generate(**prompts, **options, **more, stop_strings=stops) for m in models[:2]]
+        assert torch.equal(*found)
+        assert reasons(caplog) == said
+        assert found[0].shape[1] < 9 + 12, "nothing was stopped"
+    caplog.clear()
+    one = dict(input_ids=prompts["input_ids"][1:2], attention_mask=prompts["attention_mask"][1:2], eos_token_id=None)
+    assert torch.equal(*(m.generate(**one, **options, stop_strings=stops) for m in models[:2]))
+    assert reasons(caplog) == []
+
+
+def test_int32_tokens(models, caplog):
+    ids = IDS.int()
+    assert torch.equal(
+        models.ours(ids, attention_mask=padded()).logits, models.ours(IDS, attention_mask=padded()).logits
+    )
+    options = dict(attention_mask=padded().int(), max_new_tokens=6, do_sample=False)
+    expected = models.plain.generate(ids, **options)
+    found = models.ours.generate(ids, **options)
+    assert torch.equal(found, expected)
+    assert reasons(caplog) == []
+
+
+def test_native_twin_is_kept_and_remade(models, monkeypatch):
+    ours, made = copy.deepcopy(models.ours), []
+    make = generation.GPT2.from_transformers
+    monkeypatch.setattr(generation.GPT2, "from_transformers", lambda model: made.append(1) or make(model))
+
+    def generates(count: int) -> torch.Tensor:
+        out = ours.generate(IDS, max_new_tokens=6, do_sample=False)
+        assert len(made) == count
+        logits = ours(out).logits  # the texts are those of the weights as they are now
+        assert torch.equal(logits[0, 8:-1].argmax(-1), out[0, 9:])
+        return out
+
+    generates(1)
+    generates(1)
+    with torch.no_grad():
+        ours.transformer.h[0].mlp.c_fc.weight.mul_(3)  # in place: the twin has the same tensors
+    generates(1)
+    ours.transformer.ln_f.weight.data = ours.transformer.ln_f.weight.data.flip(0)
+    generates(1)
+    ours.transformer.ln_f.weight = torch.nn.Parameter(ours.transformer.ln_f.weight.detach().flip(0))
+    generates(2)
+    ours.load_state_dict(models.plain.state_dict())
+    generates(2)
+    ours.load_state_dict(models.truth.float().state_dict(), assign=True)
+    ours.tie_weights()
+    generates(3)
+    models.truth.double()
+    ours.lm_head.weight = torch.nn.Parameter(ours.lm_head.weight.detach() * 2)
+    generates(4)
+    ours.to(torch.bfloat16)
+    ours.generate(IDS, max_new_tokens=1, do_sample=False)
+
+
+def test_a_twin_does_not_keep_its_model_alive(models):
+    ours = copy.deepcopy(models.ours)
+    ours.generate(IDS, max_new_tokens=1, do_sample=False)
+    count, key = len(generation._twins), weakref.ref(ours)
+    del ours
+    gc.collect()
+    assert key() is None and len(generation._twins) == count - 1
+
+
 def test_no_prompt_and_embedded_prompts(models):
     assert torch.equal(*(m.generate(max_new_tokens=6, do_sample=False) for m in models[:2]))
     embeds = models.plain.transformer.wte(IDS).detach()
@@ -155,6 +216,24 @@ def test_continuing_a_cache(models):
         found.append(model.generate(first, past_key_values=cache, max_new_tokens=4, do_sample=False))
     assert torch.equal(*found)
     assert torch.equal(found[1], models.ours.generate(IDS, max_new_tokens=8, do_sample=False))
+
+
+def test_a_cropped_cache(models):
+    """Speculative decoding's way: longer, then back to an earlier length, then on from there."""
+    models = Trio(*models)
+    caches = [DynamicCache(config=models.plain.config) for _ in models]
+    with torch.no_grad():
+        for ids, surplus in ((IDS, 4), (IDS[:, 5:7], 1), (IDS[:, :1], 0)):
+            compare(*(m(ids, past_key_values=c) for m, c in zip(models, caches)))
+            for cache in caches:
+                cache.crop(-surplus)
+    found = []
+    for model, cache in zip(models[:2], caches):
+        assert cache.get_seq_length() == 7
+        known = torch.cat([IDS[:, :6], IDS[:, :1], IDS[:, 8:]], 1)
+        found.append(model.generate(known, past_key_values=cache, max_new_tokens=5, do_sample=False))
+    assert torch.equal(*found)
+    assert torch.equal(found[1], models.ours.generate(known, max_new_tokens=5, do_sample=False))
 
 
 def test_hooks_and_training_mode_go_through_modules(models, caplog):
@@ -265,7 +344,16 @@ def test_bfloat16(models):
         assert all(torch.equal(row, out[i, : len(row)]) for i, row in enumerate(rows))
 
 
-def test_double_heads_generates():
+def test_double_heads_generates(caplog):
     heads = trio("GPT2DoubleHeadsModel")
     assert isinstance(heads.ours, gpt2fast.GPT2DoubleHeadsModel)
-    assert torch.equal(*(m.generate(IDS, max_new_tokens=6, do_sample=False, pad_token_id=0) for m in heads[:2]))
+    options = dict(attention_mask=padded(), max_new_tokens=6, do_sample=False, pad_token_id=0)
+    before = [m.generate(IDS, **options) for m in heads[:2]]
+    assert torch.equal(*before)
+    heads.apply(lambda model: model.multiple_choice_head.register_forward_hook(lambda *args: None))
+    assert torch.equal(*(m.generate(IDS, **options) for m in heads[:2]))
+    heads.apply(lambda model: model.transformer.h[0].mlp.register_forward_hook(lambda m, a, out: out * 2))
+    after = [m.generate(IDS, **options) for m in heads[:2]]
+    assert torch.equal(*after) and not torch.equal(before[1], after[1])
+    said = [record.getMessage() for record in caplog.records if record.name == "gpt2fast"]
+    assert len(said) == 2 and "multiple_choice_head: it has" in said[0] and "h.0.mlp: it has" in said[1]

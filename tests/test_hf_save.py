@@ -31,7 +31,7 @@ def test_save_and_load_both_ways(kind, tmp_path):
     loaded, info = getattr(gpt2fast, kind).from_pretrained(tmp_path / "theirs", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert torch.equal(loaded(IDS)[0], ours(IDS)[0])
-    assert gpt2fast.report(loaded).reasons == {}
+    assert set(gpt2fast.report(loaded).reasons) <= {"score", "classifier", "qa_outputs", "multiple_choice_head"}
 
 
 def test_base_and_head_checkpoints_fit_each_other(tmp_path):

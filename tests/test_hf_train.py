@@ -126,38 +126,6 @@ def test_autocast():
     same_gradients(models)
 
 
-def test_compile():
-    models = trio()
-    ours = torch.compile(models.ours, fullgraph=True, backend="aot_eager")
-    compiled = Trio(models.plain, ours, models.truth)
-    for arguments in (
-        dict(attention_mask=padded()),
-        dict(labels=IDS, token_type_ids=IDS, position_ids=torch.arange(9)[None], use_cache=False),
-    ):
-        same(compiled, IDS, **arguments)
-    for model in compiled:
-        model(IDS, labels=IDS, use_cache=False).loss.backward()
-    same_gradients(models)
-
-
-def test_compiled_decoding_with_a_static_cache():
-    models = trio()
-    step = torch.compile(models.ours, fullgraph=True, backend="aot_eager")
-    caches = [transformers.StaticCache(config=models.plain.config, max_cache_len=16) for _ in models]
-    with torch.no_grad():
-        for model, cache in zip(models, caches):
-            model(IDS, past_key_values=cache, attention_mask=padded())
-        for i in range(3):
-            whole = torch.cat([padded(), torch.ones(3, i + 1, dtype=torch.long)], 1)
-            ids = IDS[:, i : i + 1]
-            compare(
-                *(
-                    m(ids, past_key_values=c, attention_mask=whole)
-                    for m, c in zip((models.plain, step, models.truth), caches)
-                )
-            )
-
-
 def test_replaced_loss_function():
     models = trio()
     expected = models.ours(IDS, labels=IDS).loss

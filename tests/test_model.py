@@ -122,6 +122,41 @@ def test_cache_refuses_what_does_not_fit():
         cache.advance(6)
 
 
+@pytest.mark.parametrize("change, error, message", [
+    (dict(batch=3), ValueError, "batch must be 2, got 3"),
+    (dict(layers=1), ValueError, "layers must be 2, got 1"),
+    (dict(heads=2), ValueError, "heads must be 3, got 2"),
+    (dict(head_size=8), ValueError, "head_size must be 16, got 8"),
+    (dict(dtype=torch.bfloat16), TypeError, "dtype must be float32, got bfloat16"),
+])  # fmt: skip
+def test_a_cache_of_another_model_is_refused_and_stays_empty(change, error, message):
+    cache = Cache(**(dict(layers=2, batch=2, heads=3, head_size=16) | change))
+    with pytest.raises(error, match=message):
+        GPT2.from_transformers(make())(tokens(2, 4), cache=cache)
+    assert cache.length == 0
+
+
+@pytest.mark.parametrize("hidden", ["left", "holes"])
+@pytest.mark.parametrize("length", [10, 4, 2])
+def test_truncate_under_padding(hidden, length):
+    """Back to a length inside the prompt, the padding or the hole, and on from there: as if never longer."""
+    model, ids, mask = GPT2.from_transformers(make()), tokens(3, 12), torch.ones(3, 12, dtype=torch.bool)
+    if hidden == "left":
+        mask[0, :4] = mask[2, :1] = False
+    else:
+        mask[0, 2:4] = mask[2, 5] = False
+    positions = torch.arange(12)[None]
+    with torch.no_grad():
+        cache, straight = model.new_cache(3), model.new_cache(3)
+        model(ids, positions, mask, cache)
+        cache.truncate(length)
+        model(ids[:, :length], positions[:, :length], mask[:, :length], straight)
+        assert cache.length == straight.length == length
+        for at in (slice(length, length + 1), slice(length + 1, 12)):
+            found, want = (model(ids[:, at], positions[:, at], mask[:, at], c) for c in (cache, straight))
+            assert torch.equal(found[mask[:, at]], want[mask[:, at]])
+
+
 def test_from_transformers_shares_the_parameters():
     hf = make()
     model = GPT2.from_transformers(hf)
@@ -208,6 +243,7 @@ def test_compiles_without_a_graph_break():
     ((torch.tensor([[-1, 3]]),), ValueError, r"tokens must lie in \[0, 97\)"),
     ((torch.ones(1, 3),), TypeError, "tokens must have dtype int64, got float32"),
     ((torch.ones(3, dtype=torch.int64),), ValueError, "tokens must have shape"),
+    ((torch.ones(1, 3, device="meta").long(),), ValueError, "must be on meta as tokens is, got cpu"),
     ((torch.ones(1, 41, dtype=torch.int64),), ValueError, r"positions must lie in \[0, 40\)"),
     ((torch.ones(1, 2, dtype=torch.int64), torch.tensor([[3, 40]])), ValueError, r"positions must lie in \[0, 40\)"),
     ((torch.ones(1, 2, dtype=torch.int64), None, torch.ones(1, 3).bool()), ValueError, r"mask must have .*\(1, 2\)"),

@@ -2,6 +2,9 @@
 
 import ctypes
 import gc
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -61,3 +64,45 @@ def test_thread_count_changes_no_bit(op, two_threads):
         torch.set_num_threads(1)
         for a, b in zip(call(op, args), two):
             assert torch.equal(a, b), dtype
+
+
+PEAKS = """if True:
+    import json, pathlib, re, resource, sys
+    import torch
+    from gpt2fast import ops, use_backend
+
+    def peak():  # of this program alone, where the system says so: getrusage's begins with the parent's
+        status = pathlib.Path("/proc/self/status")
+        if status.exists():
+            return int(re.search(r"VmHWM:\\s+(\\d+) kB", status.read_text())[1]) * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def grown(T, dtype, **options):
+        q, k, v = torch.randn(3, 1, T, 1, 8).to(dtype)
+        before = peak()
+        ops.attention(q, k, v, **options)
+        return peak() - before
+
+    def masks(T):
+        return dict(mask=torch.ones(1, T, dtype=torch.bool), bias=torch.zeros(1, 1, 1, T))
+
+    use_backend("cpu")
+    grown(64, torch.float32), grown(64, torch.bfloat16)
+    T, seed = 16384, torch.tensor([1])
+    found = [
+        grown(T, torch.float32),
+        grown(T, torch.bfloat16),
+        grown(T, torch.float32, causal=False, **masks(T)),
+        grown(T, torch.float32, dropout_p=0.1, seed=seed),
+    ]
+    use_backend("reference")
+    print(json.dumps([found, grown(4096, torch.float32)]))
+"""
+
+
+def test_attention_never_materialises_t_by_s():
+    """T = S = 16384: the scores would take a GiB; plain PyTorch, at a quarter of that length, is seen to hold them."""
+    done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True)
+    kernels, plain = json.loads(done.stdout)
+    assert max(kernels) < 16384 * 16384 * 4 / 64, kernels
+    assert plain >= 4096 * 4096 * 4

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -76,6 +77,14 @@ def test_blocks_larger_than_one_read(tmp_path, monkeypatch):
     out = torch.empty(33, 7, dtype=torch.bfloat16)
     ours.read(tmp_path / "a.safetensors")["x"].copy_to(out)
     assert torch.equal(out, tensor.bfloat16())
+
+
+def test_a_dtype_that_the_format_lacks_is_named_before_the_file_is_touched(tmp_path):
+    path = tmp_path / "a.safetensors"
+    ours.write(path, {"x": torch.ones(2)})
+    with pytest.raises(TypeError, match="write: y must have one of the dtypes float64, .*, bool, got complex64"):
+        ours.write(path, {"x": torch.zeros(2), "y": torch.zeros(2, dtype=torch.complex64)})
+    assert torch.equal(safetensors.torch.load_file(path)["x"], torch.ones(2))
 
 
 def test_sharded(tmp_path, hf):
@@ -267,7 +276,7 @@ def test_hub_names_are_fetched(tmp_path, hf, monkeypatch):
 
     asked = []
 
-    def snapshot(name, allow_patterns):
+    def snapshot(name, allow_patterns, **where):
         asked.append((name, "pytorch_model*" in allow_patterns))
         if len(asked) > 1:
             torch.save(hf.state_dict(), tmp_path / "pytorch_model.bin")
@@ -295,6 +304,20 @@ def test_saving_loses_nothing_when_it_fails(tmp_path, hf, monkeypatch):
         model.save_pretrained(tmp_path / "file")
     with pytest.raises(OSError, match="cannot save to .*file"):
         model.save_pretrained(tmp_path / "file" / "below")
+
+
+def test_a_folder_that_may_not_be_written(tmp_path, hf):
+    model, folder = GPT2.from_transformers(hf), tmp_path
+    if os.geteuid() == 0:  # who may write everywhere but into the kernel's own folders
+        folder = Path("/proc/self")
+    else:
+        folder.chmod(0o500)
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(OSError, match=f"gpt2fast: cannot save to {folder}"):
+        model.save_pretrained(folder)
+    with pytest.raises(OSError, match=f"gpt2fast: cannot save to {folder}"):
+        model.save_pretrained(folder / "below")
+    assert sorted(path.name for path in folder.iterdir()) == before
 
 
 def test_memory_is_aligned_and_each_tensor_its_own(tmp_path):

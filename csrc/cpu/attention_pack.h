@@ -7,6 +7,7 @@ namespace gpt2fast {
 namespace {
 
 constexpr int kKeys = 64;           // keys of a block; the first one starts at key 0
+constexpr int kFewQueries = 8;      // up to here keys and values are used where they lie
 constexpr int kPackedBlocks = 256;  // at most so many blocks are kept packed for a head's further queries,
 constexpr int64_t kPackedBytes = int64_t(2) << 20;  // and so many bytes
 
@@ -56,6 +57,9 @@ struct AttentionOperand {
   static constexpr int kPair = 1;
   static Vec broadcast(const float* p) { return Vec::broadcast(*p); }
   static Vec multiply(Vec a, Vec b, Vec acc) { return fma(a, b, acc); }
+  static Vec from_vec(Vec a) { return a; }
+  static Vec load(const T* p) { return Vec::load(p); }
+  static Vec zip(const T* row, const T*) { return Vec::load(row); }
 };
 template <>
 struct AttentionOperand<bfloat16> {
@@ -64,6 +68,9 @@ struct AttentionOperand<bfloat16> {
   static constexpr int kPair = 2;
   static Pairs broadcast(const bfloat16* p) { return Pairs::broadcast(p); }
   static Vec multiply(Pairs a, Pairs b, Vec acc) { return dot(a, b, acc); }
+  static Pairs from_vec(Vec a) { return Pairs::from_vec(a); }
+  static Vec load(const bfloat16* p) { return Pairs::load(p).as_vec(); }
+  static Pairs zip(const bfloat16* even, const bfloat16* odd) { return Pairs::zip(even, odd); }
 };
 
 template <class T>
@@ -75,17 +82,21 @@ class PackedBlocks {
   const Head<T> h;
   const int64_t steps;  // of an inner product over D
   const int vectors;    // of a row of D outputs
+  const bool in_place;  // nothing is packed: copies for few queries would cost more than they save
 
   // The block chosen last.
   int64_t block = 0;  // its first key
   const Element *key = nullptr, *value = nullptr;
-  int64_t stride_value = 0;  // between steps over keys
-  int hidden = 0;            // how many of its keys the mask hides: visible[j] is 0 for those, else 1
+  int hidden = 0;  // how many of its keys the mask hides: visible[j] is 0 for those, else 1
   float visible[kKeys];
 
   // Of `rows` queries at a time; blocks stay packed only where that saves work.
   PackedBlocks(const Head<T>& head, int64_t rows)
-      : h(head), steps(ceil_div(h.D, kPair)), vectors(int(ceil_div(h.D, kLanes))) {
+      : h(head),
+        steps(ceil_div(h.D, kPair)),
+        vectors(int(ceil_div(h.D, kLanes))),
+        in_place(h.queries <= kFewQueries && !h.mask && h.D % kLanes == 0) {
+    if (in_place) return;
     slot = kKeys * (steps * kPair + vectors * kLanes);
     int64_t blocks = ceil_div(h.S, kKeys);
     keep = rows < h.queries && blocks <= min64(kPackedBlocks, kPackedBytes / (slot * int64_t(sizeof(Element))));
@@ -96,6 +107,7 @@ class PackedBlocks {
   bool choose(int64_t first_key) {
     block = first_key;
     hidden = 0;
+    if (in_place) return true;
     int keys = int(min64(h.S - block, kKeys));
     if (h.mask) {
       for (int j = 0; j < kKeys; ++j) visible[j] = j < keys && h.mask[block + j];
@@ -105,14 +117,28 @@ class PackedBlocks {
     Element* to = packed + (keep ? block / kKeys * slot : 0);
     key = to;
     value = to + kKeys * steps * kPair;
-    stride_value = int64_t(vectors) * kLanes * kPair;
-    bool direct = in_place();
-    if (direct) value = (const Element*)(h.v + block * h.stride_v), stride_value = h.stride_v;
     if (keep && ready[block / kKeys]) return true;
     if (keep) ready[block / kKeys] = true;
     pack_keys(to, keys);
-    if (!direct) pack_values(to + kKeys * steps * kPair, keys);
+    pack_values(to + kKeys * steps * kPair, keys);
     return true;
+  }
+
+  // r[i] = step s + i of keys j .. j + kLanes of the block, from where they lie; asks for the next keys, and for the
+  // values.
+  void transposed_keys(int j, int64_t s, Vec (&r)[kLanes]) const {
+    int n = int(min64(h.D - s * kPair, kLanes * kPair));
+    const T *k = h.k + (block + j) * h.stride_k + s * kPair, *v = h.v + (block + j) * h.stride_v + s * kPair;
+    if (n == kLanes * kPair && block + j + kLanes <= h.S) {
+      for (int i = 0; i < kLanes; ++i) {
+        r[i] = AttentionOperand<T>::load(k + i * h.stride_k);
+        prefetch(k + (i + kLanes) * h.stride_k);
+        prefetch(v + i * h.stride_v);
+      }
+    } else {
+      for (int i = 0; i < kLanes; ++i) r[i] = block + j + i < h.S ? lanes(k + i * h.stride_k, n) : Vec::zero();
+    }
+    Vec::transpose(r);
   }
 
   // Prefetches keys and values [begin, end) of the next block: rows of one head lie far apart in memory.
@@ -125,9 +151,6 @@ class PackedBlocks {
   }
 
  private:
-  // Values are read where they are if too few queries would share a copy.
-  bool in_place() const { return sizeof(T) == 4 && h.queries <= 6 && !h.mask && h.D % kLanes == 0; }
-
   bool shown(int64_t j, int keys) const { return j < keys && block + j >= h.first && (!hidden || visible[j] > 0); }
 
   static Vec lanes(const T* p, int n) {

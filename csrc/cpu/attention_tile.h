@@ -27,13 +27,14 @@ inline Vec exp2_nonpositive(Vec t) {
   return scale2(p, n);
 }
 
-// acc[i][j] += the sum over steps of a[i] (one row each) times b[j] (kLanes columns each), in the order of the steps.
-template <class O, int kRows, int kVectors>
-inline void multiply_tile(const typename O::Element* a, int64_t stride_a, const typename O::Element* b,
-                          int64_t stride_b, int64_t steps, Vec (&acc)[kRows][kVectors]) {
-  for (int64_t s = 0; s < steps; ++s, a += O::kPair, b += stride_b) {
+// acc[i][j] += the sum over steps s of a[i] (one row each) times b(s, j) (kLanes columns), in the order of the steps.
+template <class O, int kRows, int kVectors, class B>
+inline void multiply_tile(const typename O::Element* a, int64_t stride_a, int64_t begin, int64_t end, const B& b,
+                          Vec (&acc)[kRows][kVectors]) {
+  a += begin * O::kPair;
+  for (int64_t s = begin; s < end; ++s, a += O::kPair) {
     typename O::Chunk columns[kVectors];
-    for (int j = 0; j < kVectors; ++j) columns[j] = O::Chunk::load(b + j * Vec::kLanes * O::kPair);
+    for (int j = 0; j < kVectors; ++j) columns[j] = b(s, j);
     for (int i = 0; i < kRows; ++i) {
       typename O::Chunk row = O::broadcast(a + i * stride_a);
       for (int j = 0; j < kVectors; ++j) acc[i][j] = O::multiply(row, columns[j], acc[i][j]);
@@ -127,8 +128,10 @@ class AttentionTile {
       for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
         for (int j = 0; j < kVectors; ++j) s[i][j] = Vec::zero();
-      multiply_tile<O>(t.query + at * t.steps * kPair, t.steps * kPair, t.keys.key + column * kLanes * kPair,
-                       kKeys * kPair, t.steps, s);
+      const Element* key = t.keys.key + column * kLanes * kPair;
+      multiply_tile<O>(
+          t.query + at * t.steps * kPair, t.steps * kPair, 0, t.steps,
+          [&](int64_t step, int j) { return O::Chunk::load(key + (step * kKeys + j * kLanes) * kPair); }, s);
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
@@ -143,7 +146,7 @@ class AttentionTile {
     void tile(int row, int column) const {
       int first = t.low[row] / kPair, end = (t.high[row + kRows - 1] + kPair - 1) / kPair;
       if (first >= end) return;
-      int64_t stride = int64_t(t.vectors) * kLanes, stride_value = t.keys.stride_value;
+      int64_t stride = int64_t(t.vectors) * kLanes;
       float* at = t.acc + (t.band + row) * stride + column * kLanes;
       Vec o[kRows][kVectors];
 #pragma GCC unroll 8
@@ -151,14 +154,62 @@ class AttentionTile {
 #pragma GCC unroll 8
         for (int j = 0; j < kVectors; ++j)
           o[i][j] = Vec::load(at + i * stride + j * kLanes) * Vec::broadcast(t.decay[row + i]);
-      multiply_tile<O>(t.probability + row * kKeys + first * kPair, kKeys,
-                       t.keys.value + first * stride_value + column * kLanes * kPair, stride_value, end - first, o);
+      const Element* probability = t.probability + row * kKeys;
+      if (t.keys.in_place) {
+        const T* value = t.h.v + t.keys.block * t.h.stride_v + column * kLanes;
+        auto in_place = values_in_place(value, t.h.stride_v, t.low[row], t.high[row + kRows - 1]);
+        multiply_tile<O>(probability, kKeys, first, end, in_place, o);
+      } else {
+        const Element* value = t.keys.value + column * kLanes * kPair;
+        auto packed = [&](int64_t s, int j) { return O::Chunk::load(value + (s * stride + j * kLanes) * kPair); };
+        multiply_tile<O>(probability, kKeys, first, end, packed, o);
+      }
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
         for (int j = 0; j < kVectors; ++j) o[i][j].store(at + i * stride + j * kLanes);
     }
   };
+
+  // As Scores, of n queries, from keys that are transposed in registers.
+  template <int kRows = kFewQueries>
+  void scores_in_place(int n) {
+    if constexpr (kRows > 1) {
+      if (n < kRows) return scores_in_place<kRows - 1>(n);
+    }
+    Vec scale = Vec::broadcast(h.scale);
+    auto step_of = [&](const Vec& key, const Element* q, Vec(&s)[kRows]) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) s[m] = O::multiply(O::broadcast(q + m * steps * kPair), O::from_vec(key), s[m]);
+    };
+    for (int c = low[0] / kLanes; c * kLanes < high[kRows - 1]; ++c) {
+      Vec s[kRows];
+      for (int m = 0; m < kRows; ++m) s[m] = Vec::zero();
+      for (int64_t step = 0; step < steps; step += kLanes) {
+        Vec k[kLanes];
+        keys.transposed_keys(c * kLanes, step, k);
+        const Element* q = query + step * kPair;
+        if (steps - step >= kLanes) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kLanes; ++i) step_of(k[i], q + i * kPair, s);
+        } else {
+          for (int i = 0; i < steps - step; ++i) step_of(k[i], q + i * kPair, s);
+        }
+      }
+      for (int m = 0; m < kRows; ++m) (s[m] * scale).store(score + m * kKeys + c * kLanes);
+    }
+  }
+
+  // For multiply_tile: values where they lie, zeros for those outside [from, to).
+  static auto values_in_place(const T* value, int64_t stride, int64_t from, int64_t to) {
+    static const T zeros[kLanes * 8] = {};
+    return [=](int64_t s, int j) __attribute__((always_inline)) {
+      const T *even = value + s * kPair * stride, *odd = even + (kPair - 1) * stride;
+      if (kPair == 2 && s * 2 < from) even = zeros;
+      if (kPair == 2 && s * 2 + 1 >= to) odd = zeros;
+      return O::zip(even + j * kLanes, odd + j * kLanes);
+    };
+  }
 
   // The block's part in queries [band, band + n).
   void attend(int n) {
@@ -168,7 +219,10 @@ class AttentionTile {
       high[r] = int(min64(max64(h.high(i) - keys.block, 0), kKeys));
     }
     if (low[0] >= high[n - 1]) return;
-    cover(Scores{*this}, 0, n, int(ceil_div(high[n - 1], kLanes)));
+    if (keys.in_place)
+      scores_in_place(n);
+    else
+      cover(Scores{*this}, 0, n, int(ceil_div(high[n - 1], kLanes)));
     for (int r = 0; r < n; ++r) shift[r] = row_peak(r);
     for (int r = 0; r < n; r += kLanes) {  // decay = e^(old maximum - new maximum)
       Vec old = Vec::load(peak + band + r), now = Vec::load(shift + r);

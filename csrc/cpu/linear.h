@@ -1,9 +1,9 @@
-// y = activation(x @ W + bias) + residual. Each output is summed in one order, whatever M: chains of kBlockWords fused
-// steps over k, added up in order. Few rows: linear_skinny.h, a task is 64 columns. Else GotoBLAS (Goto and van de
-// Geijn, 2008): a task is a block of rows x 96 columns; neighbours share the packed x and a packed panel of weight in
-// the L2.
+// y = activation(x @ W + bias) + residual, each output summed in one order, whatever M. (N, K): linear_dot.h. (K, N):
+// chains of kBlockWords fused steps over k, added up; few rows: linear_skinny.h, else GotoBLAS (Goto and van de Geijn,
+// 2008): a task is rows x 96 columns, neighbours share the packed x and a packed panel of weight in the L2.
 #pragma once
 #include "activation.h"
+#include "linear_dot.h"
 #include "linear_skinny.h"
 
 namespace gpt2fast {
@@ -86,12 +86,26 @@ inline void finish(const LinearArgs& a, const float* total, int64_t pitch, int64
   });
 }
 
+// The outputs (first_m .. last_m, first_n .. last_n) where weight is (N, K).
+template <class T>
+inline void linear_dots(const LinearArgs& a, int64_t first_m, int64_t last_m, int64_t first_n, int64_t last_n) {
+  int64_t blocks = ceil_div(last_m - first_m, kDotBlockRows);
+  for (int64_t block = 0; block < blocks; ++block) {
+    int64_t m = first_m + (last_m - first_m) * block / blocks;
+    int64_t rows = first_m + (last_m - first_m) * (block + 1) / blocks - m;
+    dot_panels(
+        (const T*)a.x + m * a.stride_x_m, a.stride_x_m, rows, (const T*)a.weight, a.stride_weight, a.K, first_n, last_n,
+        [&](int64_t n, int64_t columns, const float* total) { finish<T>(a, total, kDotPitch, m, rows, n, columns); });
+  }
+}
+
 template <class T, int kRows = kSkinnyRows>
 inline void linear_skinny(const LinearArgs& a, int64_t begin, int64_t end) {
   if constexpr (kRows > 1) {
     if (a.M < kRows) return linear_skinny<T, kRows - 1>(a, begin, end);
   }
   int64_t first = begin * kSkinnyColumns, last = min64(a.N, end * kSkinnyColumns);
+  if (a.transposed) return linear_dots<T>(a, 0, a.M, first, last);
   int64_t passes = max64(1, ceil_div(last - first, kSkinnySums / kRows));
   int64_t width = ceil_div(ceil_div(last - first, passes), kSkinnyColumns) * kSkinnyColumns;
   int64_t pitch = width + Vec::kLanes;  // a power of two would put all rows into the same sets of the L1
@@ -101,11 +115,7 @@ inline void linear_skinny(const LinearArgs& a, int64_t begin, int64_t end) {
   for (int64_t n = first; n < last; n += width) {
     int64_t columns = min64(width, last - n);
     if (a.K == 0) __builtin_memset(total, 0, size_t(kRows * pitch) * sizeof(float));
-    if (a.transposed)
-      skinny_transposed<T, kRows>(x, (const T*)a.weight + n * a.stride_weight, a.stride_weight, a.K, columns, total,
-                                  pitch);
-    else
-      skinny<T, kRows>(x, (const T*)a.weight + n, a.stride_weight, a.K, columns, total, total + kRows * pitch, pitch);
+    skinny<T, kRows>(x, (const T*)a.weight + n, a.stride_weight, a.K, columns, total, total + kRows * pitch, pitch);
     finish<T>(a, total, pitch, 0, kRows, n, columns);
   }
 }
@@ -140,6 +150,7 @@ inline void multiply_block(const float* x, const float* weight, int64_t rows, in
 // The outputs (first_m .. last_m, first_n .. last_n).
 template <class T>
 inline void linear_block(const LinearArgs& a, int64_t first_m, int64_t last_m, int64_t first_n, int64_t last_n) {
+  if (a.transposed) return linear_dots<T>(a, first_m, last_m, first_n, last_n);
   constexpr int64_t D = Operand<T>::kDepth, kPitch = kPanelColumns;
   int64_t words = ceil_div(a.K, D), blocks = ceil_div(last_m - first_m, kBlockRows);
   int64_t most_rows = ceil_div(last_m - first_m, blocks);
@@ -160,9 +171,8 @@ inline void linear_block(const LinearArgs& a, int64_t first_m, int64_t last_m, i
         float* x = packed_x + (keeps_x ? k * padded_rows : 0);
         if (n == first_n || !keeps_x)
           pack_block((const T*)a.x + m * a.stride_x_m + k * D, a.stride_x_m, rows, elements, x);
-        const T* weight =
-            (const T*)a.weight + (a.transposed ? n * a.stride_weight + k * D : k * D * a.stride_weight + n);
-        pack_weight<T, kTileVecs>(weight, a.stride_weight, a.transposed, elements, columns, packed_weight);
+        const T* weight = (const T*)a.weight + k * D * a.stride_weight + n;
+        pack_weight<T, kTileVecs>(weight, a.stride_weight, elements, columns, packed_weight);
         multiply_block<T>(x, packed_weight, rows, columns, count, total, kPitch, k == 0);
       }
       finish<T>(a, total, kPitch, m, rows, n, columns);

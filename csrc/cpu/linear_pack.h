@@ -89,18 +89,9 @@ inline void pack_x(const T* x, int64_t stride, int rows, int64_t elements, float
 // Panels of kVecs Vec of columns, words [panel][k][column]; columns past the last are filled with anything finite in
 // weight's rows or zero.
 template <class T, int kVecs>
-inline void pack_weight(const T* weight, int64_t stride, bool transposed, int64_t elements, int64_t columns,
-                        float* out) {
+inline void pack_weight(const T* weight, int64_t stride, int64_t elements, int64_t columns, float* out) {
   constexpr int L = Vec::kLanes, D = Operand<T>::kDepth, W = kVecs * L;
   int64_t words = ceil_div(elements, D);
-  if (transposed) {
-    for (int64_t n = 0; n < columns; n += W, out += words * W)
-      for (int v = 0; v < kVecs; ++v) {
-        int64_t first = min64(n + v * L, columns - 1);
-        interleave(weight + first * stride, stride, int(min64(L, columns - first)), elements, out + v * L, W);
-      }
-    return;
-  }
   for (int64_t k = 0; k < words; ++k) {
     const T* p = weight + k * D * stride;
     const T* q = next_row(p, stride, (k + 1) * D <= elements);

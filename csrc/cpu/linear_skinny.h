@@ -1,6 +1,6 @@
-// linear for few rows, where reading the weight is the whole cost: weight is read once, in long contiguous pieces, and
-// never copied. (K, N): a few of its rows at a time over the whole column range, partial sums kept in the L1 cache.
-// (N, K): kLanes of its rows at a time, transposed in registers. Either way the same chain over k as in linear.h.
+// linear for few rows and weight (K, N), where reading the weight is the whole cost: it is read once, in long
+// contiguous pieces, and never copied: a few of its rows at a time over the whole column range, partial sums kept in
+// the L1 cache. The same chain over k as in linear.h.
 #pragma once
 #include "linear_pack.h"
 
@@ -67,53 +67,6 @@ inline void skinny(const float* x, const T* weight, int64_t stride, int64_t K, i
       Vec s = Vec::load(sum + i);
       if (block) s = Vec::load(total + i) + s;
       s.store(total + i);
-    }
-  }
-}
-
-// As skinny, with weight (columns, K).
-template <class T, int kRows>
-inline void skinny_transposed(const float* x, const T* weight, int64_t stride, int64_t K, int64_t columns, float* total,
-                              int64_t pitch) {
-  constexpr int L = Vec::kLanes, D = Operand<T>::kDepth;
-  constexpr int kGroups = kRows <= 2 ? 2 : 1;  // of kLanes columns: enough independent chains
-  for (int64_t n = 0; n < columns; n += kGroups * L) {
-    const T* row[kGroups][L];
-    for (int g = 0; g < kGroups; ++g)
-      for (int i = 0; i < L; ++i) row[g][i] = weight + min64(n + g * L + i, columns - 1) * stride;
-    const char* next = (const char*)(weight + (n + kGroups * L) * stride);
-    for (int64_t block = 0; block < K; block += kBlockWords * D) {
-      int64_t block_end = min64(K, block + kBlockWords * D), k = block;
-      Vec s[kGroups][kRows];
-      for (int g = 0; g < kGroups; ++g)
-        for (int m = 0; m < kRows; ++m) s[g][m] = Vec::zero();
-      for (; k + L * D <= block_end; k += L * D)
-        for (int g = 0; g < kGroups; ++g) {
-          Vec r[L];
-          for (int i = 0; i < L; ++i) r[i] = Operand<T>::along(row[g][i] + k);
-          for (int i = 0; i < int(L * D * sizeof(T) * L / 64); ++i, next += 64) prefetch_l2(next);
-          Vec::transpose(r);
-#pragma GCC unroll 16
-          for (int i = 0; i < L; ++i)
-#pragma GCC unroll 8
-            for (int m = 0; m < kRows; ++m)
-              s[g][m] = Operand<T>::step(Vec::broadcast(x[(k / D + i) * packed_stride(kRows) + m]), r[i], s[g][m]);
-        }
-      if (k < block_end)
-        for (int g = 0; g < kGroups; ++g) {
-          Vec r[L];
-          for (int i = 0; i < L; ++i) r[i] = Operand<T>::along(row[g][i] + k, int(block_end - k));
-          Vec::transpose(r);
-          for (int i = 0; i * D < block_end - k; ++i)
-            for (int m = 0; m < kRows; ++m)
-              s[g][m] = Operand<T>::step(Vec::broadcast(x[(k / D + i) * packed_stride(kRows) + m]), r[i], s[g][m]);
-        }
-      for (int g = 0; g < kGroups; ++g)
-        for (int m = 0; m < kRows; ++m) {
-          float* to = total + m * pitch + n + g * L;
-          if (block) s[g][m] = Vec::load(to) + s[g][m];
-          s[g][m].store(to);
-        }
     }
   }
 }

@@ -124,6 +124,18 @@ struct Pairs {
   }
 };
 
+inline void lane_sums(const Vec (&v)[8], float* out) {
+  auto add = [](__m512 a, __m512 b) { return _mm512_add_ps(a, b); };
+  __m512 t[4], u[2];
+  for (int i = 0; i < 4; ++i)
+    t[i] = add(_mm512_unpacklo_ps(v[2 * i].v, v[2 * i + 1].v), _mm512_unpackhi_ps(v[2 * i].v, v[2 * i + 1].v));
+  for (int i = 0; i < 2; ++i)
+    u[i] = add(_mm512_shuffle_ps(t[2 * i], t[2 * i + 1], 0x44), _mm512_shuffle_ps(t[2 * i], t[2 * i + 1], 0xee));
+  __m512 w = add(_mm512_shuffle_f32x4(u[0], u[1], 0x88), _mm512_shuffle_f32x4(u[0], u[1], 0xdd));
+  w = add(_mm512_shuffle_f32x4(w, w, 0x08), _mm512_shuffle_f32x4(w, w, 0x0d));
+  _mm256_storeu_ps(out, _mm512_castps512_ps256(w));
+}
+
 #ifdef __AVX512BF16__
 inline void store_pair(Vec a, Vec b, bfloat16* p) {
   if (__builtin_expect(_mm512_kortestz(a.subnormal(), b.subnormal()), 1)) {

@@ -37,6 +37,12 @@ inline void store_pair(Vec a, Vec b, T* p) {
   b.store(p + Vec::kLanes);
 }
 
+// out[i] = the sum over v[i]'s lanes, in one order whatever N and i; a Vec header may have a faster one.
+template <int N>
+inline void lane_sums(const Vec (&v)[N], float* out) {
+  for (int i = 0; i < N; ++i) out[i] = reduce_add(v[i]);
+}
+
 // A buffer of one thread, grown as needed and kept; aligned to 64 bytes, contents undefined.
 template <int kSlot>
 inline void* scratch(size_t bytes) {

@@ -1,4 +1,4 @@
-"""Trains the demo model: ``python -m gpt2fast.demo_model.train`` (stop it at will: it goes on from its checkpoint).
+"""Trains a demo model: ``python -m gpt2fast.demo_model.train`` (stop it at will: it goes on from its checkpoint).
 
 AdamW with warm-up and cosine decay under bfloat16 autocast, on the same windows in the same order for the same seed.
 """
@@ -6,6 +6,7 @@ AdamW with warm-up and cosine decay under bfloat16 autocast, on the same windows
 import argparse
 import math
 import platform
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from gpt2fast.model import GPT2
 
 from . import corpus
 
-FOLDER = Path(__file__).parent
+OUT = Path("build/demo_model")  # not the shipped model, which only --out replaces
 SEED = 2026
 SIZES = dict(vocab_size=2048, n_positions=512, n_embd=256, n_layer=4, n_head=4)
 STEPS, WARMUP, BATCH, LEARNING_RATE, WEIGHT_DECAY = 3400, 150, 4, 1.5e-3, 0.1
@@ -147,19 +148,29 @@ differently: a run elsewhere gives a model like this one, not the same bytes.
 {note}"""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the model and its README.md")
-    parser.add_argument("--checkpoint", type=Path, default=Path("build/demo_model.pt"))
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments; both places found writable before hours go into what shall be written there."""
+    parser = argparse.ArgumentParser(prog="python -m gpt2fast.demo_model.train", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=OUT, help=f"folder for model, tokenizer and README.md ({OUT})")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=OUT.with_suffix(".pt"), help="what a stopped run goes on from"
+    )
     parser.add_argument("--note", default="", help="a paragraph for the end of the README.md")
-    args = parser.parse_args()
-    for folder in (args.out, args.checkpoint.parent):
-        folder.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args(argv)
+    for name, folder in (("out", args.out), ("checkpoint", args.checkpoint.parent)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            parser.error(f"argument --{name}: cannot write into {folder}: {error.strerror}")
+    return args
 
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     texts = corpus.read()
     training_texts, validation_texts = corpus.split(texts)
     tokenizer = corpus.train_tokenizer(training_texts, SIZES["vocab_size"])
-    tokenizer.save(str(args.out / "tokenizer.json"), pretty=False)
     training = corpus.encode(tokenizer, training_texts)
     validation = np.concatenate(corpus.encode(tokenizer, validation_texts))
     stream, size = np.concatenate(training), sum(len(t.encode()) for t in validation_texts)
@@ -168,37 +179,42 @@ def main() -> None:
     print(losses, flush=True)
 
     model, seconds, cpu_seconds = train(args.checkpoint, training, validation)
-    model.to(torch.bfloat16).save_pretrained(args.out)
-    losses["loss"] = evaluate(GPT2.from_pretrained(args.out), validation)
-    bits = {f"{n}_bits": corpus.bits_per_byte(v, len(validation), size) for n, v in losses.items()}
-    tokens = STEPS * BATCH * WINDOW
-    text = README.format(
-        parameters=sum(p.numel() for p in model.parameters()),
-        sizes=", ".join(f"{k} {v}" for k, v in SIZES.items()),
-        vocab_size=SIZES["vocab_size"],
-        size=(args.out / "model.safetensors").stat().st_size,
-        seed=SEED,
-        python=platform.python_version(),
-        files=len(texts),
-        held_out=len(validation_texts),
-        bytes=sum(len(t.encode()) for t in texts.values()),
-        steps=STEPS,
-        batch=BATCH,
-        window=WINDOW,
-        tokens=tokens,
-        unique=len(stream),
-        epochs=tokens / len(stream),
-        rate=LEARNING_RATE,
-        warmup=WARMUP,
-        minutes=seconds / 60,
-        cpu_minutes=cpu_seconds / 60,
-        threads=f"{torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1),
-        torch=torch.__version__.split("+")[0],
-        note=f"\n{args.note}\n" if args.note else "",
-        **losses,
-        **bits,
-    )
-    (args.out / "README.md").write_text(text, encoding="utf-8")
+    with tempfile.TemporaryDirectory(dir=args.out) as name:  # what lies in --out stays whole until all of it is there
+        made = Path(name)
+        tokenizer.save(str(made / "tokenizer.json"), pretty=False)
+        model.to(torch.bfloat16).save_pretrained(made)
+        losses["loss"] = evaluate(GPT2.from_pretrained(made), validation)
+        bits = {f"{n}_bits": corpus.bits_per_byte(v, len(validation), size) for n, v in losses.items()}
+        tokens = STEPS * BATCH * WINDOW
+        text = README.format(
+            parameters=sum(p.numel() for p in model.parameters()),
+            sizes=", ".join(f"{k} {v}" for k, v in SIZES.items()),
+            vocab_size=SIZES["vocab_size"],
+            size=(made / "model.safetensors").stat().st_size,
+            seed=SEED,
+            python=platform.python_version(),
+            files=len(texts),
+            held_out=len(validation_texts),
+            bytes=sum(len(t.encode()) for t in texts.values()),
+            steps=STEPS,
+            batch=BATCH,
+            window=WINDOW,
+            tokens=tokens,
+            unique=len(stream),
+            epochs=tokens / len(stream),
+            rate=LEARNING_RATE,
+            warmup=WARMUP,
+            minutes=seconds / 60,
+            cpu_minutes=cpu_seconds / 60,
+            threads=f"{torch.get_num_threads()} thread" + "s" * (torch.get_num_threads() > 1),
+            torch=torch.__version__.split("+")[0],
+            note=f"\n{args.note}\n" if args.note else "",
+            **losses,
+            **bits,
+        )
+        (made / "README.md").write_text(text, encoding="utf-8")
+        for path in made.iterdir():
+            path.replace(args.out / path.name)
     print(text)
 
 

@@ -30,12 +30,18 @@ class Conv1D(pytorch_utils.Conv1D):
 class LayerNorm(nn.LayerNorm):
     @stands_in(nn.LayerNorm)
     def forward(self, input):
-        weight, bias = self.weight, self.bias
-        if weight is None or bias is None or weight.dim() != 1 or not is_plain(weight):
+        if norm_obstacle(self) is not None or (input.dtype != self.weight.dtype and not is_autocast(input)):
             return super().forward(input)
-        if input.dtype != weight.dtype and not is_autocast(input):
-            return super().forward(input)
-        return ops.layer_norm(input, weight, bias, self.eps)
+        return ops.layer_norm(input, self.weight, self.bias, self.eps)
+
+
+def norm_obstacle(norm: nn.LayerNorm) -> str | None:
+    """Why no op of ours computes it."""
+    if norm.weight is None or norm.bias is None:
+        return "it has no weight or no bias"
+    if norm.weight.dim() != 1:
+        return "it normalises over several dimensions"
+    return None if is_plain(norm.weight) else f"its weight is a {type(norm.weight).__name__}"
 
 
 class NewGELUActivation(activations.NewGELUActivation):
@@ -79,13 +85,8 @@ def _project(linear: nn.Module, dropout: nn.Module, x: Tensor, residual: Tensor 
     Not under autocast, where transformers keeps the residual stream in float32 and the product in the lower dtype.
     """
     idle = obstacle(dropout, DROPOUT) is None and not (dropout.training and dropout.p > 0)
-    if (
-        residual is not None
-        and idle
-        and x.dtype == residual.dtype
-        and not is_autocast(x)
-        and weight_obstacle(linear, CONV1D) is None
-    ):
+    fusible = residual is not None and idle and x.dtype == residual.dtype and not is_autocast(x)
+    if fusible and weight_obstacle(linear, CONV1D) is None:
         return ops.linear(x, linear.weight, linear.bias, residual)
     y = linear(x)
     if not idle:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules.module import _has_any_global_hook
 
 _CAPTURE = "transformers.utils.output_capturing"
-_PLAIN = (nn.Parameter, Tensor)
+_PLAIN = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)  # the latter stand for plain ones in torch.export
 _FORWARDS: dict[type, tuple[tuple[type, Callable], ...]] = {}
 
 
@@ -45,9 +47,8 @@ def obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
         return f"{_name(type(module))} is not the stock class"
     if "forward" in own and not is_own_forward(module, own["forward"]):
         return "its forward is replaced"
-    for kind, known in _FORWARDS.get(type(module), ()):
-        if kind.forward is not known:
-            return f"the forward of {_name(kind)} is replaced"
+    if found := class_obstacle(type(module)):
+        return found
     if "_compiled_call_impl" in own:
         return "it is compiled on its own"
     if own["_forward_pre_hooks"]:
@@ -59,6 +60,14 @@ def obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
         return "it has a forward hook"
     if _has_any_global_hook():
         return "a hook on all modules is registered"
+    return None
+
+
+def class_obstacle(kind: type) -> str | None:
+    """Whether somebody has replaced the forward of a class, or of one that it comes from."""
+    for base, known in _FORWARDS.get(kind, ()):
+        if base.forward is not known:
+            return f"the forward of {_name(base)} is replaced"
     return None
 
 

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin
 from transformers.generation import logits_process as processors
 from transformers.generation import stopping_criteria as criteria
 
@@ -20,7 +21,10 @@ from ..model import GPT2
 from . import blocks
 from .checks import embedding_obstacle, is_autocast, obstacle, weight_obstacle
 
-_OVERRIDABLE = ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+_STEPS = {  # what a turn of transformers' loop calls, as of now
+    name: getattr(GenerationMixin, name)
+    for name in ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
+}
 _NORM = (blocks.LayerNorm, nn.LayerNorm)
 _MODEL = {  # the modules of a model and of a block, with the classes that the native model stands for
     "transformer.wte": (nn.Embedding,),
@@ -63,6 +67,11 @@ _twins: WeakKeyDictionary[nn.Module, tuple[GPT2, dict[str, nn.Parameter]]] = Wea
 
 class FastGeneration:
     """Overrides the decoding loops that GenerationMixin.generate calls once everything is prepared."""
+
+    @functools.wraps(GenerationMixin.generate)
+    def generate(self, inputs=None, *args, **kwargs):
+        _check_prompt(kwargs.get("input_ids") if inputs is None else inputs, kwargs)
+        return super().generate(inputs, *args, **kwargs)
 
     def _sample(
         self,
@@ -120,14 +129,26 @@ class _Continuation:
         self.streamer.end()
 
 
+def _check_prompt(input_ids: Tensor | None, given: dict) -> None:
+    """Before transformers prepares anything from it: it takes a mask of any size until shapes collide somewhere."""
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or given.get("inputs_embeds") is not None:
+        return
+    expected = tuple(input_ids.shape)
+    if expected[1] == 0:
+        raise ValueError(f"gpt2fast.generate: input_ids must be at least one token a row, got shape {expected}")
+    mask = given.get("attention_mask")
+    if isinstance(mask, Tensor) and given.get("past_key_values") is None and mask.dim() < 4 and mask.shape != expected:
+        raise ValueError(f"gpt2fast.generate: attention_mask must be of shape {expected}, got {tuple(mask.shape)}")
+
+
 def native_obstacle(model: nn.Module) -> str | None:
     """Why the native model would not compute what calling this model with a language-model head does, or None."""
     if model.config.add_cross_attention:
         return "the model has cross attention"
     if is_autocast(model.transformer.wte.weight):
         return "autocast is on"
-    for name in _OVERRIDABLE:
-        if name in model.__dict__:
+    for name, known in _STEPS.items():
+        if name in model.__dict__ or getattr(type(model), name) is not known:
             return f"{name} is replaced"
     for module in (model, model.transformer):
         kind = type(module)

@@ -38,12 +38,26 @@ def from_theirs(mask: Tensor | None, T: int, S: int, dtype: torch.dtype, is_caus
     return Visible(length=T if causal and S > T else None, causal=causal)
 
 
+def padding_mask(mask: Tensor, B: int, T: int, past) -> Tensor:
+    """A mask of up to three dimensions as (B, S); transformers cuts or fills one that does not fit the keys.
+
+    Errors: ValueError unless it has a column for every key seen and none beyond a static cache's room.
+    """
+    columns, least, most = mask.shape[-1], T, T
+    if past is not None:
+        layer = find_first_full_attention_index(past)
+        most, skipped = past.get_mask_sizes(T, layer)
+        before = past.get_query_offset(layer)
+        least = T if skipped or isinstance(before, Tensor) else before + T
+    if mask.numel() != B * columns or not least <= columns <= most:
+        expected = f"({B}, {least})" + (f" to ({B}, {most})" if least < most else "")
+        raise ValueError(f"gpt2fast: attention_mask must have shape (B, S) = {expected}, got {tuple(mask.shape)}")
+    return mask.view(B, columns)
+
+
 def _padding(mask: Tensor, S: int, device: torch.device) -> Tensor | None:
-    """(B, S) bool: columns that the mask does not reach are hidden; None where nothing is."""
-    mask = mask.to(device=device, dtype=torch.bool)
-    if mask.shape[1] < S:
-        mask = torch.nn.functional.pad(mask, (0, S - mask.shape[1]))
-    mask = mask[:, :S]
+    """(B, S) bool, None where nothing is hidden."""
+    mask = mask.to(device=device, dtype=torch.bool)[:, :S]
     return None if not is_tracing(mask) and bool(mask.all()) else mask
 
 

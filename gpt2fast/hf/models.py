@@ -1,5 +1,7 @@
 """transformers' GPT-2 models, by the same names, over our blocks. Same weights, keys, arguments and outputs."""
 
+import sys
+
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
@@ -9,14 +11,16 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.gpt2 import modeling_gpt2 as stock
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .. import ops
+from ..ops.common import within
 from .blocks import needs_their_mask
 from .checks import embedding_obstacle, is_autocast, keep_forwards, stands_in, weight_obstacle
 from .convert import Optimized
 from .generation import FastGeneration
-from .masks import cross_attention_mask, self_attention_mask
+from .masks import cross_attention_mask, padding_mask, self_attention_mask
 
 LINEAR = (nn.Linear,)
 
@@ -69,10 +73,12 @@ class GPT2Model(Optimized, stock.GPT2Model):
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
         shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:-1]
         T = shape[-1]
+        if T == 0:
+            raise ValueError(f"gpt2fast: there must be at least one token a row, got shape {tuple(shape)}")
         past = self._cache(past_key_values, use_cache)
         embeds = self._embed(input_ids, inputs_embeds, token_type_ids, position_ids, past, T)
         if attention_mask is not None and attention_mask.ndim < 4:
-            attention_mask = attention_mask.view(embeds.shape[0], -1)
+            attention_mask = padding_mask(attention_mask, embeds.shape[0], T, past)
 
         asking = [needs_their_mask(block, kwargs) for block in self.h]
         fused, full = not all(asking), any(asking)
@@ -127,14 +133,21 @@ class GPT2Model(Optimized, stock.GPT2Model):
             and embedding_obstacle(self.wpe) is None
             and self.wte.weight.dtype == self.wpe.weight.dtype
         ):
-            ids, position_ids, types = (None if t is None else t.long() for t in (ids, position_ids, types))
+            ids, position_ids, types = map(_widened, (ids, position_ids, types))
             start = before if position_ids is None else 0
             return ops.embedding(ids, self.wte.weight, self.wpe.weight, position_ids, types, start)
         embeds = self.wte(ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = (torch.arange(T, device=embeds.device) + before).unsqueeze(0)
+        if not is_tracing(position_ids):
+            within("embedding", "positions", position_ids, getattr(self.wpe, "num_embeddings", sys.maxsize))
         x = embeds + self.wpe(position_ids).to(embeds.device)
         return x if types is None else x + self.wte(types)
+
+
+def _widened(numbers: Tensor | None) -> Tensor | None:
+    """int32, which torch's embeddings take too, to the op's int64; the op refuses anything else."""
+    return numbers.long() if numbers is not None and numbers.dtype == torch.int32 else numbers
 
 
 class GPT2LMHeadModel(Optimized, FastGeneration, stock.GPT2LMHeadModel):

@@ -3,15 +3,22 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import backends
+from ..op import OPS
 from . import blocks, models
-from .checks import embedding_obstacle, obstacle, weight_obstacle
+from .checks import class_obstacle, embedding_obstacle, is_autocast, is_plain, obstacle, weight_obstacle
 from .convert import _roots, to_ours
-from .generation import native_obstacle
+from .generation import FastGeneration, native_obstacle
+
+GELUS = tuple(kind for kind in blocks.ACTIVATIONS if kind.__module__ == blocks.__name__)
+OPS_OF = {blocks.Conv1D: "linear", blocks.LayerNorm: "layer_norm"} | dict.fromkeys(GELUS, "gelu")
+HEADS = ("score", "classifier", "qa_outputs", "multiple_choice_head")
+NORMS = {"ln_1": "attn.c_attn", "ln_2": "mlp.c_fc", "ln_cross_attn": "crossattention.q_attn"}  # what each one feeds
 
 
 @dataclass(frozen=True)
@@ -72,26 +79,36 @@ def report(model: nn.Module) -> Report:
             lines += _model_lines(name, module)
         elif isinstance(module, stock.GPT2Block):
             lines += _block_lines(name, module)
+    known = {line.name for line in lines}
+    for name, module in model.named_modules():  # ours inside others' modules, as an adapter's base layer is
+        if name not in known and (op := OPS_OF.get(type(module))) is not None:
+            lines.append(_leaf(name, module, (type(module),), op))
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
-    lines.sort(key=lambda line: order.get(line.name, len(order)))
+    lines.sort(key=lambda line: order.get(line.name, len(order)))  # a loss_function is no module: last
     return Report(lines)
 
 
 def _line(name: str, module: nn.Module, op: str, fused: str | None = None, reason: str | None = None, head=64) -> Line:
     weight = next(module.parameters(), None)
-    backend = None
-    if weight is not None:
-        backend, why = _backend(op, weight, head)
-        reason = reason or why
-    return Line(name, type(module).__name__, op, backend, fused, reason)
+    backend, why = (None, None) if weight is None else _backend(op, weight, head)
+    return Line(name, type(module).__name__, op, backend, fused, reason or why)
 
 
-def _backend(op: str, weight, head: int) -> tuple[str, str | None]:
+def _backend(op: str, weight: Tensor, head: int) -> tuple[str, str | None]:
     if weight.device.type != "cpu":
         return "reference", f"no kernel for device {weight.device.type}"
-    if why := backends.uncovered(op, weight.dtype, head):
+    if why := backends.uncovered(op, _dtype(op, weight), head):
         return "reference", why
     return f"cpu, {backends.isa()}", None
+
+
+def _dtype(op: str, weight: Tensor) -> torch.dtype:
+    """What the op computes in: autocast has a say, and the loss is one of float32 logits at most."""
+    if weight.dtype == torch.float64:  # which autocast leaves alone
+        return torch.float32 if op == "cross_entropy" else weight.dtype
+    if not is_autocast(weight) or OPS[op].autocast == "widest":
+        return weight.dtype
+    return torch.float32 if OPS[op].autocast == "float32" else torch.get_autocast_dtype(weight.device.type)
 
 
 def _own(name: str, module: nn.Module, reason: str) -> Line:
@@ -103,45 +120,77 @@ def _join(name: str, part: str) -> str:
 
 
 def _model_lines(name: str, model: nn.Module) -> Iterator[Line]:
-    if type(model) not in to_ours().values():
+    ours = type(model) in to_ours().values()
+    if not ours:
         unlike = "gpt2fast.optimize has not switched it" if type(model) in to_ours() else "not the stock class"
         yield _own(name, model, f"{type(model).__module__}.{type(model).__qualname__}: {unlike}")
-    elif isinstance(model, models.GPT2LMHeadModel):
-        if (found := native_obstacle(model)) is None:
-            yield Line(name, type(model).__name__, "decode_attention", fused="the native loop in generate")
-        else:
-            yield _own(name, model, f"generate runs transformers' loop: {found}")
-        yield _leaf(_join(name, "lm_head"), model.lm_head, models.LINEAR, "linear")
-        if model.loss_function is models.causal_lm_loss:
-            yield replace(_line(_join(name, "loss_function"), model.lm_head, "cross_entropy"), module="function")
-        else:
-            other = "not switched" if model.loss_function is ForCausalLMLoss else "it is replaced"
-            yield Line(_join(name, "loss_function"), "function", None, reason=other)
+    elif found := class_obstacle(type(model)):
+        yield _own(name, model, found)
+    elif isinstance(model, FastGeneration):
+        yield from _generating_lines(name, model)
+    if ours:
+        for part in HEADS:
+            if part in model._modules:
+                yield _own(_join(name, part), getattr(model, part), "transformers' own: a few numbers a row")
     if isinstance(model, stock.GPT2Model):
+        tables = embedding_obstacle(model.wte) or embedding_obstacle(model.wpe)
+        if tables is None and model.wte.weight.dtype != model.wpe.weight.dtype:
+            tables = "wte and wpe differ in dtype"
+        tables = tables if type(model) is models.GPT2Model else "called by transformers' forward"
         for part in ("wte", "wpe"):
-            table = getattr(model, part)
-            found = embedding_obstacle(table)
-            found = found if type(model) is models.GPT2Model else "called by transformers' forward"
-            yield _own(_join(name, part), table, found) if found else _line(_join(name, part), table, "embedding")
-        yield _leaf(_join(name, "ln_f"), model.ln_f, (blocks.LayerNorm,), "layer_norm")
+            table, where = getattr(model, part), _join(name, part)
+            yield _line(where, table, "embedding") if tables is None else _own(where, table, tables)
+        yield _norm(_join(name, "ln_f"), model.ln_f, model.wte)
 
 
-def _leaf(name: str, module: nn.Module, ours: tuple, op: str, fused: str | None = None) -> Line:
+def _generating_lines(name: str, model: nn.Module) -> Iterator[Line]:
+    """Of a model with a language-model head."""
+    if (found := native_obstacle(model)) is None:
+        head = model.config.hidden_size // model.config.num_attention_heads
+        line = _line(name, model.transformer.wte, "decode_attention", "the native loop in generate", head=head)
+        yield replace(line, module=type(model).__name__)
+    else:
+        yield _own(name, model, f"generate runs transformers' loop: {found}")
+    yield _leaf(_join(name, "lm_head"), model.lm_head, models.LINEAR, "linear")
+    replaced = isinstance(model, models.GPT2LMHeadModel) and model.loss_function is not models.causal_lm_loss
+    if replaced:
+        other = "not switched" if model.loss_function is ForCausalLMLoss else "it is replaced"
+        yield Line(_join(name, "loss_function"), "function", None, reason=other)
+    else:
+        yield replace(_line(_join(name, "loss_function"), model.lm_head, "cross_entropy"), module="function")
+
+
+def _leaf(name: str, module: nn.Module, ours: tuple, op: str) -> Line:
     """A module that is called as such: hooks do not stand in the way of its op, another class does."""
     if not isinstance(module, ours):
         return _own(name, module, f"{type(module).__module__}.{type(module).__qualname__} is not ours")
-    if ours == models.LINEAR and (found := weight_obstacle(module, ours)):
-        return _own(name, module, found)
-    return _line(name, module, op, fused)
+    # a head's op stands in its place; our other modules have theirs inside
+    found = weight_obstacle(module, ours) if ours == models.LINEAR else class_obstacle(type(module))
+    if found is None and not is_plain(getattr(module, "weight", None)):
+        found = f"its weight is a {type(module.weight).__name__}"
+    return _line(name, module, op) if found is None else _own(name, module, found)
+
+
+def _norm(name: str, norm: nn.Module, beside: nn.Module | None) -> Line:
+    """``beside`` has a weight in the dtype that the norm is given."""
+    if not isinstance(norm, blocks.LayerNorm):
+        return _leaf(name, norm, (blocks.LayerNorm,), "layer_norm")
+    found = class_obstacle(type(norm)) or blocks.norm_obstacle(norm)
+    given = getattr(getattr(beside, "weight", None), "dtype", None)
+    if found is None and given not in (None, norm.weight.dtype) and not is_autocast(norm.weight):
+        found = f"its weight is {norm.weight.dtype}, what it is given {given}".replace("torch.", "")
+    return _line(name, norm, "layer_norm") if found is None else _own(name, norm, found)
 
 
 def _block_lines(name: str, block: nn.Module) -> Iterator[Line]:
     fused = isinstance(block, blocks.GPT2Block)
     if fused and (found := obstacle(block, (blocks.GPT2Block,))):
         yield _own(name, block, f"called as a module, with transformers' mask: {found}")
-    for part in ("ln_1", "ln_2", "ln_cross_attn"):
+    for part, then in NORMS.items():
         if part in block._modules:
-            yield _leaf(_join(name, part), getattr(block, part), (blocks.LayerNorm,), "layer_norm")
+            parent, _, leaf = then.partition(".")
+            beside = getattr(getattr(block, parent), leaf, None)
+            yield _norm(_join(name, part), getattr(block, part), beside)
     for part in ("attn", "crossattention"):
         if part in block._modules:
             yield from _attention_lines(_join(name, part), getattr(block, part), fused)
@@ -155,7 +204,7 @@ def _attention_lines(name: str, attn: nn.Module, fused: bool) -> Iterator[Line]:
         yield _own(name, attn, f"transformers' attention: {found}")
     else:
         skipped = obstacle(attn, (blocks.GPT2Attention,))
-        yield Line(name, type(attn).__name__, "attention", *_backend_of(attn), reason=skipped or _backend_reason(attn))
+        yield _line(name, attn, "attention", reason=skipped, head=attn.head_dim)
         fused = fused and skipped is None
     for part in ("c_attn", "q_attn"):
         if part in attn._modules:
@@ -163,25 +212,18 @@ def _attention_lines(name: str, attn: nn.Module, fused: bool) -> Iterator[Line]:
     yield _projection(_join(name, "c_proj"), attn.c_proj, attn.resid_dropout, fused and found is None)
 
 
-def _backend_of(attn) -> tuple[str | None]:
-    weight = next(attn.parameters(), None)
-    return (None if weight is None else _backend("attention", weight, attn.head_dim)[0],)
-
-
-def _backend_reason(attn) -> str | None:
-    weight = next(attn.parameters(), None)
-    return None if weight is None else _backend("attention", weight, attn.head_dim)[1]
-
-
 def _projection(name: str, linear: nn.Module, dropout: nn.Module, fused: bool) -> Line:
-    if not isinstance(linear, blocks.Conv1D):
-        return _leaf(name, linear, (blocks.Conv1D,), "linear")
     why = weight_obstacle(linear, blocks.CONV1D) or obstacle(dropout, blocks.DROPOUT)
     if why is None and dropout.training and dropout.p > 0:
         why = "dropout comes between product and residual"
     if why is None and not fused:
         why = "its block or parent is called as a module"
-    return _line(name, linear, "linear", None if why else "residual", f"residual not fused: {why}" if why else None)
+    if why is None and is_autocast(linear.weight):
+        why = "under autocast the residual stays in float32"
+    if why is None:
+        return _line(name, linear, "linear", "residual")
+    line = _leaf(name, linear, (blocks.Conv1D,), "linear")
+    return line if line.op is None else replace(line, reason=f"residual not fused: {why}")
 
 
 def _mlp_lines(name: str, mlp: nn.Module, fused: bool) -> Iterator[Line]:
@@ -194,14 +236,15 @@ def _mlp_lines(name: str, mlp: nn.Module, fused: bool) -> Iterator[Line]:
     form = blocks.ACTIVATIONS.get(type(act))
     why = "its activation is no GELU" if form is None else obstacle(act, (type(act),))
     why = why or weight_obstacle(mlp.c_fc, blocks.CONV1D)
-    line = _leaf(_join(name, "c_fc"), mlp.c_fc, (blocks.Conv1D,), "linear", None if why else form)
-    if why is not None and line.op is not None:
-        line = replace(line, reason=f"activation not fused: {why}")
-    yield line
+    if why is None:
+        yield _line(_join(name, "c_fc"), mlp.c_fc, "linear", form)
+    else:
+        line = _leaf(_join(name, "c_fc"), mlp.c_fc, (blocks.Conv1D,), "linear")
+        yield line if line.op is None else replace(line, reason=f"activation not fused: {why}")
     if why is None:
         yield Line(_join(name, "act"), type(act).__name__, "linear", reason=None, fused="part of c_fc")
-    elif form and isinstance(act, tuple(kind for kind in blocks.ACTIVATIONS if kind.__module__ == blocks.__name__)):
-        yield Line(_join(name, "act"), type(act).__name__, "gelu")
+    elif isinstance(act, GELUS):
+        yield replace(_line(_join(name, "act"), mlp, "gelu"), module=type(act).__name__)
     else:
         yield _own(_join(name, "act"), act, "no op of ours computes it")
     yield _projection(

@@ -80,11 +80,13 @@ def _baseline(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, s
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     if mask is None and bias is None and not window and (T == S or not causal or T == 1):
         plain = causal and T > 1
-        return F.scaled_dot_product_attention(q, k, v, is_causal=plain, scale=scale, dropout_p=dropout_p)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=plain, scale=scale, dropout_p=dropout_p)
+        return out.transpose(1, 2)
     seen = visible(T, S, causal, window, mask, q.device)
     added = torch.zeros((), dtype=q.dtype, device=q.device) if bias is None else bias
     added = added.masked_fill(~seen, -torch.inf)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale, dropout_p=dropout_p)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale, dropout_p=dropout_p)
+    return out.transpose(1, 2)
 
 
 def _naive(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):

@@ -3,7 +3,7 @@ from torch import Tensor
 
 from ..op import op
 from .common import choice, widen
-from .gelu import CASES, FORMS, gelu_backward
+from .gelu import CASES, FORMS, gelu, gelu_backward
 
 
 @op(
@@ -11,6 +11,7 @@ from .gelu import CASES, FORMS, gelu_backward
     cases=CASES,
     flops=lambda n: 13 * n["B"] * n["T"] * n["C"],
     baseline=lambda x, bias, approximate="tanh": F.gelu(x + bias, approximate=approximate),
+    naive=lambda x, bias, approximate="tanh": gelu.naive(x + bias, approximate),
 )
 def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
     """y = gelu(x + bias), in one pass over memory.

@@ -32,6 +32,19 @@ def _baseline(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction
     )
 
 
+def _naive(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+    log_probabilities = logits - logits.logsumexp(1, keepdim=True)
+    counts = targets != ignore_index
+    at_target = log_probabilities.gather(1, torch.where(counts, targets, 0)[:, None])[:, 0]
+    loss = -(1 - label_smoothing) * at_target
+    if label_smoothing > 0:
+        loss = loss - label_smoothing * log_probabilities.mean(1)
+    loss = torch.where(counts, loss, 0.0)
+    if reduction == "none":
+        return loss
+    return loss.sum() / counts.sum() if reduction == "mean" else loss.sum()
+
+
 @op(
     shapes=dict(logits="R V", targets="R: int64"),
     returns="loss",
@@ -41,6 +54,7 @@ def _baseline(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction
     flops=lambda n: 4 * n["R"] * n["V"],
     autocast="widest",
     baseline=_baseline,
+    naive=_naive,
 )
 def cross_entropy(
     logits: Tensor,

@@ -46,7 +46,13 @@ def _for_attention(q, k, v, lengths, starts, window) -> tuple[Tensor, Tensor, Te
 def _baseline(q, k, v, lengths, starts=None, window=0, scale=None):
     seen = _seen(q, k, lengths, starts, window)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale).transpose(1, 2)
+
+
+def _naive(q, k, v, lengths, starts=None, window=0, scale=None):
+    scores = torch.einsum("bthd,bshd->bhts", q, k) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    scores = scores.masked_fill(~_seen(q, k, lengths, starts, window), -torch.inf)
+    return torch.einsum("bhts,bshd->bthd", scores.softmax(-1), v)
 
 
 @op(
@@ -57,6 +63,7 @@ def _baseline(q, k, v, lengths, starts=None, window=0, scale=None):
     flops=lambda n: 4 * n["B"] * n["H"] * n["T"] * n["S"] * n["D"],
     autocast="lower",
     baseline=_baseline,
+    naive=_naive,
 )
 def decode_attention(
     q: Tensor,

@@ -31,12 +31,18 @@ def _baseline(tokens, wte, wpe, positions=None, token_types=None, start=0):
     return y if token_types is None else y + F.embedding(token_types, wte)
 
 
+def _naive(tokens, wte, wpe, positions=None, token_types=None, start=0):
+    y = wte[tokens] + wpe[_positions(positions, start, tokens.shape[1], tokens.device)]
+    return y if token_types is None else y + wte[token_types]
+
+
 @op(
     shapes=dict(tokens="B T: int64", wte="V C", wpe="P C", positions="B|1 T: int64", token_types="B T: int64"),
     cases=CASES,
     make=MAKE,
     flops=lambda n: n["B"] * n["T"] * n["C"],
     baseline=_baseline,
+    naive=_naive,
 )
 def embedding(
     tokens: Tensor,

@@ -4,9 +4,10 @@ from torch import Tensor
 
 from ..op import op
 from .common import choice, widen
-from .gelu import gelu_backward
+from .gelu import gelu, gelu_backward
 
-ACTIVATIONS = ("none", "gelu_tanh", "gelu_erf")
+FORMS = dict(gelu_tanh="tanh", gelu_erf="none")  # of gelu, by activation
+ACTIVATIONS = ("none", *FORMS)
 CASES = [
     dict(B=1, T=1, K=768, N=2304, bias=True),
     dict(B=1, T=512, K=768, N=3072, bias=True, activation="gelu_tanh"),
@@ -34,12 +35,10 @@ def _scaled(shape, case, g):
 
 
 def _activate(y: Tensor, activation: str) -> Tensor:
-    return y if activation == "none" else F.gelu(y, approximate=activation.removeprefix("gelu_").replace("erf", "none"))
+    return y if activation == "none" else F.gelu(y, approximate=FORMS[activation])
 
 
-def _baseline(
-    x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False
-):  # fmt: skip
+def _baseline(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
     if transposed:
         y = F.linear(x, weight, bias)
     elif bias is None:
@@ -47,6 +46,13 @@ def _baseline(
     else:
         y = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
     y = _activate(y, activation)
+    return y if residual is None else y + residual
+
+
+def _naive(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
+    y = x @ (weight.t() if transposed else weight)
+    y = y if bias is None else y + bias
+    y = y if activation == "none" else gelu.naive(y, FORMS[activation])
     return y if residual is None else y + residual
 
 
@@ -58,6 +64,7 @@ def _baseline(
     flops=lambda n: 2 * n["B"] * n["T"] * n["K"] * n["N"],
     autocast="lower",
     baseline=_baseline,
+    naive=_naive,
 )
 def linear(
     x: Tensor,
@@ -120,7 +127,7 @@ def _(saved, grad):
         before = saved.preactivation
         if not saved.keep_preactivation:
             before = linear(saved.x, saved.weight, saved.bias, transposed=saved.transposed)
-        dy = gelu_backward(dy, before, "tanh" if saved.activation == "gelu_tanh" else "none")
+        dy = gelu_backward(dy, before, FORMS[saved.activation])
     want = " ".join("d" + n for n in ("x", "weight", "bias") if n in saved.needs)
     dx, dweight, dbias = linear_backward(dy, saved.x, saved.weight, saved.transposed, want)
     return dict(x=dx, weight=dweight, bias=dbias, residual=grad.y)

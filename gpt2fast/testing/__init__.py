@@ -1,6 +1,6 @@
 """What tests of kernels need, for ours and for yours: inputs from a declaration, the parity rule, checks by op."""
 
-from .check import check_op, has_kernel, run_check
+from .check import check_op, find_ops, has_kernel, run_check, runs
 from .inputs import LAYOUTS, build, call, work
 from .isa import cpu_isa, runnable_isas
 from .parity import assert_close_to_truth, assert_parity, measure
@@ -13,19 +13,19 @@ __all__ = [
     "call",
     "check_op",
     "cpu_isa",
+    "find_ops",
     "has_kernel",
     "measure",
     "run_bench",
     "run_check",
     "runnable_isas",
+    "runs",
     "work",
 ]
 
 
 def run_bench(names: list[str], as_json: bool = False) -> int:
-    """Times ops by name against PyTorch; needs the benchmarks folder of the repository."""
-    try:
-        from benchmarks.ops import main
-    except ModuleNotFoundError as error:
-        raise SystemExit("gpt2fast bench runs from the repository's root: benchmarks/ is not installed") from error
+    """Times ops by name against PyTorch, as ``python -m gpt2fast.benchmarks.ops`` does; returns its exit status."""
+    from ..benchmarks.ops import main
+
     return main([*names, *(["--json"] if as_json else [])])

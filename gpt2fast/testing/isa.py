@@ -11,8 +11,11 @@ def runnable_isas() -> list[str]:
 
 
 @contextlib.contextmanager
-def cpu_isa(name: str):
-    """Inside, the CPU kernels are those of ``name``; ValueError where this CPU or binary lacks it."""
+def cpu_isa(name: str | None):
+    """Inside, the CPU kernels are those of ``name`` (None: as outside); ValueError where it cannot run."""
+    if name is None:
+        yield
+        return
     before = backends._C.cpu_isa()
     backends._C.set_cpu_isa(name)
     try:

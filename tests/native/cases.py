@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 import gpt2fast.ops  # noqa: E402, F401
 from gpt2fast.op import OPS  # noqa: E402
 from gpt2fast.testing import build, inputs, measure, work  # noqa: E402
-from gpt2fast.testing.parity import DRAWS, FEW, SMALL  # noqa: E402
+from gpt2fast.testing.parity import more_seeds  # noqa: E402
 
 LIMIT = 6_000_000  # operations of a case: the sanitizers and the emulator are slow
 LAYOUTS = ("contiguous", "sliced")
@@ -115,9 +115,7 @@ class Case:
 
     def write(self, op, case: dict, dtype, layout: str) -> None:
         runs = [self.run(op, case, dtype, layout)]
-        few = any(0 < t.numel() < FEW for t in runs[0][2] if t.is_floating_point())
-        if few and work(op, case) <= SMALL:  # as testing.assert_parity
-            runs += [self.run(op, case, dtype, layout, seed) for seed in range(1, DRAWS)]
+        runs += [self.run(op, case, dtype, layout, seed) for seed in more_seeds(op, case, runs[0][2])]
         args = runs[0][0]
         word = str(dtype).removeprefix("torch.")
         self.text(op.name)

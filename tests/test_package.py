@@ -1,0 +1,44 @@
+"""What ``import gpt2fast`` offers: names that load on demand, and the same names for type checkers."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import FunctionType, ModuleType
+
+import pytest
+
+import gpt2fast
+
+
+def declared() -> dict[str, str | None]:
+    """Name to module (None: it is one) of the imports under TYPE_CHECKING."""
+    tree = ast.parse(Path(gpt2fast.__file__).read_text(encoding="utf-8"))
+    block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    return {alias.asname or alias.name: node.module for node in block.body for alias in node.names}
+
+
+def test_type_checkers_see_every_name_that_loads_on_demand():
+    assert set(declared()) == set(gpt2fast.__all__) - {"__version__"} == set(dir(gpt2fast)) - {"__version__"}
+
+
+@pytest.mark.parametrize("name, module", declared().items())
+def test_a_name_is_what_type_checkers_were_told(name, module):
+    found = getattr(gpt2fast, name)
+    if module is None:
+        assert isinstance(found, ModuleType) and found is importlib.import_module(f"gpt2fast.{name}")
+    else:
+        assert found is getattr(importlib.import_module(f"gpt2fast.{module}"), name)
+
+
+@pytest.mark.parametrize("first", ("gpt2fast.ops", "gpt2fast.model", "gpt2fast.op", "gpt2fast.generate"))
+def test_a_function_is_not_hidden_by_the_module_of_its_name(first):
+    code = f"import {first}; from gpt2fast import generate, op; print(type(generate), type(op))"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert out.split("\n")[0] == f"{FunctionType} {FunctionType}"
+
+
+def test_an_unknown_name():
+    with pytest.raises(AttributeError, match="module 'gpt2fast' has no attribute 'gpt3'"):
+        gpt2fast.gpt3  # noqa: B018

@@ -1,0 +1,92 @@
+"""``gpt2fast check`` and the parity rule behind it: a kernel that is wrong in one element is found, and said where."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from gpt2fast.testing import assert_close_to_truth, check_op, measure, run_check, runnable_isas
+from gpt2fast.testing.inputs import build
+
+
+def wrong_at(index, by):
+    """Half of x, but for one element of a (2, 3, 5) tensor."""
+
+    def kernel(x):
+        y = (x * 0.5).contiguous()
+        if y.shape == (2, 3, 5):
+            y[index] += by
+        return y
+
+    return kernel
+
+
+def test_a_right_kernel_is_held_to_every_run(half):
+    rows = check_op(half)
+    assert not any(row["error"] for row in rows)
+    assert len(rows) == 2 * 3 * 3 * len(runnable_isas())  # cases, layouts, dtypes
+    assert {row["dtype"] for row in rows} == {"float32", "bfloat16", "float16"}
+
+
+def test_a_wrong_kernel_is_named_with_place_values_and_rule(half):
+    half.kernel = wrong_at((1, 2, 3), 0.25)
+    wrong = [row for row in check_op(half) if row["error"]]
+    assert {(row["case"]["C"], row["dtype"], row["layout"]) for row in wrong} == {
+        (5, dtype, layout)
+        for dtype in ("float32", "bfloat16", "float16")
+        for layout in ("contiguous", "sliced", "transposed")
+    }
+    first = next(row["error"] for row in wrong if row["dtype"] == "float32")
+    truth = 0.5 * build(half, half.cases[0])["x"][1, 2, 3].item()
+    got, expected, plain = (
+        float(re.search(rf"{name} (-?[\d.e-]+)", first)[1]) for name in ("got", "truth", "plain PyTorch")
+    )
+    assert first.startswith("half y: breaks the parity rule (rms ") and "worst at (0, 1, 2, 3)" in first
+    assert got == pytest.approx(truth + 0.25) and expected == plain == pytest.approx(truth)
+    assert re.search(r"max 0\.25, .*rms_bound [\d.e-]+, max_bound [\d.e-]+\)", first)
+
+
+def test_run_check_prints_what_is_wrong_and_fails(half, capsys):
+    assert run_check(["gpt2fast_test::half"]) == 0
+    runs = 2 * 3 * 3 * len(runnable_isas())
+    assert re.fullmatch(rf"half +{runs} of {runs} runs keep the parity rule\n", capsys.readouterr().out)
+    half.kernel = wrong_at((0, 0, 4), torch.nan)
+    assert run_check(["gpt2fast_test::half"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(f" {runs // 2} of {runs} runs keep the parity rule") and len(lines) == 1 + runs // 2
+    assert all("{'B': 2, 'T': 3, 'C': 5} " in line and "(0, 0, 0, 4): got nan, truth " in line for line in lines[1:])
+
+
+def test_run_check_json_and_an_error_of_the_kernel(half, capsys):
+    def refuse(x):
+        raise ValueError("no such shape")
+
+    half.kernel = refuse
+    assert run_check(["gpt2fast_test::half", "gelu_backward"], as_json=True) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["half", "gelu_backward"]
+    assert {row["error"] for row in found["half"]} == {"no such shape"}
+    assert not any(row["error"] for row in found["gelu_backward"])
+
+
+def test_one_instruction_set_by_the_environment(half, monkeypatch):
+    monkeypatch.setenv("GPT2FAST_CPU_ISA", "scalar")
+    assert {row["isa"] for row in check_op(half)} == {"scalar"}
+
+
+def test_the_rule_is_twice_plain_pytorch_plus_one_rounding():
+    truth = torch.full((1000,), 1.0, dtype=torch.float64)
+    plain = truth.float() + 3e-6
+    bound = 2 * (plain.double() - truth).max().item() + torch.finfo(torch.float32).eps
+    found = measure(truth.float(), plain, truth)
+    assert found["max_bound"] == pytest.approx(bound) and found["rms_bound"] == pytest.approx(bound)
+    assert_close_to_truth(truth.float() + 0.9 * bound, plain, truth)
+    with pytest.raises(AssertionError, match="breaks the parity rule"):
+        assert_close_to_truth(truth.float() + 1.1 * bound, plain, truth)
+    lost = truth.float()
+    lost[7] = torch.inf
+    with pytest.raises(AssertionError, match=r"worst at \(7,\): got inf, truth 1"):
+        assert_close_to_truth(lost, plain, truth)
+    with pytest.raises(AssertionError, match=r"shape \(999,\), expected \(1000,\)"):
+        assert_close_to_truth(lost[1:], plain, truth)
