@@ -312,6 +312,47 @@ void decode_find(Decoder& d) {
   d.ins.run = shift ? pick_find<true>(t) : pick_find<false>(t);
 }
 
+// The lower n bits, extended by zeros or by the highest of them.
+template <class T, bool kWrap>
+struct ExtendFrom {
+  static uint32_t apply(uint32_t a, uint32_t n) {
+    n = kWrap ? n & 31 : std::min(n, 32u);
+    return n == 0 ? 0 : uint32_t(T(a << (32 - n)) >> (32 - n));
+  }
+};
+template <bool kWrap>
+struct MakeMask {
+  static uint32_t apply(uint32_t from, uint32_t count) {
+    from = kWrap ? from & 31 : std::min(from, 32u);
+    count = kWrap ? count & 31 : std::min(count, 32u);
+    return uint32_t(((uint64_t{1} << count) - 1) << from);
+  }
+};
+
+bool takes_wrap(Decoder& d) {
+  int mode = d.choose({"clamp", "wrap"});
+  if (mode < 0) d.fail("expected .clamp or .wrap");
+  return mode == 1;
+}
+
+void decode_extend_from(Decoder& d) {
+  bool wrap = takes_wrap(d), is_signed = d.type({Type::U32, Type::S32}) == Type::S32;
+  same_operands(d, Type::B32, 2);
+  using U = uint32_t;
+  d.ins.run = is_signed
+                  ? wrap ? binary<ExtendFrom<int32_t, true>, U, U, U> : binary<ExtendFrom<int32_t, false>, U, U, U>
+              : wrap ? binary<ExtendFrom<U, true>, U, U, U>
+                     : binary<ExtendFrom<U, false>, U, U, U>;
+}
+
+void decode_mask(Decoder& d) {
+  bool wrap = takes_wrap(d);
+  d.type({Type::B32});
+  same_operands(d, Type::B32, 2);
+  using U = uint32_t;
+  d.ins.run = wrap ? binary<MakeMask<true>, U, U, U> : binary<MakeMask<false>, U, U, U>;
+}
+
 }  // namespace
 
 void add_bits(Opcodes& table) {
@@ -325,6 +366,8 @@ void add_bits(Opcodes& table) {
   table["shf"] = decode_funnel;
   table["lop3"] = decode_look_up;
   table["prmt"] = decode_permute;
+  table["szext"] = decode_extend_from;
+  table["bmsk"] = decode_mask;
   table["bfe"] = decode_extract;
   table["bfi"] = decode_insert;
   table["popc"] = decode_count<CountOnes>;

@@ -303,6 +303,37 @@ void decode_dot_halves(Decoder& d) {
   d.ins.run = part ? pick_dot_halves<16>(a, b) : pick_dot_halves<0>(a, b);
 }
 
+// Of 24 bits: the lower 32 bits of the product's 48, or the upper.
+template <class T, bool kHigh>
+struct Product24 {
+  static T apply(T a, T b) {
+    auto low = [](T x) { return Twice<T>(T(Unsigned<T>(x) << 8) >> 8); };
+    return T(low(a) * low(b) >> (kHigh ? 16 : 0));
+  }
+  static T apply(T a, T b, T c) { return Add::apply(apply(a, b), c); }
+};
+
+template <int kSources>
+void decode_24_bits(Decoder& d) {
+  int part = d.choose({"lo", "hi"});
+  if (part < 0) d.fail("expected .lo or .hi");
+  bool is_signed = d.type({Type::U32, Type::S32}) == Type::S32;
+  same_operands(d, Type::B32, kSources);
+  auto handler = [](auto of, auto t) -> Handler {
+    using F = decltype(of);
+    using T = decltype(t);
+    if constexpr (kSources == 2)
+      return binary<F, T, T, T>;
+    else
+      return ternary<F, T, T, T, T>;
+  };
+  int32_t s = 0;
+  uint32_t u = 0;
+  d.ins.run = is_signed ? part ? handler(Product24<int32_t, true>(), s) : handler(Product24<int32_t, false>(), s)
+              : part    ? handler(Product24<uint32_t, true>(), u)
+                        : handler(Product24<uint32_t, false>(), u);
+}
+
 }  // namespace
 
 void add_integer(Opcodes& table) {
@@ -320,6 +351,8 @@ void add_integer(Opcodes& table) {
   table["sad.int"] = plain<AbsoluteDifference, 3>;
   table["neg.int"] = signed_only<Negative>;
   table["abs.int"] = signed_only<Absolute>;
+  table["mul24.int"] = decode_24_bits<2>;
+  table["mad24.int"] = decode_24_bits<3>;
   table["dp4a.int"] = decode_dot_bytes;
   table["dp2a.int"] = decode_dot_halves;
 }

@@ -39,6 +39,20 @@ PTX_CLONES void unpack(Warp& w, const Instruction& i, uint32_t mask) {
     each(mask, w.lanes<P>(i.operand[k]), [&](int l) { return P(s[l] >> (8 * sizeof(P) * size_t(k))); });
 }
 
+// Time: what the launch has executed so far, so that it repeats. The upper half is mode[0].
+template <class T>
+void read_clock(Warp& w, const Instruction& i, uint32_t mask) {
+  T now = T(w.launch->instructions >> (i.mode[0] ? 32 : 0));
+  each(mask, w.lanes<T>(i.operand[0]), [=](int) { return now; });
+}
+
+// 0 for other operands, else the clock's width.
+int clock_bits(const Operand& o) {
+  const std::string& n = o.name;
+  if (n == "%clock" || n == "%clock_hi" || n == "%globaltimer_lo" || n == "%globaltimer_hi") return 32;
+  return n == "%clock64" || n == "%globaltimer" ? 64 : 0;
+}
+
 Type part_type(Decoder& d, Type whole, size_t parts) {
   int bits = bits_of(whole) / int(parts);
   if (bits != 16 && bits != 32) d.fail("only parts of 16 and 32 bits are supported");
@@ -80,6 +94,13 @@ void decode_move(Decoder& d) {
     Type part = part_type(d, t, from.items.size());
     for (const Operand& item : from.items) d.read_operand(item, part, true);
     d.ins.run = pick_parts<true>(t, part);
+    return;
+  }
+  if (int bits = clock_bits(from)) {
+    if (bits != bits_of(t)) d.fail(from.name + " has " + std::to_string(bits) + " bits");
+    d.own_pointer();
+    d.ins.mode[0] = from.name.size() > 3 && from.name.substr(from.name.size() - 3) == "_hi";
+    d.ins.run = bits == 32 ? read_clock<uint32_t> : read_clock<uint64_t>;
     return;
   }
   d.read_operand(from, t, true);

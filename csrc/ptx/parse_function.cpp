@@ -262,6 +262,7 @@ Operand Parser::operand() {
   o.name = cursor_.name();
   if (o.name == "_") {
     o.name.clear();
+    if (cursor_.accept('|')) o.pair = cursor_.name();
     return o;
   }
   o.what = Operand::Name;
