@@ -9,7 +9,7 @@ namespace gpt2fast::ptx {
 namespace {
 
 enum Mode : uint8_t { kSync, kArrive, kPopc, kAnd, kOr };
-enum Operands : uint8_t { kHasCount = 1, kNegated = 2 };
+enum Flags : uint8_t { kHasCount = 1, kNegated = 2, kAligned = 4 };
 
 // A group that has waited goes on behind the barrier, which counts as executed now.
 void pass(Warp& w, Group& g) {
@@ -142,11 +142,11 @@ void decode_barrier(Decoder& d, bool aligned) {
   int what = d.choose({"sync", "arrive", "red"});
   if (what < 0) d.fail("expected .sync, .arrive or .red");
   d.ins.mode[0] = uint8_t(what);
-  d.take("aligned");
+  if (d.take("aligned") || aligned) d.ins.mode[1] |= kAligned;
   if (what == 2) {
     int op = d.choose({"popc", "and", "or"});
     if (op < 0) d.fail("expected .popc, .and or .or");
-    d.take("aligned");
+    if (d.take("aligned")) d.ins.mode[1] |= kAligned;
     d.ins.mode[0] = uint8_t(kPopc + op);
     if (op == 0)
       d.type({Type::U32}), d.write(Type::U32);
@@ -189,6 +189,13 @@ void settle_barrier(Warp& w) {
     lanes |= g.mask;
   }
   if (id == kNone || lanes != w.live()) return;
+  const Group &first = w.groups.front(), &last = w.groups.back();
+  auto aligned = [&](const Group& g) { return w.launch->module.code[g.pc].mode[1] & kAligned; };
+  if (first.pc != last.pc && (aligned(first) || aligned(last)))
+    w.launch->report(
+        "barrier",
+        "lanes of one warp wait at different barrier instructions; the others at " + w.launch->place(last.pc), w,
+        first.pc, __builtin_ctz(first.mask), last.pc);
   const BarrierState& b = w.block->barriers[id];
   if (std::find(b.waiting.begin(), b.waiting.end(), w.index) != b.waiting.end()) return;
   bool counted = w.launch->module.code[w.groups.front().pc].mode[1] & kHasCount;

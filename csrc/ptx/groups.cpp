@@ -63,6 +63,22 @@ bool Warp::choose() {
   return true;
 }
 
+// Lanes that spin at a low program counter may wait for others of their warp: now and then these have their turn.
+bool Warp::choose_others() {
+  choose();
+  size_t last = groups.size();
+  for (size_t i = 0; i < groups.size(); ++i)
+    if (groups[i].state == Group::Ready && (last == groups.size() || groups[i].pc > groups[last].pc)) last = i;
+  if (last == groups.size()) return active != 0;
+  Group chosen = groups[last];
+  groups.erase(groups.begin() + long(last));
+  split(active, pc);
+  pc = chosen.pc;
+  active = chosen.mask;
+  next_pc = kNone;  // nobody takes over before the turn ends
+  return true;
+}
+
 void Warp::exit(uint32_t mask) {
   exited |= mask;
   active &= ~mask;

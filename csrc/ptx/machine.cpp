@@ -11,7 +11,8 @@
 namespace gpt2fast::ptx {
 namespace {
 
-constexpr uint64_t kTurn = 4096;                                   // instructions of a warp before the next one's turn
+constexpr uint64_t kTurn = 4096;    // instructions of a warp before the next one's turn
+constexpr uint32_t kPatience = 16;  // turns before another group of a warp's lanes has one
 constexpr uint64_t kMostThreads = 1024, kMostShared = 163 * 1024;  // of a block on sm_80
 constexpr std::array<uint32_t, 3> kMostBlocks{0x7fffffff, 65535, 65535}, kLargestBlock{1024, 1024, 64};
 
@@ -134,6 +135,7 @@ void Launch::start_warp(Warp& warp) {
   warp.pc = kernel.first;
   warp.active = warp.present;
   warp.exited = 0;
+  warp.full_turns = 0;
   warp.next_pc = kNone;
   warp.groups.clear();
   warp.copies.clear();
@@ -241,7 +243,8 @@ void Launch::start_block() {
 // Runs one warp for a turn. False: it can do nothing until another warp does.
 bool Launch::step(Warp& w, uint64_t quantum) {
   const Instruction* code = module.code.data();
-  if (!w.active && !w.choose()) return false;
+  bool fair = w.full_turns >= kPatience;
+  if (fair ? !w.choose_others() : !w.active && !w.choose()) return false;
   uint64_t executed = 0;
   while (executed < quantum) {
     const Instruction& ins = code[w.pc];
@@ -284,6 +287,8 @@ bool Launch::step(Warp& w, uint64_t quantum) {
     }
     if (w.pc >= w.next_pc) w.choose();
   }
+  if (fair && w.active) w.choose();
+  w.full_turns = !fair && executed == quantum && w.next_pc != kNone ? w.full_turns + 1 : 0;
   instructions += executed;
   if (instructions > config.budget && !stopped) {
     report("budget", "the launch was stopped after " + std::to_string(config.budget) + " warp instructions", w, w.pc,

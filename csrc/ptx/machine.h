@@ -73,7 +73,8 @@ struct Warp {
   uint32_t pc = 0, active = 0;  // the group that runs
   uint32_t next_pc = kNone;     // least of the ready groups that do not run
   uint32_t exited = 0, present = 0;
-  uint32_t carry = 0;  // the condition code of add.cc and sub.cc
+  uint32_t full_turns = 0;  // in a row that other ready groups have waited through
+  uint32_t carry = 0;       // the condition code of add.cc and sub.cc
   Event event = Event::None;
   std::vector<Group> groups;
   std::vector<uint32_t> calls[kLanes];
@@ -103,6 +104,7 @@ struct Warp {
   void split(uint32_t mask, uint32_t target);  // these lanes of the running group go to target
   void split_team(uint32_t mask);              // these lanes execute the same instruction, but later
   void park(Group::State state, uint32_t barrier);
+  bool choose_others();
   bool choose();  // the ready group with the least pc; false: none
   void exit(uint32_t mask);
   // Brings the lanes that an instruction is for together at it. False: the group waits for the others.

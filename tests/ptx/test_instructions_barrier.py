@@ -191,6 +191,42 @@ def test_wrong_numbers() -> None:
     assert any(e["kind"] == "barrier" and "96 threads here and 64" in e["message"] for e in found)
 
 
+def test_lanes_of_a_warp_at_two_barriers() -> None:
+    """bar.sync is .aligned: all lanes of a warp must come to the same one. barrier.sync without it need not."""
+    body = "setp.lt.u32 %p0, %thread, 5;\n@%p0 bra other;\nBAR 0;\nbra done;\nother:\nBAR 0;\ndone:\n"
+    (error,) = errors(body.replace("BAR", "bar.sync"))
+    assert error["kind"] == "barrier" and "different barrier instructions" in error["message"]
+    run(body.replace("BAR", "barrier.sync"))
+
+
+@pytest.mark.parametrize("value", ["%warp", "7"])
+def test_two_writes_without_order(value: str) -> None:
+    """Both warps write one word: a race, unless it is the same value, as compilers write what several warps hold."""
+    body = ".reg .b32 %warp;\nshr.u32 %warp, %thread, 5;\nmov.u32 %r50, tile;\n"
+    body += f"mov.u32 %r1, {value};\nst.shared.u32 [%r50], %r1;\nbar.sync 0;\n"
+    found = errors(body, shared=16, block=(64, 1, 1))
+    assert [e["kind"] for e in found] == (["race"] if value == "%warp" else [])
+    if found:
+        assert "write at byte 0 by warp 1 and write by warp 0" in found[0]["message"]
+
+
+def test_lanes_that_spin_let_others_go_on() -> None:
+    """A lock that the lanes of one warp take in turn: it is held at a higher program counter than they spin at."""
+    out = np.zeros(2, np.uint32)
+    body = """
+    spin:
+    atom.global.cas.b32 %r0, [%buffer0], 0, 1;
+    setp.ne.u32 %p0, %r0, 0;
+    @%p0 bra spin;
+    ld.global.u32 %r1, [%buffer0 + 4];
+    add.u32 %r1, %r1, 1;
+    st.global.u32 [%buffer0 + 4], %r1;
+    atom.global.exch.b32 %r2, [%buffer0], 0;
+    """
+    run(body, out, budget=10_000_000)
+    assert out.tolist() == [0, 32]
+
+
 PARTED = """
 setp.lt.u32 %p0, %thread, 16;
 @!%p0 bra second;
