@@ -224,7 +224,11 @@ void Parser::number(Operand& o) {
   if (c == '.' || c == 'e' || c == 'E') {
     size_t used = 0;
     o.what = Operand::Real;
-    o.real = std::stod(cursor_.text.substr(cursor_.at, 64), &used) * (negative ? -1 : 1);
+    try {
+      o.real = std::stod(cursor_.text.substr(cursor_.at, 64), &used) * (negative ? -1 : 1);
+    } catch (const std::exception&) {
+      cursor_.fail("bad number");
+    }
     cursor_.at += used;
     return;
   }
