@@ -277,7 +277,7 @@ Operand Parser::operand() {
     bool minus = cursor_.peek() == '-';
     ++cursor_.at;
     int64_t n = cursor_.integer();
-    o.integer = minus ? -n : n;
+    o.integer = int64_t(minus ? 0 - uint64_t(n) : uint64_t(n));
   }
   return o;
 }
