@@ -1,6 +1,7 @@
 // The parser's parts: module directives and variables (parse.cpp), function bodies (parse_function.cpp).
 #pragma once
 #include "decode.h"
+#include "locations.h"
 
 namespace gpt2fast::ptx {
 
@@ -53,8 +54,7 @@ class Parser {
   Scopes scopes_;
   std::vector<Body> bodies_;
   uint32_t shared_end_ = 0;  // of module-level .shared variables
-  uint32_t loc_file_ = 0, loc_line_ = 0;
-  uint32_t loc_asm_ = 0;  // the inline assembly that the last .loc was in
+  Locations locations_;
   std::map<std::pair<uint32_t, std::string>, uint32_t> labels_;
 };
 

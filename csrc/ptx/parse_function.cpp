@@ -16,7 +16,7 @@ void Parser::body(uint32_t index) {
   module_.register_bytes = (module_.register_bytes + 4095) / 4096 * 4096;
   function.shared_bytes = shared_end_;
   labels_.clear();
-  loc_file_ = loc_line_ = 0;
+  locations_ = {};
   for (const std::vector<Parameter>* list : {&function.params, &function.results}) {
     for (const Parameter& p : *list) {
       Symbol s;
@@ -57,6 +57,7 @@ void Parser::body(uint32_t index) {
     Decoder(state, cursor_, cursor_.line, last, "ret", {}).decode();
     body.code.push_back(last);
   }
+  locations_.give(body.code);
   auto pool = std::make_unique<uint32_t[]>(state.pool.size() + 1);
   std::copy(state.pool.begin(), state.pool.end(), pool.get());
   for (size_t i = 0; i < body.code.size(); ++i) body.code[i].operand = pool.get() + state.pool_start[i];
@@ -84,13 +85,7 @@ void Parser::statement(FunctionState& state, Body& body, const std::string&) {
 }
 
 void Parser::body_directive(FunctionState& state, const std::string& name) {
-  if (name == ".loc") {
-    auto file = uint32_t(cursor_.integer()), line = uint32_t(cursor_.integer());
-    // Within inline assembly LLVM counts the assembly's own lines on from the statement's: the statement's stays.
-    if (!cursor_.inline_asm || cursor_.inline_asm != loc_asm_) loc_file_ = file, loc_line_ = line;
-    loc_asm_ = cursor_.inline_asm;
-    return cursor_.skip_line();
-  }
+  if (name == ".loc") return locations_.read(cursor_);
   if (name == ".reg") return declare_registers(state);
   if (name == ".local" || name == ".param") return declare_local(state);
   if (name == ".shared") return declare_shared(state);
@@ -169,8 +164,7 @@ void Parser::instruction(FunctionState& state, Body& body, std::string opcode, u
     if (opcode.empty()) cursor_.fail("expected an instruction");
   }
   ins.line = line;
-  ins.file = loc_file_;
-  ins.source_line = loc_line_;
+  locations_.note();
   std::vector<Operand> operands;
   if (!cursor_.accept(';')) {
     do operands.push_back(operand());
