@@ -163,6 +163,8 @@ struct Launch {
   // Adds one error per kind and places; the rest is only counted, and gives no pointer.
   Error* report(const char* kind, const std::string& message, const Warp& warp, uint32_t pc, int lane,
                 uint32_t other_pc = kNone);
+  // Counts a finding that is reported already; for those who would spend long on the message.
+  bool repeats(const char* kind, uint32_t pc, uint32_t other_pc = kNone);
   void stop() { stopped = true; }
   std::string place(uint32_t pc) const;  // "line 12 (file.py:3)"
   std::array<uint32_t, 3> thread(const Warp& warp, int lane) const;

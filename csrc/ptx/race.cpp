@@ -15,18 +15,24 @@ const char* verb(bool write, bool atomic) { return atomic ? "atomic operation" :
 
 }  // namespace
 
-void Races::report(Warp& w, uint32_t pc, int lane, size_t cell, const std::string& message, uint32_t other_pc) {
-  raced_[cell] = 1;
-  w.launch->report("race", message, w, pc, lane, other_pc);
-}
-
 void Races::report_pair(Warp& w, uint32_t pc, int lane, size_t cell, uint64_t offset, Use use, const Writer& other,
                         const char* other_verb) {
+  raced_[cell] = 1;
+  if (w.launch->repeats("race", pc, other.pc)) return;
   std::string message = std::string("shared memory ") + verb(use != Use::Read, use == Use::Atomic) + " at byte " +
                         std::to_string(offset) + " by warp " + std::to_string(w.index) + " and " + other_verb + " by " +
                         (other.warp == w.index ? "other lanes of it" : "warp " + std::to_string(other.warp)) + " at " +
                         w.launch->place(other.pc) + " with no barrier between them";
-  report(w, pc, lane, cell, message, other.pc);
+  w.launch->report("race", message, w, pc, lane, other.pc);
+}
+
+void Races::report_in_flight(Warp& w, int lane, size_t cell, uint64_t offset, const char* what) {
+  uint32_t copy = writer_[cell].pc;
+  raced_[cell] = 1;
+  if (w.launch->repeats("race", w.pc, copy)) return;
+  std::string message = "shared memory at byte " + std::to_string(offset) + what + " while the cp.async at " +
+                        w.launch->place(copy) + " has not been waited for";
+  w.launch->report("race", message, w, w.pc, lane, copy);
 }
 
 uint32_t Races::content(size_t cell) const {
@@ -136,11 +142,10 @@ void Races::check_lane(Warp& w, int lane, uint64_t offset, uint32_t bytes, Use u
   for (size_t cell = first; cell <= last; ++cell) {
     const Writer writer = writer_[cell];
     if (written_[cell] == kInFlight) {
-      const char* what = copy ? " is written by cp.async" : use == Use::Read ? " is read" : " is written";
-      report(w, w.pc, lane, cell,
-             "shared memory at byte " + std::to_string(offset) + what + " while the cp.async at " +
-                 w.launch->place(writer.pc) + " has not been waited for",
-             writer.pc);
+      report_in_flight(w, lane, cell, offset,
+                       copy               ? " is written by cp.async"
+                       : use == Use::Read ? " is read"
+                                          : " is written");
     } else if (writer.warp != self && written_[cell] > w.clock[writer.warp] && !(atomic && writer.atomic)) {
       if (use == Use::Write && !writer.atomic && !copy)
         suspects_.push_back({&w, lane, cell, offset, w.pc, writer, content(cell)});

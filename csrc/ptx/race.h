@@ -42,7 +42,7 @@ class Races {
   template <int kCells>
   uint32_t check_ordered(Warp& w, uint32_t mask, const uint64_t* offset, Use use);
   void check_lane(Warp& w, int lane, uint64_t offset, uint32_t bytes, Use use, bool copy);
-  void report(Warp& w, uint32_t pc, int lane, size_t cell, const std::string& message, uint32_t other_pc);
+  void report_in_flight(Warp& w, int lane, size_t cell, uint64_t offset, const char* what);
   void report_pair(Warp& w, uint32_t pc, int lane, size_t cell, uint64_t offset, Use use, const Writer& other,
                    const char* verb);
   void forget_parted(Warp& w, uint32_t mask, const uint64_t* offset, uint32_t bytes);
