@@ -105,6 +105,15 @@ void atomic(Warp& w, const Instruction& i, uint32_t mask) {
   if (i.mode[0]) each(mask, w.lanes<T>(i.operand[0]), [&](int l) { return result[l]; });
 }
 
+// A generic address adds as the space does that it lies in.
+void add_float_anywhere(Warp& w, const Instruction& i, uint32_t mask) {
+  uint64_t address[kLanes];
+  addresses(w, i, i.mode[0], address);
+  uint32_t shared = mask & ballot([&](int l) { return address[l] - kSharedWindow < kWindowBytes; });
+  if (shared) atomic<AddFloat<false>>(w, i, shared);
+  if (mask & ~shared) atomic<AddFloat<true>>(w, i, mask & ~shared);
+}
+
 template <class T, Op kOp>
 constexpr Handler whole() {
   return atomic<Whole<T, kOp>>;
@@ -139,7 +148,9 @@ Handler pick_add(Type t, Space space) {
     case Type::U64:
       return whole<uint64_t, kAdd>();
     case Type::F32:
-      return space == Space::Shared ? atomic<AddFloat<false>> : atomic<AddFloat<true>>;
+      return space == Space::Shared    ? atomic<AddFloat<false>>
+             : space == Space::Generic ? add_float_anywhere
+                                       : atomic<AddFloat<true>>;
     case Type::F64:
       return atomic<AddDouble>;
     case Type::F16:

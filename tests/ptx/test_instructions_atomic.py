@@ -133,7 +133,9 @@ def round_to_bfloat(x: float) -> float:
     return float(np.uint32(bits >> 16 << 16).view(np.float32))
 
 
-@pytest.mark.parametrize(("space", "flushed"), [("global", True), ("shared", False)])
+@pytest.mark.parametrize(
+    ("space", "flushed"), [("global", True), ("generic", True), ("shared", False), ("generic_shared", False)]
+)
 def test_subnormals(space: str, flushed: bool) -> None:
     """f32 in global memory flushes them, in shared memory it does not."""
     target = np.array([1e-40], np.float32).view(np.uint32)

@@ -16,7 +16,7 @@ from gpt2fast.testing import ptx
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32))
 def test_tensor_core_attention(dtype):
-    """All checks on; a processor of 2023 does about 500 million. The best of three is taken, others may run here too."""
+    """All checks on; a processor of 2023 does about 500 million. The best of three is taken."""
     q, k, v = (torch.randn(1, 2, 1024, 64).to(dtype) for _ in range(3))
     with ptx.machine() as m:
         rates = []
