@@ -92,13 +92,23 @@ struct Root {
   }
 };
 
+// .f64 passes on the first NaN that it is given, quiet, whatever order the compiler puts the operands in.
+inline double first_nan() { return bit_cast<double>(uint64_t{0xfff8} << 48); }
+template <class... T>
+double first_nan(double a, T... rest) {
+  return a != a ? bit_cast<double>(bit_cast<uint64_t>(a) | uint64_t{1} << 51) : first_nan(rest...);
+}
+
 // Subnormals of .f32 go before and after; the result goes into [0, 1].
 template <class F, bool kFlush, bool kSaturate>
 struct Finished {
   template <class... T>
   static auto apply(T... a) {
     auto r = kFlush ? flush(F::apply(flush(a)...)) : F::apply(a...);
-    return kSaturate ? saturate(r) : canonical(r);
+    if constexpr (std::is_same_v<decltype(r), double>)
+      return r == r ? r : first_nan(a...);
+    else
+      return kSaturate ? saturate(r) : canonical(r);
   }
 };
 
