@@ -36,7 +36,7 @@ def test_a_branch_that_all_lanes_take_does_not_diverge() -> None:
 
 
 def test_a_loop_whose_lanes_end_one_by_one() -> None:
-    """The sum of 0 … lane: instructions are counted for the lanes that execute them, a branch for those that take it."""
+    """The sum of 0 … lane: instructions count for lanes that execute them, a branch for those that take it."""
     out = np.zeros(64, np.uint32)
     body = """
 mov.u32 %r1, 0;

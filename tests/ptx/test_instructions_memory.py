@@ -116,7 +116,8 @@ def test_spaces_of_a_block_and_of_a_thread(space: str, generic: bool) -> None:
     if space == "shared":
         body += "mad.wide.u32 %rd1, %thread, 4, %rd1;\n"
     if generic:
-        body += f"cvta.{space}.u64 %rd2, %rd1;\nst.b32 [%rd2], %r1;\ncvta.to.{space}.u64 %rd3, %rd2;\nld.{space}.b32 %r2, [%rd3];\n"
+        body += f"cvta.{space}.u64 %rd2, %rd1;\nst.b32 [%rd2], %r1;\n"
+        body += f"cvta.to.{space}.u64 %rd3, %rd2;\nld.{space}.b32 %r2, [%rd3];\n"
     else:
         body += f"st.{space}.b32 [%rd1], %r1;\nld.{space}.b32 %r2, [%rd1];\n"
     run(body + "add.u32 %r2, %r2, 1;\n" + store("%r2", 1, "b32"), x, out, block=(64, 1, 1))
