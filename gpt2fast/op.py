@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
+from torch.compiler import is_dynamo_compiling
 
 from . import shapes as _shapes
 
@@ -53,12 +54,14 @@ class Op:
 
     def __post_init__(self):
         self.overload = getattr(getattr(torch.ops, self.namespace), self.name).default
+        self._entry = self.overload._op  # what the overload calls, without its frame
         self.tensors = tuple(n for n, p in self.signature.parameters.items() if _holds_tensor(p.annotation))
         self.optional = tuple(n for n in self.tensors if self.signature.parameters[n].default is None)
         self.outputs = self.returns + self.saves
 
     def __call__(self, *args, **kwargs):
-        out = self.overload(*args, **kwargs)
+        # torch.compile knows overloads; a plain call saves a tenth of a small op's time by going below it
+        out = (self.overload if is_dynamo_compiling() else self._entry)(*args, **kwargs)
         if not self.saves:
             return out
         return out[0] if len(self.returns) == 1 else out[: len(self.returns)]

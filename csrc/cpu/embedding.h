@@ -6,6 +6,8 @@
 namespace gpt2fast {
 namespace {
 
+constexpr int64_t kTokensAhead = 3;  // rows lie anywhere: no prefetcher of the CPU's own knows the next one
+
 inline int64_t embedding_rows_per_task(const EmbeddingArgs& args) { return max64(1, 32768 / max64(1, args.C)); }
 
 inline int64_t embedding_tasks(const EmbeddingArgs& args) {
@@ -36,6 +38,10 @@ inline void embedding_run(const EmbeddingArgs& args, int64_t begin, int64_t end)
       int64_t p = args.positions ? args.positions[b * args.positions_stride_b + t] : args.start + t;
       const T *token = wte + args.tokens[r] * args.C, *position = wpe + p * args.C;
       T* out = (T*)args.out + r * args.C;
+      if (r + kTokensAhead < args.B * args.T) {
+        const char* ahead = (const char*)(wte + args.tokens[r + kTokensAhead] * args.C);
+        for (int64_t i = 0; i < args.C * int64_t(sizeof(T)); i += 64) prefetch(ahead + i);
+      }
       if (args.token_types)
         embedding_row<true>(token, position, wte + args.token_types[r] * args.C, out, args.C);
       else

@@ -31,18 +31,18 @@ class Check {
 
   // A tensor whose dtype is that of the first such tensor; with `dtype`, one of exactly that dtype.
   Check& operator()(const char* name, const Tensor& t, const char* dims, std::optional<ScalarType> dtype = {}) {
-    if (!first_) first_ = {name, t};
-    TORCH_CHECK_VALUE(t.device() == first_->tensor.device(), prefix(name), "must be on ", first_->tensor.device(),
-                      " as ", first_->name, " is, got ", t.device());
+    if (!first_.tensor) first_ = {name, &t};
+    TORCH_CHECK_VALUE(t.device() == first_.tensor->device(), prefix(name), "must be on ", first_.tensor->device(),
+                      " as ", first_.name, " is, got ", t.device());
     if (dtype) {
       TORCH_CHECK_TYPE(t.scalar_type() == *dtype, prefix(name), "must have dtype ", word(*dtype), ", got ",
                        word(t.scalar_type()));
     } else {
       TORCH_CHECK_TYPE(t.is_floating_point(), prefix(name), "must be a floating-point tensor, got ",
                        word(t.scalar_type()));
-      if (!floating_) floating_ = {name, t};
-      TORCH_CHECK_TYPE(t.scalar_type() == floating_->tensor.scalar_type(), prefix(name), "must have dtype ",
-                       word(floating_->tensor.scalar_type()), " as ", floating_->name, " is, got ",
+      if (!floating_.tensor) floating_ = {name, &t};
+      TORCH_CHECK_TYPE(t.scalar_type() == floating_.tensor->scalar_type(), prefix(name), "must have dtype ",
+                       word(floating_.tensor->scalar_type()), " as ", floating_.name, " is, got ",
                        word(t.scalar_type()));
     }
     TORCH_CHECK_VALUE(fits(dims, t.sizes()), prefix(name), "must have shape ", describe(dims), ", got ",
@@ -82,8 +82,8 @@ class Check {
 
  private:
   struct Named {
-    const char* name;
-    Tensor tensor;
+    const char* name = nullptr;
+    const Tensor* tensor = nullptr;  // outlives the call
   };
 
   static std::string word(ScalarType dtype) {
@@ -182,7 +182,7 @@ class Check {
   int64_t sizes_[26];
   bool leading_set_ = false;
   at::IntArrayRef leading_;  // of a tensor that outlives the call
-  std::optional<Named> first_, floating_;
+  Named first_, floating_;
 };
 
 }  // namespace gpt2fast

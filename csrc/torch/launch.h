@@ -44,19 +44,19 @@ Out call_reference(const char* name, const char* reason, const In&... in) {
 
 // x as rows of its last dimension at one stride, that dimension dense; a copy only where the strides do not allow it.
 struct Rows {
-  Tensor held;
+  c10::MaybeOwned<Tensor> held;  // x itself, or the copy
   int64_t count, stride;
   const void* data;
 
-  explicit Rows(const Tensor& x) : held(x), count(1) {
+  explicit Rows(const Tensor& x) : held(c10::MaybeOwned<Tensor>::borrowed(x)), count(1) {
     for (int64_t d = 0; d + 1 < x.dim(); ++d) count *= x.size(d);
     if (x.dim() && (x.stride(-1) == 1 || x.size(-1) <= 1) && collapses(x)) {
       stride = x.dim() > 1 ? outer_stride(x) : x.size(-1);
     } else {
-      held = x.contiguous();
+      held = c10::MaybeOwned<Tensor>::owned(x.contiguous());
       stride = x.dim() ? x.size(-1) : 1;
     }
-    data = held.const_data_ptr();
+    data = held->const_data_ptr();
   }
 
  private:

@@ -41,12 +41,12 @@ Tensor embedding(const Tensor& tokens, const Tensor& wte, const Tensor& wpe, con
   check.within("tokens", tokens, check['V']);
   check.within("positions", positions, P);
   check.within("token_types", token_types, check['V']);
-  Tensor tokens_c = tokens.contiguous(), wte_c = wte.contiguous(), wpe_c = wpe.contiguous();
+  auto tokens_c = tokens.expect_contiguous(), wte_c = wte.expect_contiguous(), wpe_c = wpe.expect_contiguous();
   OptionalTensor positions_c = contiguous(positions), types_c = contiguous(token_types);
-  Tensor out = empty_output({B, T, check['C']}, wte.options());
+  Tensor out = empty_output({B, T, check['C']}, wte.scalar_type());
   launch(cpu::table().embedding,
-         {tokens_c.const_data_ptr<int64_t>(), (const int64_t*)data(positions_c), (const int64_t*)data(types_c),
-          wte_c.const_data_ptr(), wpe_c.const_data_ptr(), out.data_ptr(), B, T, check['C'], check['V'], P, start,
+         {tokens_c->const_data_ptr<int64_t>(), (const int64_t*)data(positions_c), (const int64_t*)data(types_c),
+          wte_c->const_data_ptr(), wpe_c->const_data_ptr(), out.data_ptr(), B, T, check['C'], check['V'], P, start,
           positions && positions->size(0) != 1 ? T : 0, to_dtype(wte.scalar_type())});
   return out;
 }
@@ -60,15 +60,15 @@ Normalised normalise(const Tensor& x, const OptionalTensor& residual, const Tens
   Rows rows(x);
   std::optional<Rows> rows_residual;
   if (residual) rows_residual.emplace(*residual);
-  Tensor weight_c = weight.contiguous(), bias_c = bias.contiguous();
+  auto weight_c = weight.expect_contiguous(), bias_c = bias.expect_contiguous();
   Normalised out;
-  out.y = empty_output(x.sizes(), x.options());
-  if (residual) out.sum = empty_output(x.sizes(), x.options());
+  out.y = empty_output(x.sizes(), x.scalar_type());
+  if (residual) out.sum = empty_output(x.sizes(), x.scalar_type());
   auto leading = x.sizes().slice(0, x.dim() - 1);
-  out.mean = at::empty(leading, x.options().dtype(at::kFloat));
-  out.rstd = at::empty(leading, x.options().dtype(at::kFloat));
+  out.mean = empty_output(leading, at::kFloat);
+  out.rstd = empty_output(leading, at::kFloat);
   launch(cpu::table().layer_norm,
-         {rows.data, residual ? rows_residual->data : nullptr, weight_c.const_data_ptr(), bias_c.const_data_ptr(),
+         {rows.data, residual ? rows_residual->data : nullptr, weight_c->const_data_ptr(), bias_c->const_data_ptr(),
           out.y.data_ptr(), residual ? out.sum.data_ptr() : nullptr, out.mean.data_ptr<float>(),
           out.rstd.data_ptr<float>(), rows.count, x.size(-1), rows.stride, residual ? rows_residual->stride : 0,
           float(eps), to_dtype(x.scalar_type())});
@@ -111,9 +111,9 @@ std::tuple<Tensor, Tensor> linear(const Tensor& x, const Tensor& weight, const O
   std::optional<Rows> rows_residual;
   if (residual) rows_residual.emplace(*residual);
   OptionalTensor bias_c = contiguous(bias);
-  Tensor y = empty_output(with_last(x, check['N']), x.options());
+  Tensor y = empty_output(with_last(x, check['N']), x.scalar_type());
   bool keeps = keep_preactivation && act != Activation::kNone;
-  Tensor kept = keeps ? empty_output(y.sizes(), x.options()) : at::empty({0}, x.options());
+  Tensor kept = keeps ? empty_output(y.sizes(), x.scalar_type()) : empty_output({0}, x.scalar_type());
   launch(cpu::table().linear,
          {rows.data, held.const_data_ptr(), data(bias_c), residual ? rows_residual->data : nullptr, y.data_ptr(),
           kept.numel() ? kept.data_ptr() : nullptr, rows.count, check['K'], check['N'], rows.stride, held.stride(0),
@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor> linear(const Tensor& x, const Tensor& weight, const O
 Tensor run_gelu(const Tensor& x, const OptionalTensor& bias, Activation activation) {
   Rows rows(x);
   OptionalTensor bias_c = contiguous(bias);
-  Tensor y = empty_output(x.sizes(), x.options());
+  Tensor y = empty_output(x.sizes(), x.scalar_type());
   launch(cpu::table().gelu, {rows.data, data(bias_c), y.data_ptr(), rows.count, x.size(-1), rows.stride, activation,
                              to_dtype(x.scalar_type())});
   return y;
@@ -178,7 +178,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
                                                       scale, dropout_p);
   Tensor q_d = dense_inside(q), k_d = dense_inside(k), v_d = dense_inside(v);
   OptionalTensor mask_d = mask ? OptionalTensor(dense_inside(*mask)) : mask, seed_c = contiguous(seed);
-  Tensor out = empty_output({B, T, H, D}, q.options()), lse = at::empty({B, H, T}, q.options().dtype(at::kFloat));
+  Tensor out = empty_output({B, T, H, D}, q.scalar_type()), lse = empty_output({B, H, T}, at::kFloat);
   AttentionArgs args{};
   args.q = q_d.const_data_ptr(), args.k = k_d.const_data_ptr(), args.v = v_d.const_data_ptr();
   args.mask = (const bool*)data(mask_d), args.bias = data(bias);
@@ -208,7 +208,7 @@ Tensor decode_attention(const Tensor& q, const Tensor& k, const Tensor& v, const
   check.within("starts", starts, check['S'] + 1);
   Tensor q_d = dense_inside(q), k_d = dense_inside(k), v_d = dense_inside(v), lengths_c = lengths.contiguous();
   OptionalTensor starts_c = contiguous(starts);
-  Tensor out = empty_output({check['B'], check['T'], check['H'], D}, q.options());
+  Tensor out = empty_output({check['B'], check['T'], check['H'], D}, q.scalar_type());
   DecodeAttentionArgs args{};
   args.q = q_d.const_data_ptr(), args.k = k_d.const_data_ptr(), args.v = v_d.const_data_ptr();
   args.lengths = lengths_c.const_data_ptr<int64_t>(), args.starts = (const int64_t*)data(starts_c);
@@ -236,7 +236,7 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& logits, const Tensor& tar
   int64_t R = check['R'];
   Rows rows(logits);
   Tensor targets_c = targets.contiguous();
-  Tensor loss = at::empty({R}, logits.options().dtype(at::kFloat)), lse = at::empty_like(loss);
+  Tensor loss = empty_output({R}, at::kFloat), lse = empty_output({R}, at::kFloat);
   const int64_t* target = targets_c.const_data_ptr<int64_t>();
   float* losses = loss.data_ptr<float>();
   launch(cpu::table().cross_entropy, {rows.data, target, losses, lse.data_ptr<float>(), R, check['V'], rows.stride,
@@ -286,7 +286,7 @@ Tensor sample(const Tensor& logits, const Tensor& seed, const Tensor& positions,
       TORCH_CHECK_VALUE(!any_nan((const T*)logits_d.const_data_ptr() + b * logits_d.stride(0), V),
                         check.prefix("logits"), "must not hold NaN, got NaN in row ", b);
   });
-  Tensor out = at::empty({B}, logits.options().dtype(at::kLong));
+  Tensor out = empty_output({B}, at::kLong);
   launch(cpu::table().sample,
          {logits_d.const_data_ptr(), (const int64_t*)data(tokens_d), seed_c.const_data_ptr<int64_t>(),
           positions_c.const_data_ptr<int64_t>(), (const int64_t*)data(rows_c), out.data_ptr<int64_t>(), B,
