@@ -96,8 +96,8 @@ $(VENV)/.made: | same-python
 
 $(TORCH_STAMP): constraints.txt | $(VENV)/.made
 	@echo "Installing $(if $(wildcard $(VENV)/.torch-lent),build tools,torch) ..."
-	@if [ -e $(VENV)/.torch-lent ]; then grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt; \
-	else cp constraints.txt $(VENV)/constraints.txt; fi
+	@if [ -e $(VENV)/.torch-lent ]; then grep -v '^torch==\|^triton==' constraints.txt > $(VENV)/constraints.txt; \
+	else grep -v '$(if $(CUDA),^triton==,^$$)' constraints.txt > $(VENV)/constraints.txt; fi
 	@if [ -e $(VENV)/.torch-lent ]; then \
 	  if [ -n "$(CUDA)" ]; then echo "CUDA=1 changes nothing: torch is that of PYTHON"; fi; \
 	elif [ -n "$(CUDA)" ]; then \
