@@ -4,7 +4,7 @@ import pytest
 from programs import kernel, launch
 
 WRONG = "ld.global.u32 %r0, [%buffer0];\n"  # of an address that nobody passed
-FILES = '.file 1 "/home/me/mine.py"\n.file 2 "/lib/standard.py"\n'
+FILES = '.file 1 "/sources/me/mine.py"\n.file 2 "/lib/standard.py"\n'
 
 
 def source_of_error(body: str) -> str | None:
