@@ -58,6 +58,16 @@ class BuildLibraries(build_clib):
             list(pool.map(lambda one: build_clib.build_libraries(self, [one]), libraries))
 
 
+# GPT2FAST_PTX=0 leaves it out, for those in a hurry.
+ptx = Extension(
+    "gpt2fast._ptx",
+    sorted(glob.glob("csrc/ptx/*.cpp")),
+    include_dirs=include_paths(),  # pybind11 comes with torch
+    extra_compile_args=["-std=c++17", *FLAGS],
+    depends=headers,
+    language="c++",
+)
+
 setup(
     libraries=[library(name, [f"csrc/cpu/isa_{name}.cpp"], flags) for name, flags in isas.items()],
     ext_modules=[
@@ -67,14 +77,7 @@ setup(
             extra_compile_args=["-std=c++20", *FLAGS, "-fopenmp"],
             depends=headers,
         ),
-        Extension(
-            "gpt2fast._ptx",
-            sorted(glob.glob("csrc/ptx/*.cpp")),
-            include_dirs=include_paths(),  # pybind11 comes with torch
-            extra_compile_args=["-std=c++17", *FLAGS],
-            depends=headers,
-            language="c++",
-        ),
+        *([] if os.environ.get("GPT2FAST_PTX") == "0" else [ptx]),
     ],
     cmdclass={"build_ext": BuildExtension, "build_clib": BuildLibraries},
 )
