@@ -1,22 +1,32 @@
 """The driver that Triton finds while a machine runs: it compiles for sm_80 and launches into the machine.
 
 Kernels and their wrappers are untouched: ``kernel[grid](cpu_tensors)`` goes through Triton's own specialisation,
-compiler and disk cache, and its launcher hands PTX and arguments to ``Machine.run``.
+compiler and disk cache, and its launcher hands PTX and arguments to ``Machine.run``. Triton 3.2 is the oldest version
+that fits; where a version differs, the driver looks for what it has rather than for its number.
 """
 
 import functools
+import re
 import struct
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase, decompose_descriptor, expand_signature
-from triton.runtime import driver as drivers
-from triton.runtime.cache import get_cache_manager
 
-from . import machines
-from .toolchain import WHAT
+from . import cache, machines
+from .toolchain import WHAT, run, tool
+
+try:
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.driver import DriverBase
+    from triton.compiler import CompiledKernel
+    from triton.runtime import driver as drivers
+    from triton.runtime.cache import get_cache_manager
+except Exception as error:  # noqa: BLE001 - a machine for CUDA alone needs no Triton that works
+    _problem: Exception | None = error
+    DriverBase = object
+else:
+    _problem = None
 
 ARCH = 80
 DEVICE = f"ptx sm_{ARCH}"  # a key of its own in Triton's per-device caches of compiled kernels
@@ -27,7 +37,13 @@ class _Utils:
     """What Triton's runtime asks a driver about the device and its binaries."""
 
     def load_binary(self, name: str, binary: bytes, shared: int, device):
-        return None, name, 0, 0, 1024  # module, function, registers and spills (see Launch.resources), threads
+        """Module, function, registers, spills in words and, from Triton 3.4 on, threads."""
+        code = CompiledKernel._init_handles.__code__
+        registers, stack = _usage(name, binary)
+        # Triton before 3.9 loads a kernel again while its module is None; later ones unload what is not None.
+        module = None if hasattr(CompiledKernel, "__del__") else name
+        found = module, name, registers, None if stack is None else stack // 4, 1024
+        return found if "n_max_threads" in code.co_names else found[:4]
 
     def unload_module(self, module) -> None:
         pass
@@ -44,6 +60,23 @@ class _Utils:
         )
 
 
+def _usage(name: str, binary: bytes) -> tuple[int | None, int | None]:
+    """Registers and bytes of stack of a thread in compiled code; (None, None) without a cuobjdump that reads it."""
+
+    def compile(folder: Path) -> tuple[Path, list[str]]:
+        cubin, usage = folder / "kernel.cubin", folder / "usage.txt"
+        cubin.write_bytes(binary)
+        usage.write_text(run([tool("cuobjdump"), "-res-usage", str(cubin)], "cuobjdump"))
+        return usage, []
+
+    try:
+        text = cache.compiled([binary, "res-usage"], "usage.txt", compile).read_text()
+    except (OSError, RuntimeError):
+        return None, None
+    found = re.search(rf"Function {re.escape(name)}:\s*REG:(\d+)\s+STACK:(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else (None, None)
+
+
 class _Launcher:
     """Made once per compiled kernel, called per launch with every argument of the Python call."""
 
@@ -52,7 +85,9 @@ class _Launcher:
         if getattr(metadata, "num_ctas", 1) != 1:
             raise ValueError(f"{WHAT}: {self.name}: num_ctas must be 1, got {metadata.num_ctas}")
         self._file = source.name[:150]
-        self._names, self._types = list(source.signature), list(source.signature.values())
+        # Triton 3.2 types what it specialised to a constant as well, and calls with it; later ones say "constexpr".
+        self._names = list(source.signature)
+        self._types = ["constexpr" if n in source.constants else t for n, t in source.signature.items()]
 
     @functools.cached_property
     def ptx(self) -> str:
@@ -72,11 +107,12 @@ class _Launcher:
         tensors = {name: value for name, _, value in flat if isinstance(value, Tensor)}
         values = [_pack(self.name, name, kind, value) for name, kind, value in flat]
         grid = x * y * z
-        for size in (self.metadata.global_scratch_size, self.metadata.profile_scratch_size):
+        for what in ("global", "profile")[: len(machines.parse(self.ptx).params(self.name)) - len(values)]:
+            size = getattr(self.metadata, f"{what}_scratch_size", 0)
             scratch = torch.empty(grid * size, dtype=torch.int8) if size else None
             if scratch is not None:
                 running.may_stay_unwritten(scratch)
-                tensors[f"scratch {len(values)}"] = scratch
+                tensors[f"{what} scratch"] = scratch
             values.append(struct.pack("<Q", 0 if scratch is None else scratch.data_ptr()))
         if enter_hook is not None:
             enter_hook(launch_metadata)
@@ -132,15 +168,59 @@ class _Driver(DriverBase):
         pass
 
 
+class _Refusing:
+    """The driver where the installed Triton does not fit: whatever Triton asks of it says so."""
+
+    def __init__(self, problem: Exception):
+        self._problem = problem
+
+    def __getattr__(self, name: str):
+        import triton
+
+        version = getattr(triton, "__version__", "of unknown version")
+        raise RuntimeError(
+            f"{WHAT}: the installed Triton ({version}) does not fit the machine, which knows Triton from 3.2 on: "
+            f"{type(self._problem).__name__}: {self._problem}"
+        )
+
+
 class Installed:
-    """Puts the driver in place; ``restore`` brings back the one that was there, or that there was none."""
+    """Puts the driver in place; ``restore`` brings back the one that was there, or that there was none.
+
+    Where Triton does not fit there is a machine all the same, for CUDA, and a launch by Triton explains it.
+    """
 
     def __init__(self):
-        self._before = drivers._active
-        drivers.set_active(_Driver())
+        self._drivers = _drivers()
+        if self._drivers is None:
+            return
+        self._field = "_active" if "_active" in vars(self._drivers) else "active"  # the latter in Triton 3.2
+        self._before = getattr(self._drivers, self._field)
+        self._drivers.set_active(_driver())
 
     def restore(self) -> None:
-        drivers.set_active(self._before)
+        if self._drivers is not None:
+            setattr(self._drivers, self._field, self._before)
+
+
+def _drivers():
+    """Triton's own holder of drivers; None where Triton is so broken that nobody can launch with it."""
+    if _problem is None:
+        return drivers
+    try:
+        from triton.runtime import driver
+    except Exception:  # noqa: BLE001
+        return None
+    return driver
+
+
+def _driver():
+    if _problem is not None:
+        return _Refusing(_problem)
+    try:
+        return _Driver()
+    except Exception as error:  # noqa: BLE001 - a method that a later version made abstract, say
+        return _Refusing(error)
 
 
 def _leaves(name: str, kind, value):
@@ -149,11 +229,23 @@ def _leaves(name: str, kind, value):
         for i, (k, v) in enumerate(zip(kind, value)):
             yield from _leaves(f"{name}[{i}]", k, v)
     elif isinstance(kind, str) and kind.startswith("tensordesc"):
-        parts = decompose_descriptor(value)
-        for i, (k, v) in enumerate(zip(expand_signature([kind], None, ""), parts)):
+        for i, (k, v) in enumerate(_descriptor(kind, value)):
             yield (name if i == 0 else f"{name}.{i}"), k, v
     elif kind != "constexpr":
         yield name, kind, value
+
+
+def _descriptor(kind: str, value):
+    """(type, value) of what sm_80 gets for a tensor descriptor; its flags came one by one, in Triton 3.5 and 3.7."""
+    element = re.match(r"tensordesc(?:_im2col)?<([^[>]*)\[", kind)[1]
+    yield f"*{element}", value.base
+    yield from (("i64", v) for v in (*value.shape, *value.strides))
+    if hasattr(value, "padding"):
+        yield "i1", value.padding == "nan"
+    if hasattr(value, "round_f32_to_tf32"):
+        yield "i1", value.round_f32_to_tf32
+    yield from (("i32", v) for v in value.shape)
+    yield from (("i64", v) for v in value.strides)
 
 
 _INTEGER = {"1": 1, "8": 1, "16": 2, "32": 4, "64": 8}
