@@ -1,8 +1,8 @@
 """y = (x - mean) rstd weight + bias over the last dimension, of x or of x + residual, and the gradients.
 
-Forward: a program holds one row, or several short ones, in registers, so that memory is read once.
-Backward: each of P programs walks over many rows, writes dx and keeps its share of dweight and dbias in float32;
-a second kernel adds up the P shares in a fixed order, without atomics.
+A program holds whole rows in registers, so that memory is read once, and walks over rows a stride of the grid apart.
+Forward: it keeps weight and bias. Backward: it writes dx and keeps its share of dweight and dbias in float32, which
+a second kernel adds up in a fixed order, without atomics.
 """
 
 import functools
@@ -21,29 +21,35 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def layer_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, y_ptr, sum_ptr, mean_ptr, rstd_ptr,
     stride_x_r, stride_residual_r, R, C, eps,
-    HAS_RESIDUAL: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HOLD_PARAMETERS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    r = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.arange(0, BLOCK_C)[None, :]
-    inside = (r[:, None] < R) & (c < C)
-    x = tl.load(x_ptr + r[:, None] * stride_x_r + c, mask=inside, other=0.0)
-    if HAS_RESIDUAL:
-        residual = tl.load(residual_ptr + r[:, None] * stride_residual_r + c, mask=inside, other=0.0)
-        # The sum is rounded before the statistics: they belong to the sum that the backward pass reads.
-        x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
-        tl.store(sum_ptr + r[:, None] * C + c, x, mask=inside)
-    # The parameters are asked for before the statistics, so that they arrive while the sums are made.
-    weight = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
-    x = x.to(tl.float32)
-    mean = tl.div_rn(tl.sum(x, 1), C.to(tl.float32))
-    # Two passes over registers: E[x^2] - mean^2 would lose every digit where the mean is large beside the spread.
-    centred = tl.where(inside, x - mean[:, None], 0.0)
-    rstd = tl.div_rn(1.0, tl.sqrt_rn(tl.div_rn(tl.sum(centred * centred, 1), C.to(tl.float32)) + eps))
-    y = centred * rstd[:, None] * weight + bias
-    tl.store(y_ptr + r[:, None] * C + c, y.to(y_ptr.dtype.element_ty), mask=inside)
-    tl.store(mean_ptr + r, mean, mask=r < R)
-    tl.store(rstd_ptr + r, rstd, mask=r < R)
+    if HOLD_PARAMETERS:
+        weight = tl.load(weight_ptr + c, mask=c < C, other=0.0)
+        bias = tl.load(bias_ptr + c, mask=c < C, other=0.0)
+    for first in range(tl.program_id(0) * BLOCK_R, R, tl.num_programs(0) * BLOCK_R):
+        # In 64 bits, as a row times its stride passes 2^31 elements at 1.3 million rows of 1600.
+        r = first.to(tl.int64) + tl.arange(0, BLOCK_R)
+        inside = (r[:, None] < R) & (c < C)
+        x = tl.load(x_ptr + r[:, None] * stride_x_r + c, mask=inside, other=0.0)
+        if HAS_RESIDUAL:
+            residual = tl.load(residual_ptr + r[:, None] * stride_residual_r + c, mask=inside, other=0.0)
+            # The sum is rounded before the statistics: they belong to the sum that the backward pass reads.
+            x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
+            tl.store(sum_ptr + r[:, None] * C + c, x, mask=inside)
+        x = x.to(tl.float32)
+        mean = tl.div_rn(tl.sum(x, 1), tl.cast(C, tl.float32))
+        # Two passes over registers: E[x^2] - mean^2 would lose every digit where the mean is large beside the spread.
+        centred = tl.where(inside, x - mean[:, None], 0.0)
+        variance = tl.div_rn(tl.sum(centred * centred, 1), tl.cast(C, tl.float32))
+        rstd = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
+        if not HOLD_PARAMETERS:
+            weight = tl.load(weight_ptr + c, mask=c < C, other=0.0)
+            bias = tl.load(bias_ptr + c, mask=c < C, other=0.0)
+        y = centred * rstd[:, None] * weight.to(tl.float32) + bias.to(tl.float32)
+        tl.store(y_ptr + r[:, None] * C + c, y.to(y_ptr.dtype.element_ty), mask=inside)
+        tl.store(mean_ptr + r, mean, mask=r < R)
+        tl.store(rstd_ptr + r, rstd, mask=r < R)
 
 
 @triton.jit
@@ -64,7 +70,7 @@ def _load_rows(dy_ptr, x_ptr, weight, mean, rstd, inside):
 
 @triton.jit(do_not_specialize=["R"])
 def layer_norm_backward_kernel(
-    dy_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, strip_ptr,
+    dy_ptr, x_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, strips_ptr,
     stride_dy_r, stride_x_r, R, C,
     PARTS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -74,83 +80,94 @@ def layer_norm_backward_kernel(
     dweight = tl.zeros([BLOCK_C], tl.float32)
     dbias = tl.zeros([BLOCK_C], tl.float32)
     for first in range(program * BLOCK_R, R, programs * BLOCK_R):
-        r = (first + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
+        r = (first.to(tl.int64) + tl.arange(0, BLOCK_R))[:, None]
         mean = tl.load(mean_ptr + r, mask=r < R, other=0.0)
         rstd = tl.load(rstd_ptr + r, mask=r < R, other=0.0)
         inside = (r < R) & (c < C)
         dy_row, x_row = dy_ptr + r * stride_dy_r, x_ptr + r * stride_x_r
-        dy, n, g, sum_g, sum_gn = _load_rows(dy_row + c, x_row + c, weight, mean, rstd, inside)
+        other_g, other_gn = 0.0, 0.0
         if PARTS == 2:
-            # The program writes one half of the row, but the sums belong to all of it.
+            # The program writes one half of the row, but the sums belong to all of it. The other half goes first, so
+            # that its registers are free again when the program's own half and its weight are read.
             o = ((1 - tl.program_id(1)) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
             other_weight = tl.load(weight_ptr + o, mask=o < C, other=0.0).to(tl.float32)
-            _, _, _, other_g, other_gn = _load_rows(
-                dy_row + o, x_row + o, other_weight, mean, rstd, (r < R) & (o < C)
-            )  # fmt: skip
-            sum_g, sum_gn = sum_g + other_g, sum_gn + other_gn
+            _, _, _, other_g, other_gn = _load_rows(dy_row + o, x_row + o, other_weight, mean, rstd, (r < R) & (o < C))
+            weight = tl.load(weight_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+        dy, n, g, sum_g, sum_gn = _load_rows(dy_row + c, x_row + c, weight, mean, rstd, inside)
+        sum_g, sum_gn = sum_g + other_g, sum_gn + other_gn
         dx = rstd * (g - sum_g / C - n * (sum_gn / C))
         tl.store(dx_ptr + r * C + c, dx.to(dx_ptr.dtype.element_ty), mask=inside)
         dweight += tl.sum(dy * n, 0)
         dbias += tl.sum(dy, 0)
-    # The strip is (2, P, C): the programs' shares of dweight, then those of dbias.
+    # The strips are (2, P, C): the programs' shares of dweight, then those of dbias.
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    strip_ptr += program.to(tl.int64) * C
-    tl.store(strip_ptr + c, dweight, mask=c < C)
-    tl.store(strip_ptr + programs.to(tl.int64) * C + c, dbias, mask=c < C)
+    strips_ptr += program.to(tl.int64) * C
+    tl.store(strips_ptr + c, dweight, mask=c < C)
+    tl.store(strips_ptr + programs.to(tl.int64) * C + c, dbias, mask=c < C)
 
 
 @triton.jit(do_not_specialize=["P"])
 def layer_norm_strips_kernel(
-    strip_ptr, dweight_ptr, dbias_ptr, P, C, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
+    strips_ptr, dweight_ptr, dbias_ptr, P, C, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
     """Program (i, 0) sums BLOCK_C columns of dweight's shares, program (i, 1) the same columns of dbias's."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    strip_ptr += tl.program_id(1).to(tl.int64) * P * C
+    strips_ptr += tl.program_id(1).to(tl.int64) * P * C
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for first in range(0, P, BLOCK_P):
         p = (first + tl.arange(0, BLOCK_P))[:, None]
-        total += tl.load(strip_ptr + p.to(tl.int64) * C + c[None, :], mask=(p < P) & (c[None, :] < C), other=0.0)
+        total += tl.load(strips_ptr + p.to(tl.int64) * C + c[None, :], mask=(p < P) & (c[None, :] < C), other=0.0)
     out_ptr = dweight_ptr if tl.program_id(1) == 0 else dbias_ptr
     tl.store(out_ptr + c, tl.sum(total, 0).to(out_ptr.dtype.element_ty), mask=c < C)
 
 
 @functools.cache
 def forward_tile(C):
-    """(BLOCK_R, BLOCK_C, num_warps) by the columns alone, so that a row's bits do not depend on the batch it is in."""
+    """(BLOCK_R, BLOCK_C, num_warps, programs that a multiprocessor's registers hold).
+
+    The columns alone decide, so that a row's bits do not depend on the batch that it is in.
+    """
     block = triton.next_power_of_2(C)
     if block <= 1024:
-        # Four warps side by side are as wide as one row of 1024 (16 bytes a thread). With four rows each thread has
-        # four independent loads under way, and weight, bias and the barriers of a sum serve four rows at once.
-        return min(4096 // block, 64), block, 4
-    return 1, block, min(max(block // 512, 4), 16)
+        # Four warps side by side, eight columns a thread, are as wide as a row of 1024. With two such rows each thread
+        # has two independent loads under way, and the barriers of a sum serve both. Four rows would need more than 64
+        # registers, and fewer programs would fit.
+        return min(2048 // block, 64), block, 4, 8
+    if block <= 2048:
+        return 1, block, 4, 6
+    return 1, block, 8, {4096: 3, 8192: 2, 16384: 1}[block]
+
+
+def hold_parameters(block):
+    """Whether weight and bias stay in registers: beside a row of 16384 columns there is no room for them."""
+    return block <= 8192
 
 
 @functools.cache
 def backward_tile(C):
-    """(PARTS, BLOCK_R, BLOCK_C, num_warps, programs per multiprocessor, fewest rows of a program)."""
+    """(PARTS, BLOCK_R, BLOCK_C, num_warps, programs that a multiprocessor's registers hold)."""
     block = triton.next_power_of_2(C)
     if block <= 1024:
-        # All warps lie along the row, so that the sums over rows stay within a thread.
-        return 1, min(2048 // block, 16), block, max(block // 256, 1), 8, 8
-    if block <= 2048:
-        return 1, 1, block, 4, 4, 8
+        # All warps lie along the row, so that the sums over rows stay within a thread or a warp.
+        return 1, min(1024 // block, 16), block, max(block // 256, 1), 8
     if block <= 8192:
-        return 1, 1, block, block // 512, 8192 // block, 8
+        return 1, 1, block, 8, 8192 // block
     # x, dy and two float32 sums of a longer row are more than the registers hold: two programs halve the columns.
-    return 2, 1, block // 2, 16, 1, 8
+    return 2, 1, block // 2, 8, 1
 
 
 @functools.cache
-def _multiprocessors(active, device):
-    return active.utils.get_device_properties(device)["multiprocessor_count"]
+def _multiprocessors(device):
+    return driver.active.utils.get_device_properties(device)["multiprocessor_count"]
 
 
-def programs(R, C):
-    """How many programs share R rows: enough to fill the device, few where rows are few, as each costs a strip."""
-    active = driver.active
-    _, rows, _, _, per_multiprocessor, fewest = backward_tile(C)
-    most = _multiprocessors(active, active.get_current_device()) * per_multiprocessor
-    return max(1, min(most, -(-R // max(rows, fewest))))
+def forward_programs(R, rows, most):
+    return min(_multiprocessors(driver.active.get_current_device()) * most, -(-R // rows))
+
+
+def backward_programs(R, rows, parts, most):
+    """P: enough programs to fill the device, but at least 8 rows a program, as each costs 16 C bytes of strips."""
+    return max(1, min(_multiprocessors(driver.active.get_current_device()) * most // parts, -(-R // max(rows, 8))))
 
 
 def _rows(x):
@@ -173,21 +190,22 @@ def _rows(x):
 
 
 def _forward(x, residual, weight, bias, eps):
-    C = x.shape[-1]
+    shape, C = x.shape, x.shape[-1]
+    y = torch.empty(shape, dtype=x.dtype, device=x.device)
+    mean = torch.empty(shape[:-1], dtype=torch.float32, device=x.device)
+    rstd = torch.empty(shape[:-1], dtype=torch.float32, device=x.device)
     x, stride_x_r = _rows(x)
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    mean = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
-    rstd = torch.empty(x.shape[:-1], dtype=torch.float32, device=x.device)
-    total, stride_residual_r = y, C
-    if residual is not None:
+    # Without a residual the kernel reads neither the residual's pointer nor the sum's: any tensor will do.
+    total, stride_residual_r, has_residual = y, C, residual is not None
+    if has_residual:
+        total = torch.empty(shape, dtype=x.dtype, device=x.device)
         residual, stride_residual_r = _rows(residual)
-        total = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if R := mean.numel():
-        rows, block, warps = forward_tile(C)
-        layer_norm_kernel[(-(-R // rows),)](
-            x, x if residual is None else residual, weight, bias, y, total, mean, rstd,
+        rows, block, warps, most = forward_tile(C)
+        layer_norm_kernel[(forward_programs(R, rows, most),)](
+            x, residual if has_residual else x, weight.contiguous(), bias.contiguous(), y, total, mean, rstd,
             stride_x_r, stride_residual_r, R, C, eps,
-            HAS_RESIDUAL=residual is not None, BLOCK_R=rows, BLOCK_C=block, num_warps=warps, enable_fp_fusion=True,
+            has_residual, hold_parameters(block), rows, block, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
     return y, total, mean, rstd
 
@@ -205,20 +223,22 @@ def layer_norm_backward(dy, x, weight, mean, rstd):
     C, R = x.shape[-1], mean.numel()
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if R == 0:
-        return dx, torch.zeros_like(weight), torch.zeros_like(weight)
+        return dx, weight.new_zeros(C), weight.new_zeros(C)
     dweight = torch.empty(C, dtype=x.dtype, device=x.device)
     dbias = torch.empty(C, dtype=x.dtype, device=x.device)
+    parts, rows, block, warps, most = backward_tile(C)
+    P = backward_programs(R, rows, parts, most)
+    strips = torch.empty((2, P, C), dtype=torch.float32, device=x.device)
     dy, stride_dy_r = _rows(dy)
     x, stride_x_r = _rows(x)
-    P = programs(R, C)
-    strip = torch.empty((2, P, C), dtype=torch.float32, device=x.device)
-    parts, rows, block, warps, _, _ = backward_tile(C)
+    # The gradient of a very short row is a small difference of large numbers, for which dy weight must be rounded alike
+    # in the sums and beside them. Longer rows save the registers that this takes.
     layer_norm_backward_kernel[(P, parts)](
-        dy, x, weight, mean, rstd, dx, strip, stride_dy_r, stride_x_r, R, C,
-        PARTS=parts, BLOCK_R=rows, BLOCK_C=block, num_warps=warps, enable_fp_fusion=True,
+        dy, x, weight.contiguous(), mean.contiguous(), rstd.contiguous(), dx, strips, stride_dy_r, stride_x_r, R, C,
+        parts, rows, block, num_warps=warps, enable_fp_fusion=C > 32,
     )  # fmt: skip
     layer_norm_strips_kernel[(-(-C // 16), 2)](
-        strip, dweight, dbias, P, C, BLOCK_P=256, BLOCK_C=16, num_warps=8, enable_fp_fusion=True
+        strips, dweight, dbias, P, C, 256, 16, num_warps=8, enable_fp_fusion=True
     )
     return dx, dweight, dbias
 
