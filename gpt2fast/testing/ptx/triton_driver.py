@@ -136,7 +136,7 @@ class _Driver(DriverBase):
 
         return ty_to_cpp(kind)
 
-    def get_current_target(self) -> GPUTarget:
+    def get_current_target(self) -> "GPUTarget":
         return GPUTarget("cuda", ARCH, 32)
 
     def get_active_torch_device(self) -> torch.device:
