@@ -189,16 +189,21 @@ def _rows(x):
     return x.contiguous(), sizes[-1]
 
 
+def _empty_like(x):
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def _forward(x, residual, weight, bias, eps):
-    shape, C = x.shape, x.shape[-1]
-    y = torch.empty(shape, dtype=x.dtype, device=x.device)
-    mean = torch.empty(shape[:-1], dtype=torch.float32, device=x.device)
-    rstd = torch.empty(shape[:-1], dtype=torch.float32, device=x.device)
+    shape = x.shape
+    C = shape[-1]
+    y = _empty_like(x)
+    mean = x.new_empty(shape[:-1], dtype=torch.float32)
+    rstd = torch.empty_like(mean)
     x, stride_x_r = _rows(x)
     # Without a residual the kernel reads neither the residual's pointer nor the sum's: any tensor will do.
     total, stride_residual_r, has_residual = y, C, residual is not None
     if has_residual:
-        total = torch.empty(shape, dtype=x.dtype, device=x.device)
+        total = torch.empty_like(y)
         residual, stride_residual_r = _rows(residual)
     if R := mean.numel():
         rows, block, warps, most = forward_tile(C)
@@ -221,14 +226,14 @@ def add_layer_norm(x, residual, weight, bias, eps=1e-5):
 
 def layer_norm_backward(dy, x, weight, mean, rstd):
     C, R = x.shape[-1], mean.numel()
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dx = _empty_like(x)
     if R == 0:
         return dx, weight.new_zeros(C), weight.new_zeros(C)
-    dweight = torch.empty(C, dtype=x.dtype, device=x.device)
-    dbias = torch.empty(C, dtype=x.dtype, device=x.device)
+    dweight = _empty_like(weight)
+    dbias = torch.empty_like(dweight)
     parts, rows, block, warps, most = backward_tile(C)
     P = backward_programs(R, rows, parts, most)
-    strips = torch.empty((2, P, C), dtype=torch.float32, device=x.device)
+    strips = mean.new_empty((2, P, C))
     dy, stride_dy_r = _rows(dy)
     x, stride_x_r = _rows(x)
     # The gradient of a very short row is a small difference of large numbers, for which dy weight must be rounded alike
