@@ -1,6 +1,7 @@
 // A CUDA extension as its author writes it: nothing here knows the machine.
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 
 __constant__ float coefficients[3];
 __device__ int launches = 40;
@@ -38,6 +39,13 @@ __global__ void large_shared(float* y) {
 }
 
 __global__ void say(int n) { printf("block %d says %d\n", int(blockIdx.x), n); }
+
+__global__ void scale(const float* x, float* y, int n, float a) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) y[i] = a * x[i];
+}
+
+__global__ void __launch_bounds__(256) bounded(float* y) { y[threadIdx.x] = 1; }
 
 extern "C" {
 
@@ -81,5 +89,106 @@ int multiprocessors(void) {
   int count = 0;
   cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0);
   return count;
+}
+
+// Host code right and wrong: copies, fills, exits, questions to the runtime.
+
+cudaError_t fill(int allocated, int filled) {
+  void* p = nullptr;
+  if (allocated) cudaMalloc(&p, allocated);
+  cudaError_t error = cudaMemset(p, 0, filled);
+  cudaFree(p);
+  return error;
+}
+
+cudaError_t copy_in(const float* x, int allocated, int copied) {
+  void* p = nullptr;
+  if (allocated) cudaMalloc(&p, allocated);
+  cudaError_t error = cudaMemcpyAsync(p, x, copied, cudaMemcpyHostToDevice, nullptr);
+  cudaFree(p);
+  return error;
+}
+
+cudaError_t copy_into_the_stack(const float* x, bool swapped) {
+  float here[4];
+  return swapped ? cudaMemcpy(here, x, sizeof here, cudaMemcpyHostToDevice)
+                 : cudaMemcpy(here, x, sizeof here, cudaMemcpyDeviceToHost);
+}
+
+void copy_of_a_buffer(float* y, int written) {
+  float* p = nullptr;
+  cudaMalloc(&p, 400);
+  if (written) cudaMemset(p, 0, written);
+  cudaMemcpy(y, p, 400, cudaMemcpyDeviceToDevice);
+  cudaFree(p);
+}
+
+void scale_and_check(const float* x, float* y, int n, int blocks) {
+  scale<<<blocks, 128>>>(x, y, blocks * 128 > n ? n : blocks * 128, 2.0f);
+  if (cudaGetLastError() != cudaSuccess) exit(3);
+}
+
+void scale_too_far(const float* x, float* y, int n) {
+  scale<<<1, 128>>>(x, y, n, 2.0f);
+  if (cudaGetLastError() != cudaSuccess) exit(3);
+}
+
+void scale_and_leave(const float* x, float* y, int n) {
+  scale<<<1, 128>>>(x, y, n, 2.0f);
+  exit(4);
+}
+
+void launch_ex(const float* x, float* y, int n, int cluster) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = (n + 127) / 128, config.blockDim = 128;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {unsigned(cluster), 1, 1};
+  config.attrs = &attribute, config.numAttrs = cluster ? 1 : 0;
+  cudaLaunchKernelEx(&config, scale, x, y, n, 3.0f);
+  cudaGetLastError();
+}
+
+void occupancy(int* found) {
+  cudaFuncAttributes a;
+  cudaFuncGetAttributes(&a, scale);
+  found[0] = a.numRegs, found[1] = a.maxThreadsPerBlock;
+  cudaFuncGetAttributes(&a, bounded);
+  found[2] = a.maxThreadsPerBlock;
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found[3], scale, 128, 0);
+  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found[4], scale, 128, 48 * 1024);
+  cudaOccupancyMaxPotentialBlockSize(&found[5], &found[6], scale, 0, 0);
+}
+
+float events() {
+  cudaEvent_t a, b;
+  cudaStream_t stream;
+  float milliseconds = -1;
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  cudaEventCreate(&a), cudaEventCreate(&b);
+  cudaEventRecord(a, stream), cudaEventRecord(b, stream), cudaEventSynchronize(b);
+  cudaEventElapsedTime(&milliseconds, a, b);
+  cudaEventDestroy(a), cudaEventDestroy(b), cudaStreamDestroy(stream);
+  return milliseconds;
+}
+
+void kinds_of_memory(const float* x, int* found) {
+  void *device, *managed, *host, *pitched;
+  size_t pitch = 0;
+  int local = 0;
+  cudaMalloc(&device, 8), cudaMallocManaged(&managed, 8), cudaMallocHost(&host, 8);
+  cudaMallocPitch(&pitched, &pitch, 600, 2);
+  const void* all[] = {device, managed, host, x, &local};
+  for (int i = 0; i < 5; ++i) {
+    cudaPointerAttributes a;
+    cudaPointerGetAttributes(&a, all[i]);
+    found[i] = a.type;
+  }
+  found[5] = int(pitch);
+  found[6] = cudaMemset2D(pitched, pitch, 0, 600, 2);
+  found[7] = cudaMemset2D(pitched, 500, 0, 600, 2);
+  cudaGetLastError();
+  cudaDeviceGetAttribute(&found[8], cudaDevAttrMaxBlocksPerMultiprocessor, 0);
+  cudaFree(device), cudaFree(managed), cudaFreeHost(host), cudaFree(pitched);
 }
 }

@@ -1,4 +1,4 @@
-"""The machine with each Triton that pyproject.toml promises and with one that does not fit, and what Triton asks of it."""
+"""The machine with each Triton that pyproject.toml promises, with one that does not fit, and what Triton asks it."""
 
 import os
 import re

@@ -8,6 +8,7 @@ from .cuda import Library, compile_cuda, connect, load_cuda, runtime_source
 from .launches import Error, Launch, MachineError
 from .machines import Machine, active, machine, parse
 from .occupancy import ARCHITECTURES, Resources, resources
+from .torch_cuda import torch_cuda
 
 __all__ = [
     "ARCHITECTURES",
@@ -25,4 +26,5 @@ __all__ = [
     "parse",
     "resources",
     "runtime_source",
+    "torch_cuda",
 ]

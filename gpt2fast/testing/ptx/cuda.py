@@ -4,8 +4,10 @@ A plain ``kernel<<<grid, block, shared, stream>>>(...)`` in host code arrives he
 its argument bytes; the PTX is the one in the library itself.
 """
 
+import atexit
 import ctypes
 import functools
+import math
 import os
 import re
 import struct
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from . import machines
 from .launches import readable
+from .occupancy import resources
 from .signatures import Function, functions
 from .toolchain import WHAT, check_arch, compile_cuda, link, nvcc
 
@@ -43,7 +46,7 @@ def load_cuda(*sources: str | os.PathLike, arch: str = "sm_80", flags: Sequence[
     try:
         made = link([*objects, runtime], "library.so", ["-cudart", "none", "-Xlinker", "-z,defs"])
     except RuntimeError as error:
-        missing = sorted(set(re.findall(r"undefined reference to `(\w+)'", str(error))))
+        missing = sorted(set(re.findall(r"undefined references? to `(_*cuda\w+)'", str(error))))
         if not missing:
             raise
         raise RuntimeError(
@@ -87,8 +90,10 @@ class Library:
             result = native(*values)
         finally:
             _tensors.clear()
+            _callbacks.pending = None  # Python raises it, or keeps it in the report
         if (error := running.pending) is not None:
             running.pending = None
+            connect(self._handle)  # cudaGetLastError() forgets what Python raises
             raise error
         return result
 
@@ -102,12 +107,28 @@ _LAUNCH = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(ctypes.c_uint), ctypes.POINTER(ctypes.c_uint),
     ctypes.c_size_t, ctypes.c_size_t, ctypes.POINTER(ctypes.c_void_p),
 )  # fmt: skip
+_COPY = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int
+)  # fmt: skip
+_ATTRIBUTES = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_size_t, ctypes.POINTER(ctypes.c_int)
+)
+_IS_DEVICE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
 _MEMORY = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _VARIABLE = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t)
 
 
 class _Callbacks(ctypes.Structure):
-    _fields_ = [("launch", _LAUNCH), ("memory", _MEMORY), ("variable", _VARIABLE)]
+    _fields_ = [
+        ("launch", _LAUNCH), ("memory", _MEMORY), ("variable", _VARIABLE), ("copy", _COPY),
+        ("attributes", _ATTRIBUTES), ("is_device", _IS_DEVICE), ("pending", ctypes.c_char_p),
+    ]  # fmt: skip
+
+
+def _keep(text: str) -> None:
+    """What the stand-in runtime prints to stderr if the host code calls exit() now."""
+    before = _callbacks.pending
+    _callbacks.pending = (before + b"\n" if before else b"") + text.encode()
 
 
 def _guarded(failed):
@@ -124,6 +145,7 @@ def _guarded(failed):
             except BaseException as error:  # noqa: BLE001
                 if running is not None and running.pending is None:
                     running.pending = error
+                _keep(str(error))
                 return failed
 
         return callback
@@ -142,7 +164,9 @@ def _on_launch(running, image, kernel, grid, block, shared, allowed, arguments):
         )
     params = machines.parse(ptx).params(name)
     values = [ctypes.string_at(arguments[i], p["bytes"]) for i, p in enumerate(params)]
-    running.run(ptx, name, grid[:3], block[:3], shared, values, dict(_tensors))
+    launch = running.run(ptx, name, grid[:3], block[:3], shared, values, dict(_tensors))
+    if launch.errors:
+        _keep("\n".join([f"{WHAT}: {launch.name}", *(f"  {error}" for error in launch.errors)]))
     return 0
 
 
@@ -156,10 +180,42 @@ def _on_memory(running, address, size, event):
 @_guarded(None)
 def _on_variable(running, image, name, size):
     found = machines.parse(image_ptx(image)).variables[name.decode()]
+    running.memory.variables[found["address"]] = name.decode(), size
     return found["address"]
 
 
-_callbacks = _Callbacks(_on_launch, _on_memory, _on_variable)
+@_COPY
+@_guarded(-1)
+def _on_copy(running, call, to, source, size, kind, has_source):
+    copied = (source or 0) if has_source else None
+    running.memory.copy(call.decode(), to or 0, copied, size, to_device=kind in (1, 3), from_device=kind in (2, 3))
+    return 0
+
+
+@_ATTRIBUTES
+@_guarded(-1)
+def _on_attributes(running, image, kernel, threads, shared, found):
+    ptx, name = image_ptx(image), kernel.decode()
+    needs = resources(ptx, "sm_80")[name]
+    most = min(1024, 65536 // (max(needs.registers, 1) * 32) * 32)
+    if declared := re.search(rf"\.entry\s+{re.escape(name)}\s*\([^{{]*?\.maxntid\s+([\d, ]+)", ptx):
+        most = min(most, math.prod(map(int, declared[1].split(","))))
+    blocks = needs.blocks(threads, shared) if 0 < threads <= 1024 else 0
+    for i, number in enumerate((needs.registers, needs.stack, needs.shared, most, blocks)):
+        found[i] = number
+    return 0
+
+
+@_IS_DEVICE
+@_guarded(0)
+def _on_is_device(running, address):
+    return int(running.memory.at(address or 0) is not None)
+
+
+_callbacks = _Callbacks(_on_launch, _on_memory, _on_variable, _on_copy, _on_attributes, _on_is_device, None)
+# The runtime may look at it when the process ends, after Python has: it is never freed, and empty by then.
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(_callbacks))
+atexit.register(setattr, _callbacks, "pending", None)
 
 
 def connect(library: ctypes.CDLL) -> None:

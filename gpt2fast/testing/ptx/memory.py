@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from .toolchain import WHAT
+
 FRESH = 0xFF  # what fresh memory holds: NaN in every floating type, -1 in every signed integer
 
 
@@ -70,6 +72,7 @@ class Memory:
     def __init__(self):
         self._buffers: dict[int, Buffer] = {}
         self._addresses: list[int] = []
+        self.variables: dict[int, tuple[str, int]] = {}  # device variables that host code reached: name and bytes
         self._patched: list[tuple[type | object, str, object]] = []
 
     def note(self, tensor: Tensor, name: str = "", fresh: bool = False) -> Buffer | None:
@@ -90,13 +93,53 @@ class Memory:
         return found
 
     def device_event(self, address: int, size: int, event: int) -> None:
-        """What the CUDA runtime reports: 0 freed, 1 allocated, 2 written."""
-        if event == 1:
-            self._add(Buffer(address, max(size, 1), "cudaMalloc", written=np.zeros(max(size, 1), dtype=np.uint8)))
-        elif event == 0:
+        """What the CUDA runtime reports: 0 freed, from 1 on allocated by the call of that number."""
+        if event == 0:
             self._buffers[address].freed = True
-        elif (found := self.at(address)) and found.written is not None:
-            found.written[address - found.address : address - found.address + size] = 1
+        else:
+            name = ("cudaMalloc", "cudaMallocManaged", "cudaMallocHost")[event - 1]
+            self._add(Buffer(address, max(size, 1), name, written=np.zeros(max(size, 1), dtype=np.uint8)))
+
+    def copy(self, call: str, to: int, source: int | None, size: int, to_device: bool, from_device: bool) -> None:
+        """Checks a copy of host code, or a fill (no source), before it is made, and says what it writes.
+
+        ValueError for a null pointer, for a range that leaves its buffer, for freed memory, and for an address in no
+        buffer where the call says that it is on the device. Any other address in no buffer is the host's own.
+        """
+        into = self._range(call, "destination", to, size, to_device)
+        of = None if source is None else self._range(call, "source", source, size, from_device)
+        if into is None:
+            return
+        into.look_for_writes(None)
+        wrote = None
+        if of is not None:
+            of.look_for_writes(None)
+            wrote = None if of.written is None else of.written[source - of.address : source - of.address + size]
+        if into.written is None and wrote is not None and not wrote.all():
+            into.written = np.ones(into.bytes, dtype=np.uint8)
+        if into.written is not None:
+            into.written[to - into.address : to - into.address + size] = 1 if wrote is None else wrote
+
+    def _range(self, call: str, role: str, address: int, size: int, on_device: bool) -> Buffer | None:
+        """The buffer that holds a range; None for memory of the host and for device variables."""
+        what = f"{WHAT}: {call}: the {role} must be {size} bytes"
+        if not address:
+            raise ValueError(f"{what}, got a null pointer")
+        if (found := self.at(address)) is not None:
+            if address + size > found.end:
+                offset = address - found.address
+                raise ValueError(f"{what}, got {found.end - address} of {found.name} ({found.bytes} bytes) at {offset}")
+            return found
+        if (freed := self.at(address, alive=False)) is not None:
+            raise ValueError(f"{what}, got a pointer into {freed.name}, which was freed before")
+        for start, (name, length) in self.variables.items():
+            if start <= address < start + length:
+                if address + size > start + length:
+                    raise ValueError(f"{what}, got {start + length - address} of {name} ({length} bytes)")
+                return None
+        if on_device:
+            raise ValueError(f"{what} on the device, got {address:#x}, which is in no buffer")
+        return None
 
     def at(self, address: int, alive: bool = True) -> Buffer | None:
         """The buffer that holds an address; with ``alive=False`` one that was freed."""

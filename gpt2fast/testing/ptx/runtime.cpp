@@ -5,15 +5,19 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace {
 
-enum MemoryEvent : int { kFreed, kAllocated, kWritten };
+enum MemoryEvent : int { kFreed, kAllocated, kManaged, kHost };
+enum Attribute { kRegisters, kStack, kShared, kThreads, kBlocks, kAttributes };
 
 struct Callbacks {
   // 0, or -1 after an error that the caller keeps. `image` is the fat binary that holds `kernel`, `allowed` the dynamic
@@ -22,6 +26,12 @@ struct Callbacks {
                 size_t allowed, void** arguments);
   void (*memory)(void* address, size_t bytes, MemoryEvent event);
   void* (*variable)(const void* image, const char* name, size_t bytes);
+  // Whether `call` may copy `bytes` of `from` to `to`, or fill `to` where there is no `from`; what is copied from
+  // memory that nothing wrote does not count as written. 0, or -1 after an error that the caller keeps.
+  int (*copy)(const char* call, void* to, const void* from, size_t bytes, int kind, int has_from);
+  int (*attributes)(const void* image, const char* kernel, int threads, size_t shared, int* found);
+  int (*is_device)(const void* address);
+  const char* pending;  // what went wrong and Python has not raised yet: printed where host code exits before
 };
 
 struct Symbol {
@@ -37,12 +47,17 @@ struct Configuration {
   cudaStream_t stream;
 };
 
+struct Allocation {
+  size_t bytes;
+  MemoryEvent kind;
+};
+
 // Function-local: registration runs in other files' static constructors.
 struct State {
   std::unordered_map<const void*, Symbol> kernels, variables;
-  std::unordered_map<void*, size_t> allocations;
+  std::map<const char*, Allocation> allocations;
   std::vector<Configuration> configurations;
-  const Callbacks* callbacks = nullptr;
+  Callbacks* callbacks = nullptr;
   cudaError_t last = cudaSuccess;
 };
 
@@ -67,9 +82,14 @@ cudaError_t launch(const void* function, dim3 grid, dim3 block, void** arguments
   return remember(status == 0 ? cudaSuccess : cudaErrorLaunchFailure);
 }
 
-cudaError_t written(void* address, size_t bytes) {
-  if (state().callbacks) state().callbacks->memory(address, bytes, kWritten);
-  return cudaSuccess;
+cudaError_t kernel_attributes(const void* function, int threads, size_t shared, int* found) {
+  State& s = state();
+  if (!s.callbacks) return remember(cudaErrorNoDevice);
+  auto kernel = s.kernels.find(function);
+  if (kernel == s.kernels.end()) return remember(cudaErrorInvalidDeviceFunction);
+  const Symbol& k = kernel->second;
+  return remember(s.callbacks->attributes(k.image, k.name.c_str(), threads, shared, found) ? cudaErrorUnknown
+                                                                                           : cudaSuccess);
 }
 
 char* symbol_address(const void* symbol) {
@@ -80,11 +100,20 @@ char* symbol_address(const void* symbol) {
   return static_cast<char*>(s.callbacks->variable(v.image, v.name.c_str(), v.bytes));
 }
 
+// Runs where host code calls exit(): Python never gets to raise the error then.
+void report_pending() {
+  Callbacks* c = state().callbacks;
+  if (!c || !c->pending) return;
+  std::fprintf(stderr, "%s\n", c->pending);
+  c->pending = nullptr;
+}
+
 }  // namespace
 
 extern "C" {
 
-__attribute__((visibility("default"))) void gpt2fast_ptx_connect(const Callbacks* callbacks) {
+__attribute__((visibility("default"))) void gpt2fast_ptx_connect(Callbacks* callbacks) {
+  if (!state().callbacks) std::atexit(report_pending);
   state().callbacks = callbacks;
   state().last = cudaSuccess;
 }
@@ -142,6 +171,19 @@ cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void**
   return launch(function, grid, block, arguments, shared);
 }
 
+// Clusters and cooperative grids are no part of sm_80 or of the machine, so that their attributes are refused.
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* function, void** arguments) {
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const cudaLaunchAttribute& a = config->attrs[i];
+    const auto& cluster = a.val.clusterDim;
+    const bool clustered =
+        a.id == cudaLaunchAttributeClusterDimension && (cluster.x > 1 || cluster.y > 1 || cluster.z > 1);
+    if (clustered || (a.id == cudaLaunchAttributeCooperative && a.val.cooperative))
+      return remember(cudaErrorNotSupported);
+  }
+  return launch(function, config->gridDim, config->blockDim, arguments, config->dynamicSmemBytes);
+}
+
 cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribute, int value) {
   auto found = state().kernels.find(function);
   if (found == state().kernels.end()) return remember(cudaErrorInvalidDeviceFunction);
@@ -153,189 +195,31 @@ cudaError_t cudaFuncSetAttribute(const void* function, cudaFuncAttribute attribu
 }
 cudaError_t cudaFuncSetCacheConfig(const void*, cudaFuncCache) { return cudaSuccess; }
 
-// --- memory ---
-
-cudaError_t cudaMalloc(void** address, size_t bytes) {
-  if (!state().callbacks) return remember(cudaErrorNoDevice);
-  const size_t rounded = (bytes + 255) / 256 * 256;
-  *address = std::aligned_alloc(256, rounded ? rounded : 256);
-  if (!*address) return remember(cudaErrorMemoryAllocation);
-  std::memset(*address, 0xff, rounded);
-  state().allocations[*address] = bytes;
-  state().callbacks->memory(*address, bytes, kAllocated);
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* function) {
+  int found[kAttributes] = {};
+  if (cudaError_t error = kernel_attributes(function, 0, 0, found)) return error;
+  std::memset(static_cast<void*>(attributes), 0, sizeof *attributes);
+  attributes->numRegs = found[kRegisters], attributes->localSizeBytes = found[kStack];
+  attributes->sharedSizeBytes = found[kShared], attributes->maxThreadsPerBlock = found[kThreads];
+  attributes->maxDynamicSharedSizeBytes = int(state().kernels[function].dynamic_shared);
+  attributes->binaryVersion = attributes->ptxVersion = 80;
   return cudaSuccess;
 }
 
-cudaError_t cudaFree(void* address) {
-  if (!address) return cudaSuccess;
-  if (!state().allocations.erase(address)) return remember(cudaErrorInvalidValue);
-  if (state().callbacks) state().callbacks->memory(address, 0, kFreed);
-  std::free(address);
-  return cudaSuccess;
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void* function, int threads,
+                                                                   size_t shared, unsigned) {
+  int found[kAttributes] = {};
+  if (threads < 1) return remember(cudaErrorInvalidValue);
+  if (cudaError_t error = kernel_attributes(function, threads, shared, found)) return error;
+  return *blocks = found[kBlocks], cudaSuccess;
 }
-
-cudaError_t cudaMallocAsync(void** address, size_t bytes, cudaStream_t) { return cudaMalloc(address, bytes); }
-cudaError_t cudaFreeAsync(void* address, cudaStream_t) { return cudaFree(address); }
-cudaError_t cudaMallocHost(void** address, size_t bytes) {
-  *address = std::malloc(bytes ? bytes : 1);
-  return *address ? cudaSuccess : remember(cudaErrorMemoryAllocation);
-}
-cudaError_t cudaHostAlloc(void** address, size_t bytes, unsigned) { return cudaMallocHost(address, bytes); }
-cudaError_t cudaFreeHost(void* address) { return std::free(address), cudaSuccess; }
-
-cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind) {
-  if (bytes) std::memmove(to, from, bytes);
-  return written(to, bytes);
-}
-cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
-  return cudaMemcpy(to, from, bytes, kind);
-}
-cudaError_t cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
-                         cudaMemcpyKind) {
-  for (size_t row = 0; row < height; ++row)
-    cudaMemcpy(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch, width,
-               cudaMemcpyDefault);
-  return cudaSuccess;
-}
-cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
-                              size_t height, cudaMemcpyKind kind, cudaStream_t) {
-  return cudaMemcpy2D(to, to_pitch, from, from_pitch, width, height, kind);
-}
-cudaError_t cudaMemset(void* to, int value, size_t bytes) {
-  if (bytes) std::memset(to, value, bytes);
-  return written(to, bytes);
-}
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) { return cudaMemset(to, value, bytes); }
-
-cudaError_t cudaGetSymbolAddress(void** address, const void* symbol) {
-  *address = symbol_address(symbol);
-  return *address ? cudaSuccess : remember(cudaErrorInvalidSymbol);
-}
-cudaError_t cudaMemcpyToSymbol(const void* symbol, const void* from, size_t bytes, size_t offset, cudaMemcpyKind) {
-  char* to = symbol_address(symbol);
-  if (!to || offset + bytes > state().variables[symbol].bytes) return remember(cudaErrorInvalidSymbol);
-  return std::memcpy(to + offset, from, bytes), cudaSuccess;
-}
-cudaError_t cudaMemcpyToSymbolAsync(const void* symbol, const void* from, size_t bytes, size_t offset,
-                                    cudaMemcpyKind kind, cudaStream_t) {
-  return cudaMemcpyToSymbol(symbol, from, bytes, offset, kind);
-}
-cudaError_t cudaMemcpyFromSymbol(void* to, const void* symbol, size_t bytes, size_t offset, cudaMemcpyKind) {
-  const char* from = symbol_address(symbol);
-  if (!from || offset + bytes > state().variables[symbol].bytes) return remember(cudaErrorInvalidSymbol);
-  return std::memcpy(to, from + offset, bytes), cudaSuccess;
-}
-
-// --- streams and events: everything has happened when it returns. There is no cudaEventElapsedTime: there is no time.
-
-cudaError_t cudaStreamCreate(cudaStream_t* stream) { return *stream = nullptr, cudaSuccess; }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = nullptr, cudaSuccess; }
-cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return state().last; }
-cudaError_t cudaStreamQuery(cudaStream_t) { return state().last; }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  return *status = cudaStreamCaptureStatusNone, cudaSuccess;
-}
-cudaError_t cudaEventCreate(cudaEvent_t* event) { return *event = nullptr, cudaSuccess; }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = nullptr, cudaSuccess; }
-cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return state().last; }
-cudaError_t cudaEventQuery(cudaEvent_t) { return state().last; }
-
-// --- the device: the smallest of the A100 class that the machine stands for ---
-
-cudaError_t cudaDeviceSynchronize() { return state().last; }
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaSetDevice(int device) { return device ? remember(cudaErrorInvalidDevice) : cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
-cudaError_t cudaRuntimeGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
-
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
-  std::memset(static_cast<void*>(p), 0, sizeof *p);
-  std::strcpy(p->name, "gpt2fast PTX machine (sm_80)");
-  p->major = 8, p->minor = 0, p->warpSize = 32, p->multiProcessorCount = 108;
-  p->maxThreadsPerBlock = 1024, p->maxThreadsPerMultiProcessor = 2048, p->maxBlocksPerMultiProcessor = 32;
-  p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024, p->maxThreadsDim[2] = 64;
-  p->maxGridSize[0] = 2147483647, p->maxGridSize[1] = p->maxGridSize[2] = 65535;
-  p->regsPerBlock = p->regsPerMultiprocessor = 65536, p->totalConstMem = 65536, p->l2CacheSize = 40 << 20;
-  p->sharedMemPerBlock = 48 << 10, p->sharedMemPerBlockOptin = 163 << 10, p->sharedMemPerMultiprocessor = 164 << 10;
-  p->totalGlobalMem = size_t{40} << 30, p->reservedSharedMemPerBlock = 1024, p->unifiedAddressing = 1;
-  return cudaSuccess;
-}
-
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  cudaDeviceProp p;
-  cudaGetDeviceProperties(&p, device);
-  switch (attribute) {
-    case cudaDevAttrComputeCapabilityMajor:
-      *value = p.major;
-      break;
-    case cudaDevAttrComputeCapabilityMinor:
-      *value = p.minor;
-      break;
-    case cudaDevAttrMultiProcessorCount:
-      *value = p.multiProcessorCount;
-      break;
-    case cudaDevAttrMaxSharedMemoryPerBlock:
-      *value = int(p.sharedMemPerBlock);
-      break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = int(p.sharedMemPerBlockOptin);
-      break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-      *value = int(p.sharedMemPerMultiprocessor);
-      break;
-    case cudaDevAttrMaxThreadsPerBlock:
-      *value = p.maxThreadsPerBlock;
-      break;
-    case cudaDevAttrMaxThreadsPerMultiProcessor:
-      *value = p.maxThreadsPerMultiProcessor;
-      break;
-    case cudaDevAttrMaxGridDimX:
-      *value = p.maxGridSize[0];
-      break;
-    case cudaDevAttrMaxRegistersPerMultiprocessor:
-      *value = p.regsPerMultiprocessor;
-      break;
-    case cudaDevAttrWarpSize:
-      *value = p.warpSize;
-      break;
-    case cudaDevAttrL2CacheSize:
-      *value = p.l2CacheSize;
-      break;
-    default:
-      return remember(cudaErrorInvalidValue);
-  }
-  return cudaSuccess;
-}
-
-cudaError_t cudaGetLastError() {
-  const cudaError_t error = state().last;
-  return state().last = cudaSuccess, error;
-}
-cudaError_t cudaPeekAtLastError() { return state().last; }
-const char* cudaGetErrorName(cudaError_t error) { return error == cudaSuccess ? "cudaSuccess" : "cudaError"; }
-
-const char* cudaGetErrorString(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess:
-      return "no error";
-    case cudaErrorNoDevice:
-      return "no PTX machine is running: launch inside `with ptx.machine():`";
-    case cudaErrorInvalidDeviceFunction:
-      return "a kernel that was not registered with this library";
-    case cudaErrorLaunchFailure:
-      return "the launch failed on the PTX machine: its report says why";
-    case cudaErrorInvalidSymbol:
-      return "not a device variable of this library, or out of its bounds";
-    case cudaErrorInvalidValue:
-      return "a value that the PTX machine's device does not have";
-    default:
-      return "an error of the stand-in CUDA runtime";
-  }
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* function, int threads,
+                                                          size_t shared) {
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, shared, 0);
 }
 
 }  // extern "C"
+
+// One translation unit, so that an extension of any build links one file.
+#include "runtime_device.cpp"
+#include "runtime_memory.cpp"
