@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2fast import memory
+from gpt2fast.backends import BUILT_IN, choose
 from gpt2fast.op import OPS, Op
-from gpt2fast.testing import build, find_ops, has_kernel
+from gpt2fast.testing import build, find_ops
 
 GPT2 = dict(C={768, 3072}, K={768, 3072}, N={768, 2304, 3072, 50257}, V={50257}, H={12}, D={64}, P={1024})
 BATCH = dict(B=8, T=1023)  # a batch that fills all positions but one
@@ -41,13 +42,20 @@ MOST_ROTATED = 512 << 20
 def bench_ops(names: list[str]) -> list[Op]:
     """Ops by name, by default all that have a kernel of ours and a way in PyTorch to compare with."""
     found = find_ops(names)
+    runs_on = {op.key: choose(op, **op.example(), device="cpu").backend for op in found}
     if not names:
-        return [op for op in found if has_kernel(op) and rivals(op)]
+        return [op for op in found if runs_on[op.key] not in BUILT_IN and rivals(op)]
     for op in found:
+        if runs_on[op.key] == "fused":
+            have = ", ".join(name for name, where in runs_on.items() if where not in BUILT_IN) or "none of those named"
+            raise ValueError(
+                f"gpt2fast bench: {op.name} has no kernel of ours, PyTorch's fused way runs; kernels: {have}"
+            )
         if not rivals(op):
             have = ", ".join(name for name, other in OPS.items() if rivals(other))
             raise ValueError(
-                f"gpt2fast bench: {op.name} declares no baseline= and no naive= to compare with; those that do: {have}"
+                f"gpt2fast bench: {op.name} declares no fused=, baseline= or naive= to compare with; "
+                f"those that do: {have}"
             )
     return found
 
@@ -98,7 +106,7 @@ def _torch_sample(
 
 def rivals(op: Op, case: dict | None = None) -> dict[str, Callable]:
     """PyTorch's ways to compute ``op``, by name; they take the op's arguments by position."""
-    found = dict(fused=op.baseline, naive=op.naive)
+    found = dict(fused=op.baseline or op.fused, naive=op.naive)
     if op.name == "sample":
         found["naive"] = _torch_sample
     if op.name == "decode_attention" and case and case["B"] == case["T"] == 1 and not case.get("starts"):

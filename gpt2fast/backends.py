@@ -1,16 +1,25 @@
-"""Which implementation of an op runs: C++ kernels at the dispatcher's CPU key, references below, overlays above.
+"""Which implementation of an op runs. ``choose`` is the one place that decides; everything else asks it.
 
-``use_backend("reference")`` or ``GPT2FAST_BACKEND=reference`` puts an overlay in place; as a context manager it is
-taken away again. A backend is a function that registers its kernels on a torch.library.Library.
+There are three kinds of implementation. *Kernels* are ours, in backends: C++ at the dispatcher's CPU key, Triton in
+``kernels/``. *Fused* is PyTorch's own fastest way (``fused=`` of the declaration), which runs what no kernel covers.
+The *reference* is the declaration's body, the oracle of the tests; it runs on request and for meta tensors.
 """
 
+import functools
+import importlib
+import importlib.util
+import inspect
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from .op import NAMESPACE, OPS
+if TYPE_CHECKING:
+    from .op import Op
 
 _extension_error: str | None = None
 try:
@@ -19,18 +28,119 @@ except ImportError as error:  # reported by status(); raised when the backend is
     _C = None
     _extension_error = str(error)
 
-_active: tuple[str, torch.library.Library | None] = ("auto", None)
+
+@dataclass(frozen=True)
+class Kernel:
+    """One op on one backend. Both functions take the op's arguments, checked before by the declaration.
+
+    ``run`` allocates the outputs, all of them, and computes them. ``supports`` answers why it does not cover a call, or
+    None; it looks at dtypes and shapes only, since it is also asked about meta tensors.
+    """
+
+    run: Callable
+    supports: Callable[..., str | None]
 
 
-def _reference(library: torch.library.Library) -> None:
-    for declared in OPS.values():
-        if declared.namespace == NAMESPACE and not declared.mutates:
-            for key in ("CPU", "CUDA"):
-                library.impl(declared.name, declared.reference, key, allow_override=True)
+@dataclass(frozen=True)
+class Backend:
+    """A named set of kernels. ``devices`` are types of torch devices; ``reason`` answers why it cannot run, or None.
+
+    ``kernels`` maps names in ``OPS`` to kernels. Put one of your own into ``BACKENDS`` under its name: of several for
+    one device, the first that covers a call runs it.
+    """
+
+    name: str
+    devices: Sequence[str]
+    reason: Callable[[], str | None]
+    kernels: Mapping[str, Kernel]
+    what: str = ""
 
 
-def _cpu(library: torch.library.Library) -> None:
-    _C.set_strict(True)
+@dataclass(frozen=True)
+class Choice:
+    """What runs a call: ``"fused"``, ``"reference"`` or a backend, and per backend asked before why it does not."""
+
+    backend: str
+    run: Callable
+    objections: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def why(self) -> str | None:
+        """Why no kernel of ours runs, None where one does."""
+        return "; ".join(self.objections.values()) or None if self.backend in BUILT_IN else None
+
+
+class _NativeKernels(Mapping):
+    """The kernels at the dispatcher's CPU key: ours in C++, and those that extensions registered there."""
+
+    def __init__(self):
+        self._found: dict[str, Kernel] = {}
+
+    def __getitem__(self, name: str) -> Kernel:
+        declared = _declared()[name]
+        if not is_native(declared):
+            raise KeyError(name)
+        if name not in self._found:
+            supports = functools.partial(_native_objection, declared)
+            self._found[name] = Kernel(lambda *args, **kwargs: declared.overload(*args, **kwargs), supports)
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, declared in _declared().items() if is_native(declared))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _native_objection(declared: "Op", *args, **kwargs) -> str | None:
+    """What the binding itself asks before it runs a kernel; an extension's own kernel covers what its op declares."""
+    if _C is None or declared.namespace != "gpt2fast":
+        return None
+    first = next(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point())
+    return _C.cpu_objection(declared.name, first)
+
+
+class _TritonKernels(Mapping):
+    """The kernels of ``kernels/``, whose modules, and triton with them, are imported when the first one is wanted."""
+
+    def __init__(self):
+        from .kernels import MODULES
+
+        self._modules, self._found = MODULES, {}
+
+    def __getitem__(self, name: str) -> Kernel:
+        if name not in self._found:
+            module = importlib.import_module(f"{__package__}.kernels.{self._modules[name]}")
+            self._found[name] = Kernel(*module.KERNELS[name])
+        return self._found[name]
+
+    def __contains__(self, name) -> bool:  # Mapping's own would import the module
+        return name in self._modules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+
+_fitting: dict[tuple[str, str], Kernel] = {}
+
+
+def _kernel(backend: Backend, declared: "Op") -> Kernel:
+    """The backend's kernel; TypeError naming both signatures where its functions do not take what the op takes."""
+    kernel, key = backend.kernels[declared.key], (backend.name, declared.key)
+    if _fitting.get(key) is not kernel:
+        wanted = list(declared.signature.parameters)
+        for name in ("run", "supports"):
+            got = list(inspect.signature(getattr(kernel, name)).parameters)
+            if got not in (wanted, ["args", "kwargs"]):
+                raise TypeError(
+                    f"{declared.qualified}: {name} of backend {backend.name!r} must take the op's arguments "
+                    f"({', '.join(wanted)}), got ({', '.join(got)})"
+                )
+        _fitting[key] = kernel
+    return kernel
 
 
 def _cpu_reason() -> str | None:
@@ -39,59 +149,173 @@ def _cpu_reason() -> str | None:
     return f"gpt2fast._C is not built or does not load ({_extension_error}); pip install -e . --no-build-isolation"
 
 
-# name -> (what registers it, why it cannot be used or None, what it is)
-BACKENDS: dict[str, tuple[Callable, Callable[[], str | None], str]] = {
-    "reference": (_reference, lambda: None, "plain PyTorch, on any device"),
-    "cpu": (_cpu, _cpu_reason, "C++ kernels; what they do not cover raises"),
+@functools.cache
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _triton_reason() -> str | None:
+    if not _is_installed("triton"):
+        return "triton is not installed; pip install triton"
+    if not _stands_for_cuda and not torch.cuda.is_available():
+        return "there is no CUDA device, and no gpt2fast.testing.ptx.machine() runs"
+    return None
+
+
+BACKENDS: dict[str, Backend] = {
+    "cpu": Backend("cpu", ("cpu",), _cpu_reason, _NativeKernels(), "C++ kernels"),
+    "triton": Backend("triton", ("cuda",), _triton_reason, _TritonKernels(), "Triton kernels, on a GPU"),
 }
+BUILT_IN = {
+    "fused": "PyTorch's own fastest way, on any device",
+    "reference": "plain PyTorch in float32, the oracle of the tests, on any device",
+}
+
+_active = "auto"
+# What hides native kernels while others are asked, by namespace; and by op in it whether there is one below.
+_overlay: dict[str, torch.library.Library] | None = None
+_hidden: dict[str, bool] = {}
+_stands_for_cuda = False
+
+
+def choose(declared: "Op", *args: Any, device: str | None = None, **kwargs: Any) -> Choice:
+    """What runs ``declared`` for these arguments; ``device`` stands for that of the tensors, which may be meta tensors.
+
+    Under ``use_backend`` RuntimeError where the named backend does not cover the call.
+    """
+    if _active == "reference":
+        return Choice("reference", declared.reference, {"reference": "backend 'reference' is in force"})
+    if _active == "fused":
+        return _without_kernel(declared, {"fused": "backend 'fused' is in force"})
+    device = device or _device(args, kwargs)
+    if _stands_for_cuda and device == "cpu":
+        device = "cuda"
+    objections: dict[str, str] = {}
+    for backend in BACKENDS.values() if _active == "auto" else (BACKENDS[_active],):
+        if device not in backend.devices:
+            objection = f"backend {backend.name!r} runs on {' and '.join(backend.devices)} tensors, got {device}"
+            if _active == "auto":
+                continue
+        elif reason := backend.reason():
+            objection = reason
+        elif declared.key not in backend.kernels:
+            objection = f"the {backend.name} backend has no kernel for it"
+        else:
+            kernel = _kernel(backend, declared)
+            try:
+                objection = kernel.supports(*args, **kwargs)
+            except Exception as error:
+                text = f"{declared.qualified}: supports() of backend {backend.name!r} raised {error!r}"
+                raise RuntimeError(text) from error
+            if objection is None:
+                return Choice(backend.name, kernel.run, objections)
+        objections[backend.name] = objection
+    if _active != "auto":
+        text = f"backend {_active!r} does not cover this call: {objections[_active]}"
+        raise RuntimeError(f"{declared.qualified}: {text}")
+    return _without_kernel(declared, objections or {device: f"no backend of ours runs on {device} tensors"})
+
+
+def _without_kernel(declared: "Op", objections: dict[str, str]) -> Choice:
+    if declared.fused is None:
+        return Choice("reference", declared.reference, objections)
+    return Choice("fused", declared.fused, objections)
+
+
+def run(declared: "Op", args: Sequence, kwargs: dict) -> Any:
+    """Checks and runs a call for which there is no native kernel, or whose native kernel does not cover it."""
+    declared.check_call(*args, **kwargs)
+    return choose(declared, *args, **kwargs).run(*args, **kwargs)
+
+
+def _device(args: Sequence, kwargs: dict) -> str:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            return value.device.type
+        if isinstance(value, (list, tuple)) and value and isinstance(value[0], Tensor):
+            return _device(value[:1], {})
+    raise ValueError("gpt2fast: an op must be given a tensor, got none")
 
 
 class use_backend:  # noqa: N801
-    """Runs every op on one backend from now on, or inside a ``with`` block.
+    """Runs every op of this process on one backend from now on, or inside a ``with`` block.
 
-    ``"auto"``: the kernels where they cover a call, the references elsewhere. Any other name of ``BACKENDS`` is strict.
-    Raises ValueError for an unknown name, RuntimeError with the reason for one that cannot be used here.
+    ``"auto"``: our kernels where they cover a call, PyTorch's fused ways elsewhere. ``"fused"`` and ``"reference"``: no
+    kernel of ours. The name of a backend is strict: what it does not cover, forward or backward, raises RuntimeError.
+    Raises ValueError for an unknown name, RuntimeError with the reason for one that cannot be used here; the backend
+    that was in force then stays so.
     """
 
     def __init__(self, name: str):
-        if name != "auto" and name not in BACKENDS:
-            choices = ", ".join(["auto", *BACKENDS])
-            raise ValueError(f"gpt2fast: backend must be one of {choices}, got {name!r}")
-        if name != "auto" and (reason := BACKENDS[name][1]()):
+        names = ("auto", *BACKENDS, *BUILT_IN)
+        if name not in names:
+            raise ValueError(f"gpt2fast: backend must be one of {', '.join(names)}, got {name!r}")
+        if name in BACKENDS and (reason := BACKENDS[name].reason()):
             raise RuntimeError(f"gpt2fast: backend {name!r} cannot be used: {reason}")
-        self.previous = _active[0]
-        _set(name)
+        self.previous = _active
+        _set(name, _stands_for_cuda)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        _set(self.previous)
+        _set(self.previous, _stands_for_cuda)
 
 
-def _set(name: str) -> None:
-    global _active
-    if _active[1] is not None:
-        _active[1]._destroy()
-    if _C is not None:
-        _C.set_strict(False)
-    library = None
-    if name != "auto":
-        library = torch.library.Library(NAMESPACE, "IMPL")
-        with warnings.catch_warnings():  # an overlay is meant to stand above the kernels
-            warnings.filterwarnings("ignore", r"(?s).*Overriding a previously registered kernel")
-            BACKENDS[name][0](library)
-    _active = (name, library)
+def cpu_stands_for_cuda(yes: bool) -> None:
+    """Whether CPU tensors count as CUDA tensors, as they do while ``ptx.machine()`` runs GPU kernels on the CPU."""
+    _set(_active, yes)
+
+
+def _set(name: str, stands_for_cuda: bool) -> None:
+    """Native kernels run below Python: where they must not, an overlay at their dispatch key comes here instead."""
+    global _active, _stands_for_cuda, _overlay
+    wanted = stands_for_cuda or name not in ("auto", "cpu")
+    if wanted and _overlay is None:
+        _overlay = {}
+        for declared in _declared().values():
+            hide_native_kernel(declared)
+    if not wanted and _overlay is not None:
+        for library in _overlay.values():
+            library._destroy()
+        _overlay = None
+        _hidden.clear()
+    _active, _stands_for_cuda = name, stands_for_cuda
+
+
+def hide_native_kernel(declared: "Op") -> None:
+    """Puts ``choose`` before the native kernel of an op, of one just declared too, where it must not run now."""
+    if _overlay is None:
+        return
+    _hidden[declared.qualified] = is_native(declared)
+    library = _overlay.get(declared.namespace) or torch.library.Library(declared.namespace, "IMPL")
+    _overlay[declared.namespace] = library
+    with warnings.catch_warnings():  # the overlay is meant to stand above the kernel
+        warnings.filterwarnings("ignore", r"(?s).*Overriding a previously registered kernel")
+        library.impl(declared.name, declared.choose_and_run, "CPU", allow_override=True)
+
+
+def _declared() -> "dict[str, Op]":
+    from .op import OPS  # which imports this module
+
+    return OPS
+
+
+def is_native(declared: "Op") -> bool:
+    """Whether the dispatcher has a CPU kernel for ``declared``, in C++ or an extension's own."""
+    if declared.qualified in _hidden:
+        return _hidden[declared.qualified]
+    return torch._C._dispatch_has_kernel_for_dispatch_key(declared.qualified, "CPU")
 
 
 def active() -> str:
     """The name given to the last ``use_backend`` in force, ``"auto"`` without one."""
-    return _active[0]
+    return _active
 
 
 def status() -> dict[str, str | None]:
     """Per backend the reason why it cannot be used here, None where it can."""
-    return {name: reason() for name, (_, reason, _) in BACKENDS.items()}
+    return {name: backend.reason() for name, backend in BACKENDS.items()} | dict.fromkeys(BUILT_IN)
 
 
 def isa() -> str | None:
@@ -99,22 +323,13 @@ def isa() -> str | None:
     return None if _C is None else _C.cpu_isa()
 
 
-def uncovered(op: str, dtype: torch.dtype, head_size: int = 64) -> str | None:
-    """Why the active backend's kernel for ``op`` does not cover such a call (it runs the reference then), or None."""
-    if _active[0] == "reference":
-        return "backend 'reference' is in force"
-    if reason := _cpu_reason():
-        return reason
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", "CPU"):
-        return "the CPU backend has no kernel for it"
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return "the kernels cover float32, bfloat16 and float16 only"
-    if "attention" in op and not 1 <= head_size <= 256:
-        return "the kernels cover head sizes 1 to 256 only"
-    return None
+def describe(choice: Choice) -> str:
+    """``"cpu, avx512"``, ``"fused"``: for reports."""
+    return f"cpu, {isa()}" if choice.backend == "cpu" and isa() else choice.backend
 
 
-def _start() -> None:
+def start() -> None:
+    """Obeys ``GPT2FAST_CPU_ISA`` and ``GPT2FAST_BACKEND``, once the ops are declared."""
     if _C is not None and os.environ.get("GPT2FAST_CPU_ISA"):
         _C.cpu_isa()  # a wrong name fails here, not in the first op
     if name := os.environ.get("GPT2FAST_BACKEND"):

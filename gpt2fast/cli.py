@@ -162,8 +162,27 @@ def gather_info() -> dict:
             compiled={name: None if name in runnable else "this CPU does not have it" for name in compiled},
         ),
         backends=dict(in_use=backends.active(), found=backends.status()),
+        ops=_choices(),
         versions=versions,
     )
+
+
+def _choices() -> dict[str, dict[str, str]]:
+    """By device and op what runs a float32 call."""
+    import torch
+
+    from . import backends, ops  # noqa: F401  declares the ops
+    from .op import OPS
+
+    found: dict[str, dict[str, str]] = {}
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        for name, declared in OPS.items():
+            try:
+                choice = backends.choose(declared, **declared.example(D=64, C=768), device=device)
+                found.setdefault(device, {})[name] = backends.describe(choice)
+            except RuntimeError:  # a named backend is in force
+                found.setdefault(device, {})[name] = "an error"
+    return found
 
 
 def _cpu_name() -> str | None:
@@ -185,6 +204,9 @@ def run_info(args: argparse.Namespace) -> int:
     rows += [(f"  {name}", reason or "can run") for name, reason in found["isa"]["compiled"].items()]
     rows.append(("backend", found["backends"]["in_use"]))
     rows += [(f"  {name}", reason or "can run") for name, reason in found["backends"]["found"].items()]
+    for device, choices in found["ops"].items():
+        for kind in dict.fromkeys(choices.values()):
+            rows.append((f"{device} ops on", f"{kind}: {', '.join(n for n, k in choices.items() if k == kind)}"))
     rows += [(name, version or "not installed") for name, version in found["versions"].items()]
     _print_table(rows)
     return 0

@@ -1,7 +1,8 @@
 """An op is declared once: the decorated function's signature is the schema, its body the reference of every test.
 
-``@op`` registers the reference under every device (and a second time as ``gpt2fast_reference::name``, where kernels
-send what they do not cover), ``@name.backward`` the derivative above every backend, and the autocast rule above that.
+``@op`` registers ``backends.choose`` under every device (and a second time as ``gpt2fast_fallback::name``, where native
+kernels send what they do not cover) and the reference for meta tensors, ``@name.backward`` the derivative above every
+backend, and the autocast rule above that.
 """
 
 import functools
@@ -17,14 +18,14 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_dynamo_compiling
 
+from . import backends
 from . import shapes as _shapes
 
 NAMESPACE = "gpt2fast"
-REFERENCE = "gpt2fast_reference"
 OPS: dict[str, "Op"] = {}
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_reference_library = torch.library.Library(REFERENCE, "FRAGMENT")
+_fallback_library = torch.library.Library(f"{NAMESPACE}_fallback", "FRAGMENT")
 _FLOATING = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -47,10 +48,14 @@ class Op:
     mutates: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
     slack: float
+    fused: Callable | None
     baseline: Callable | None
     naive: Callable | None
+    derivative_of: "Op | None"
+    check_call: Callable[..., None]
     has_derivative: bool = False
     gradient_slack: float = 1.0
+    backward_ops: tuple["Op", ...] = ()
 
     def __post_init__(self):
         self.overload = getattr(getattr(torch.ops, self.namespace), self.name).default
@@ -70,25 +75,49 @@ class Op:
         return f"<op {self.namespace}::{self.name}{self.schema}>"
 
     @property
+    def qualified(self) -> str:
+        return f"{self.namespace}::{self.name}"
+
+    @property
+    def key(self) -> str:
+        """The op's name in ``OPS``: with its namespace where that is not ours."""
+        return self.name if self.namespace == NAMESPACE else self.qualified
+
+    def example(self, dtype: torch.dtype = torch.float32, **sizes: int) -> dict[str, Any]:
+        """Arguments of the sizes named, by letter, and 1 elsewhere, as meta tensors: to ask ``backends.choose``."""
+        values = {n: 1 if p.default is p.empty else p.default for n, p in self.signature.parameters.items()}
+        for name in self.tensors:
+            if name not in self.optional:
+                dims, own = _shapes.parse(_shapes.resolve(self.shapes[name], values))
+                shape = [1 if d == "..." else int(d) if d.isdigit() else sizes.get(d.split("|")[0], 1) for d in dims]
+                values[name] = torch.empty(shape, dtype=own or dtype, device="meta")
+        return values
+
+    def choose_and_run(self, *args, **kwargs):
+        """What the dispatcher calls where no native kernel is."""
+        return backends.run(self, args, kwargs)
+
+    @property
     def summary(self) -> str:
         return (self.reference.__doc__ or "").strip().split("\n")[0]
 
     def check(self, args: dict[str, Any]) -> dict[str, Any]:
         """Raises ValueError or TypeError, naming op, argument, expected and got; returns the sizes by letter."""
-        return _shapes.check(f"{self.namespace}::{self.name}", self.shapes, args)
+        return _shapes.check(self.qualified, self.shapes, args)
 
     def bind(self, args: Sequence, kwargs: dict) -> dict[str, Any]:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return bound.arguments
 
-    def backward(self, saves: str = "", slack: float = 1.0):
+    def backward(self, saves: str = "", slack: float = 1.0, through: Sequence["Op"] = ()):
         """Registers the derivative, once, above every backend.
 
         ``saves`` names the inputs and outputs to keep. The function gets them (and every non-tensor argument) as
         attributes of ``saved`` and the gradients of the outputs as attributes of ``grad`` (None where not needed),
         with ``saved.needs`` the set of inputs that want one, and returns a dict from input to gradient.
         ``slack`` is a factor on the parity rule of the gradients; give the reason beside it.
+        ``through`` names the ops that it calls, for reports.
         """
         kept = saves.split()
 
@@ -110,7 +139,7 @@ class Op:
                 return tuple(found.get(n) if n in needs else None for n in self.signature.parameters)
 
             _register_autograd(self, derivative, setup)
-            self.has_derivative, self.gradient_slack = True, slack
+            self.has_derivative, self.gradient_slack, self.backward_ops = True, slack, tuple(through)
             return self
 
         return register
@@ -129,6 +158,9 @@ def op(
     dtypes: Sequence[torch.dtype] = _FLOATING,
     slack: float = 1.0,
     derivative: bool = True,
+    derivative_of: Op | None = None,
+    check: Callable[..., None] | None = None,
+    fused: Callable | None = None,
     baseline: Callable | None = None,
     naive: Callable | None = None,
     namespace: str = NAMESPACE,
@@ -148,7 +180,13 @@ def op(
         dtypes: of the floating arguments, tested and benchmarked.
         slack: factor on the parity rule; give the reason beside it.
         derivative: whether ``@name.backward`` will follow; if not, a backward pass through it raises.
-        baseline, naive: PyTorch's best fused way and the plain composition, taking the op's arguments, for benchmarks.
+        derivative_of: the op whose gradients this one computes; it has no derivative itself. Its outputs are named
+            ``d`` and the input's name, its arguments ``d`` and the output's name for gradients, the rest as there.
+        check: takes the op's arguments and raises ValueError where values other than shapes are wrong.
+        fused: PyTorch's own fastest way to all outputs, in the call's dtype; it runs what no kernel covers. Without it
+            the reference does.
+        baseline: PyTorch's fastest way to what a call returns, for benchmarks, where ``fused`` computes more than that.
+        naive: the plain composition, for benchmarks. All of these take the op's arguments.
     """
     if autocast not in ("lower", "float32", "widest"):
         raise ValueError(f"autocast must be 'lower', 'float32' or 'widest', got {autocast!r}")
@@ -158,40 +196,47 @@ def op(
         schema = torch.library.infer_schema(function, mutates_args=tuple(mutates))
         outputs = () if mutates else (*returns.split(), *saves.split())
         _check_declaration(f"{namespace}::{name}", signature, schema, outputs, shapes, mutates)
-        library, references = _libraries.setdefault(
+        _check_functions(f"{namespace}::{name}", signature, check=check, fused=fused, baseline=baseline, naive=naive)
+        library, fallbacks = _libraries.setdefault(
             namespace,
-            (torch.library.Library(namespace, "FRAGMENT"), torch.library.Library(f"{namespace}_reference", "FRAGMENT")),
+            (torch.library.Library(namespace, "FRAGMENT"), torch.library.Library(f"{namespace}_fallback", "FRAGMENT")),
         )
-        for lib in (library, references):
+        for lib in (library, fallbacks):
             lib.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        qualified = f"{namespace}::{name}"
+        fits = _shapes.compile_check(f"{namespace}::{name}", signature, shapes)
+
+        def check_call(*args, **kwargs):
+            fits(*args, **kwargs)
+            if check is not None:
+                check(*args, **kwargs)
 
         @functools.wraps(function)
-        def checked(*args, **kwargs):
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            _shapes.check(qualified, shapes, bound.arguments)
-            return function(*bound.args, **bound.kwargs)
+        def reference(*args, **kwargs):
+            check_call(*args, **kwargs)
+            return function(*args, **kwargs)
 
-        for lib in (library, references):
-            lib.impl(name, checked, "CompositeExplicitAutograd")
         declared = Op(
-            name, namespace, checked, signature, schema, shapes, list(cases), tuple(returns.split()),
-            tuple(saves.split()), make or {}, flops, autocast, tuple(mutates), tuple(dtypes), slack, baseline, naive,
+            name, namespace, reference, signature, schema, shapes, list(cases), tuple(returns.split()),
+            tuple(saves.split()), make or {}, flops, autocast, tuple(mutates), tuple(dtypes), slack, fused,
+            baseline, naive, derivative_of, check_call,
         )  # fmt: skip
+        library.impl(name, reference, "Meta")
+        for lib in (library, fallbacks):
+            lib.impl(name, declared.choose_and_run, "CompositeExplicitAutograd")
         if mutates:
             _bump_versions(declared, library)
-        elif not derivative:
+        elif derivative_of is not None or not derivative:
             _refuse_backward(declared)
         _register_autocast(declared, library)
         functools.update_wrapper(declared, function)
-        OPS[name if namespace == NAMESPACE else qualified] = declared
+        OPS[declared.key] = declared
+        backends.hide_native_kernel(declared)
         return declared
 
     return declare
 
 
-_libraries = {NAMESPACE: (_library, _reference_library)}
+_libraries = {NAMESPACE: (_library, _fallback_library)}
 
 
 def _holds_tensor(annotation: Any) -> bool:
@@ -212,18 +257,27 @@ def _check_declaration(op: str, signature, schema: str, outputs: Sequence[str], 
         raise ValueError(f"{op}: returns= and saves= must name its {count} outputs, got {len(outputs)} ({named})")
 
 
+def _check_functions(op: str, signature, **functions: Callable | None) -> None:
+    """Raises ValueError where a function of ``@op`` that takes the op's arguments has others."""
+    wanted = list(signature.parameters)
+    for option, function in functions.items():
+        if function is not None and (got := list(inspect.signature(function).parameters)) != wanted:
+            raise ValueError(
+                f"{op}: {option}= must take the op's arguments ({', '.join(wanted)}), got ({', '.join(got)})"
+            )
+
+
 def _refuse_backward(declared: Op) -> None:
     """Without this, autograd would see constants and training would silently lose gradients."""
 
     def derivative(ctx, *grads):
-        raise RuntimeError(f"{declared.namespace}::{declared.name} has no derivative")
+        raise RuntimeError(f"{declared.qualified} has no derivative")
 
     _register_autograd(declared, derivative)
 
 
 def _register_autograd(declared: Op, derivative: Callable, setup: Callable | None = None) -> None:
-    name = f"{declared.namespace}::{declared.name}"
-    torch.library.register_autograd(name, derivative, setup_context=setup, lib=_Transformable(declared))
+    torch.library.register_autograd(declared.qualified, derivative, setup_context=setup, lib=_Transformable(declared))
 
 
 class _Transformable:
@@ -245,7 +299,7 @@ class _Transformable:
                 return autograd_kernel(keyset, *args, **kwargs)
             out = declared.reference(*args, **kwargs)
             if not declared.has_derivative and any(map(_is_differentiated, out if isinstance(out, tuple) else (out,))):
-                raise RuntimeError(f"{declared.namespace}::{name} has no derivative")
+                raise RuntimeError(f"{declared.qualified} has no derivative")
             return out
 
         _libraries[declared.namespace][0].impl(name, kernel, key, **options)

@@ -1,5 +1,7 @@
 """Shapes by letter: one small language for every op's checks, test inputs and messages, as in csrc/torch/check.h."""
 
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +61,72 @@ def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, An
         if not _fits(dims, tuple(tensor.shape), sizes):
             raise ValueError(f"{op}: {name} must have shape {_describe(dims, sizes)}, got {_tuple(tensor.shape)}")
     return sizes
+
+
+def compile_check(op: str, signature: inspect.Signature, shapes: dict[str, Any]) -> Callable[..., None]:
+    """``check`` as a function of the op's own arguments, fast where they fit: all else is left to ``check`` to word."""
+    by_specs: dict[tuple[str, ...], Callable[..., bool]] = {}
+    varying = any(callable(spec) for spec in shapes.values())
+    constant = None if varying else _compile(signature, dict(shapes))
+
+    def check_call(*args, **kwargs) -> None:
+        fits = constant
+        if fits is None:
+            values = _bind(signature, args, kwargs)
+            specs = {name: resolve(spec, values) for name, spec in shapes.items()}
+            fits = by_specs.get(tuple(specs.values()))
+            if fits is None:
+                fits = by_specs[tuple(specs.values())] = _compile(signature, specs)
+        if not fits(*args, **kwargs):
+            check(op, shapes, _bind(signature, args, kwargs))
+
+    return check_call
+
+
+def _bind(signature: inspect.Signature, args: Sequence, kwargs: dict) -> dict[str, Any]:
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _compile(signature: inspect.Signature, specs: dict[str, str]) -> Callable[..., bool]:
+    """A function of the op's arguments that answers True only where ``check`` would raise nothing.
+
+    It may answer False where ``check`` finds nothing: for what is rare (float64, broadcast sizes seen first) and for
+    arguments that are no tensors.
+    """
+    lines, first, floating, leading = [], False, False, False
+    for name, spec in specs.items():
+        dims, dtype = parse(spec)
+        named = [dim for dim in dims if dim != "..."]
+        body = [f"_shape = {name}.shape", f"if len(_shape) {'!=' if named == dims else '<'} {len(named)}: return False"]
+        if named != dims:
+            rest = f"_shape[:{-len(named)}]" if named else "_shape"
+            body.append(f"if {rest} != _leading: return False" if leading else f"_leading = {rest}")
+            leading = True
+        for index, dim in enumerate(named, -len(named)):
+            letter, _, broadcast = dim.partition("|")
+            size, known = f"_shape[{index}]", letter if letter.isdigit() else f"_{letter}"
+            if not (broadcast or letter.isdigit()):
+                body.append(f"if {known} is None: {known} = {size}")
+            body.append(f"if {size} != {known}{f' and {size} != 1' if broadcast else ''}: return False")
+        if dtype is not None:
+            body.append(f"if {name}.dtype != {dtype}: return False")
+        else:
+            body.append(f"if {name}.dtype != _dtype: return False" if floating else f"_dtype = {name}.dtype")
+            body += [] if floating else ["if _dtype not in FAST: return False"]
+            floating = True
+        body.append(f"if {name}.device != _device: return False" if first else f"_device = {name}.device")
+        first = True
+        optional = signature.parameters[name].default is None
+        lines += [f"if {name} is not None:", *(f"    {line}" for line in body)] if optional else body
+    letters = {dim.split("|")[0] for spec in specs.values() for dim in parse(spec)[0]}
+    head = [f"_{letter} = None" for letter in sorted(letters) if letter.isalpha()]
+    arguments = ", ".join(n if p.default is p.empty else f"{n}=None" for n, p in signature.parameters.items())
+    text = f"def fits({arguments}):\n" + "\n".join(f"    {line}" for line in [*head, *lines, "return True"])
+    scope: dict[str, Any] = dict(torch=torch, FAST=frozenset((torch.float32, torch.bfloat16, torch.float16)))
+    exec(text, scope)
+    return scope["fits"]
 
 
 def _is_float64(value: Any) -> bool:

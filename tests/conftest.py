@@ -27,12 +27,12 @@ def op_cases(limit: float = float("inf"), ops=None) -> list:
 
 
 def op_runs() -> list:
-    """(op, case, dtype, isa, layout): what ``gpt2fast check`` runs."""
+    """(op, case, dtype, target, layout): what ``gpt2fast check`` runs."""
     found = []
     for op in OPS.values():
-        for case, dtype, isa, layout in (run.values() for run in runs(op)):
-            name = f"{op.name}-{name_of(case)}-{str(dtype).removeprefix('torch.')}-{isa}-{layout}"
-            found.append(pytest.param(op, case, dtype, isa, layout, id=name))
+        for case, dtype, target, layout in (run.values() for run in runs(op)):
+            name = f"{op.name}-{name_of(case)}-{str(dtype).removeprefix('torch.')}-{target}-{layout}"
+            found.append(pytest.param(op, case, dtype, target, layout, id=name))
     return found
 
 

@@ -78,11 +78,12 @@ def test_info(capsys):
     text = capsys.readouterr().out
     assert cli.main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"machine", "isa", "backends", "versions"}
+    assert set(found) == {"machine", "isa", "backends", "ops", "versions"}
     assert found["versions"]["torch"].split("+")[0] in text and "reference" in found["backends"]["found"]
     assert found["versions"]["gpt2fast"] == gpt2fast.__version__ and found["machine"]["threads"] >= 1
     assert found["isa"]["in_use"] == backends.isa() and found["isa"]["compiled"][backends.isa()] is None
     assert found["isa"]["in_use"] in text and found["backends"]["in_use"] == "auto"
+    assert found["ops"]["cpu"]["gelu"] == f"cpu, {backends.isa()}" and found["ops"]["cpu"]["gelu_backward"] == "fused"
 
 
 def test_info_says_why_something_is_not_there(capsys, monkeypatch):
@@ -108,7 +109,9 @@ def test_check_json(capsys, monkeypatch):
     rows = json.loads(out)["gelu"]
     assert err == "" and list(json.loads(out)) == ["gelu"]
     assert {row["dtype"] for row in rows} == {"float32", "bfloat16", "float16"}
-    assert {row["isa"] for row in rows} == set(runnable_isas()) and all(row["error"] is None for row in rows)
+    targets = {row["target"] for row in rows if "missing" not in row}
+    assert targets == {f"cpu:{isa}" for isa in runnable_isas()} | {"fused"}
+    assert all(row["error"] is None for row in rows)
     assert all(row["case"] in small for row in rows)
     monkeypatch.setitem(OPS, "gelu", dataclasses.replace(op, cases=small, reference=lambda x, approximate: x * 2))
     assert cli.main(["check", "gelu", "--json"]) == 1

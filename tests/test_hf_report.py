@@ -200,5 +200,9 @@ def test_report_of_an_untouched_model():
     assert all(line.op is None for line in gpt2fast.report(models.plain))
     training = gpt2fast.report(copy.deepcopy(models.ours).train())
     assert "dropout" in training["transformer.h.0.mlp.c_proj"].reason
+    assert training["transformer.h.0.ln_1"].backward == training["transformer.h.0.attn"].backward == "fused"
+    assert "backward on fused" in str(training) and "backward" not in str(lines)
+    with gpt2fast.use_backend("reference"):
+        assert gpt2fast.report(copy.deepcopy(models.ours).train())["lm_head"].backward == "reference"
     wide = gpt2fast.report(models.ours.double())
     assert "float32, bfloat16 and float16 only" in wide["transformer.h.0.attn"].reason

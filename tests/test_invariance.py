@@ -7,10 +7,11 @@ import torch
 from conftest import ISAS
 
 from gpt2fast import ops
+from gpt2fast.backends import is_native
 from gpt2fast.op import OPS
-from gpt2fast.testing import build, call, cpu_isa, has_kernel
+from gpt2fast.testing import build, call, cpu_isa
 
-ROWWISE = [o for o in OPS.values() if has_kernel(o)]
+ROWWISE = [o for o in OPS.values() if is_native(o)]
 
 
 def rows_of(op, case, args, row):
@@ -113,7 +114,7 @@ def far_apart(sparse, tensor):
 def far_cases():
     """Every kernel by every floating argument that has rows, T = 1 where rows are (B, T)."""
     for declared in OPS.values():
-        if not has_kernel(declared) or declared.name == "embedding":
+        if not is_native(declared) or declared.name == "embedding":
             continue
         case = next(c for c in declared.cases if 0 not in c.values())
         case = case | ({"R": 2, "V": 771} if "R" in case else {"B": 2})

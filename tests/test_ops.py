@@ -12,17 +12,17 @@ from conftest import ISAS, op_cases, op_runs
 
 from gpt2fast import backends
 from gpt2fast.op import OPS
-from gpt2fast.testing import assert_parity, build, call, cpu_isa, has_kernel
+from gpt2fast.testing import assert_parity, build, call, cpu_isa, on
 
 
-@pytest.mark.parametrize("op, case, dtype, isa, layout", op_runs())
-def test_parity(op, case, dtype, isa, layout):
-    with cpu_isa(isa):
-        assert_parity(op, case, dtype, layout, f"{dtype} {isa} {layout}")
+@pytest.mark.parametrize("op, case, dtype, target, layout", op_runs())
+def test_parity(op, case, dtype, target, layout):
+    with on(target) as device:
+        assert_parity(op, case, dtype, layout, f"{dtype} {target} {layout}", device)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("op", [op for op in OPS.values() if has_kernel(op)], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [op for op in OPS.values() if backends.is_native(op)], ids=lambda op: op.name)
 def test_kernels_stay_inside_their_buffers(op, isa):
     before = backends._C.guard_memory(True)
     try:
@@ -54,7 +54,7 @@ def test_repeats_bit_for_bit(op, case):
         assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("op", [op for op in OPS.values() if has_kernel(op)], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [op for op in OPS.values() if backends.is_native(op)], ids=lambda op: op.name)
 def test_thread_count_changes_no_bit(op, two_threads):
     case = max((c for c in op.cases if op.flops(c) < 3e9), key=op.flops)
     for dtype in op.dtypes:

@@ -50,11 +50,12 @@ def test_a_wrong_kernel_is_named_with_place_values_and_rule(half):
 def test_run_check_prints_what_is_wrong_and_fails(half, capsys):
     assert run_check(["gpt2fast_test::half"]) == 0
     runs = 2 * 3 * 3 * len(runnable_isas())
-    assert re.fullmatch(rf"half +{runs} of {runs} runs keep the parity rule\n", capsys.readouterr().out)
+    said = rf"half +{runs} of {runs} runs keep the parity rule; no kernel for fused.*\n"
+    assert re.fullmatch(said, capsys.readouterr().out)
     half.kernel = wrong_at((0, 0, 4), torch.nan)
     assert run_check(["gpt2fast_test::half"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith(f" {runs // 2} of {runs} runs keep the parity rule") and len(lines) == 1 + runs // 2
+    assert f" {runs // 2} of {runs} runs keep the parity rule; " in lines[0] and len(lines) == 1 + runs // 2
     assert all("{'B': 2, 'T': 3, 'C': 5} " in line and "(0, 0, 0, 4): got nan, truth " in line for line in lines[1:])
 
 
@@ -66,13 +67,15 @@ def test_run_check_json_and_an_error_of_the_kernel(half, capsys):
     assert run_check(["gpt2fast_test::half", "gelu_backward"], as_json=True) == 1
     found = json.loads(capsys.readouterr().out)
     assert list(found) == ["half", "gelu_backward"]
-    assert {row["error"] for row in found["half"]} == {"no such shape"}
+    assert {row["error"] for row in found["half"] if "missing" not in row} == {"no such shape"}
     assert not any(row["error"] for row in found["gelu_backward"])
+    missing = {row["target"]: row["missing"] for row in found["gelu_backward"] if "missing" in row}
+    assert missing["cpu:scalar"] == "the cpu backend has no kernel for it" and "fused" not in missing
 
 
 def test_one_instruction_set_by_the_environment(half, monkeypatch):
     monkeypatch.setenv("GPT2FAST_CPU_ISA", "scalar")
-    assert {row["isa"] for row in check_op(half)} == {"scalar"}
+    assert {row["target"] for row in check_op(half)} == {"cpu:scalar"}
 
 
 def test_the_rule_is_twice_plain_pytorch_plus_one_rounding():

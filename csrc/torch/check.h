@@ -21,6 +21,17 @@ inline const char* uncovered_dtype(ScalarType dtype) {
   return covered ? nullptr : "the kernels cover float32, bfloat16 and float16 only";
 }
 
+inline const char* uncovered_attention(ScalarType dtype, int64_t D) {
+  if (auto why = uncovered_dtype(dtype)) return why;
+  return D >= 1 && D <= 256 ? nullptr : "the kernels cover head sizes 1 to 256 only";
+}
+
+// Why the kernel of an op does not cover a call whose first floating tensor is `first`, or null: as its binding asks.
+inline const char* objection(std::string_view op, const Tensor& first) {
+  bool heads = op == "attention" || op == "decode_attention";
+  return heads ? uncovered_attention(first.scalar_type(), first.size(-1)) : uncovered_dtype(first.scalar_type());
+}
+
 inline DType to_dtype(ScalarType dtype) {
   return dtype == at::kFloat ? DType::kFloat32 : dtype == at::kBFloat16 ? DType::kBFloat16 : DType::kFloat16;
 }

@@ -11,12 +11,6 @@
 
 namespace gpt2fast {
 
-// Set by use_backend("cpu"): what the kernels do not cover raises instead of running the reference.
-inline bool& strict() {
-  static bool value = false;
-  return value;
-}
-
 template <class Args>
 void launch(const cpu::Kernel<Args>& kernel, const Args& args) {
   at::parallel_for(0, kernel.tasks(args), 1, [&](int64_t begin, int64_t end) { kernel.run(args, begin, end); });
@@ -27,11 +21,10 @@ Out to_tuple(const torch::jit::Stack& stack, std::index_sequence<I...>) {
   return Out(stack.at(I).toTensor()...);
 }
 
-// gpt2fast_reference::name(args...), for what the kernel does not cover.
+// gpt2fast_fallback::name(args...), for what the kernel does not cover: Python's backends.choose decides what runs it.
 template <class Out, class... In>
-Out call_reference(const char* name, const char* reason, const In&... in) {
-  TORCH_CHECK(!strict(), "gpt2fast::", name, ": backend 'cpu' does not cover this call: ", reason);
-  auto op = c10::Dispatcher::singleton().findSchemaOrThrow((std::string("gpt2fast_reference::") + name).c_str(), "");
+Out fall_back(const char* name, const In&... in) {
+  auto op = c10::Dispatcher::singleton().findSchemaOrThrow((std::string("gpt2fast_fallback::") + name).c_str(), "");
   torch::jit::Stack stack;
   torch::jit::push(stack, in...);
   op.callBoxed(stack);

@@ -1,4 +1,4 @@
-// What is no op, by pybind11: the choice of the instruction set, strictness, huge-page memory.
+// What is no op, by pybind11: the choice of the instruction set, coverage, huge-page memory.
 #include <torch/extension.h>
 
 #include "guard.h"
@@ -29,7 +29,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("set_cpu_isa", [](const std::string& isa) { gpt2fast::cpu::set_isa(isa.c_str()); });
   m.def("compiled_isas", [] { return isas(false); }, "Instruction sets in this binary, best first");
   m.def("runnable_isas", [] { return isas(true); }, "Those of them that this CPU has, best first");
-  m.def("set_strict", [](bool value) { gpt2fast::strict() = value; });
+  m.def(
+      "cpu_objection",
+      [](const std::string& op, const at::Tensor& first) -> std::optional<std::string> {
+        const char* why = gpt2fast::objection(op, first);
+        return why ? std::optional<std::string>(why) : std::nullopt;
+      },
+      "Why the kernel of an op does not cover a call, by the call's first floating tensor, or None");
   m.def("huge_empty", &huge_empty);
   m.def(
       "release_memory", [] { return gpt2fast::OutputAllocator::instance().release(); },

@@ -33,8 +33,8 @@ Tensor embedding(const Tensor& tokens, const Tensor& wte, const Tensor& wpe, con
   Check check("embedding");
   check("tokens", tokens, "B T", at::kLong)("wte", wte, "V C")("wpe", wpe, "P C");
   check("positions", positions, "B|1 T", at::kLong)("token_types", token_types, "B T", at::kLong);
-  if (auto why = uncovered_dtype(wte.scalar_type()))
-    return call_reference<Tensor>("embedding", why, tokens, wte, wpe, positions, token_types, start);
+  if (uncovered_dtype(wte.scalar_type()))
+    return fall_back<Tensor>("embedding", tokens, wte, wpe, positions, token_types, start);
   int64_t B = check['B'], T = check['T'], P = check['P'];
   TORCH_CHECK_VALUE(positions || (start >= 0 && start + T <= P), check.prefix("positions"), "must lie in [0, ", P,
                     "), got start = ", start, " and T = ", T);
@@ -78,8 +78,8 @@ Normalised normalise(const Tensor& x, const OptionalTensor& residual, const Tens
 std::tuple<Tensor, Tensor, Tensor> layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps) {
   Check check("layer_norm");
   check("x", x, "... C")("weight", weight, "C")("bias", bias, "C");
-  if (auto why = uncovered_dtype(x.scalar_type()))
-    return call_reference<std::tuple<Tensor, Tensor, Tensor>>("layer_norm", why, x, weight, bias, eps);
+  if (uncovered_dtype(x.scalar_type()))
+    return fall_back<std::tuple<Tensor, Tensor, Tensor>>("layer_norm", x, weight, bias, eps);
   Normalised out = normalise(x, {}, weight, bias, eps);
   return {out.y, out.mean, out.rstd};
 }
@@ -88,9 +88,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> add_layer_norm(const Tensor& x, const
                                                           const Tensor& bias, double eps) {
   Check check("add_layer_norm");
   check("x", x, "... C")("residual", residual, "... C")("weight", weight, "C")("bias", bias, "C");
-  if (auto why = uncovered_dtype(x.scalar_type()))
-    return call_reference<std::tuple<Tensor, Tensor, Tensor, Tensor>>("add_layer_norm", why, x, residual, weight, bias,
-                                                                      eps);
+  if (uncovered_dtype(x.scalar_type()))
+    return fall_back<std::tuple<Tensor, Tensor, Tensor, Tensor>>("add_layer_norm", x, residual, weight, bias, eps);
   Normalised out = normalise(x, residual, weight, bias, eps);
   return {out.y, out.sum, out.mean, out.rstd};
 }
@@ -102,9 +101,9 @@ std::tuple<Tensor, Tensor> linear(const Tensor& x, const Tensor& weight, const O
   check("x", x, "... K")("weight", weight, transposed ? "N K" : "K N")("bias", bias, "N")("residual", residual,
                                                                                           "... N");
   Activation act = parse_activation(activation);
-  if (auto why = uncovered_dtype(x.scalar_type()))
-    return call_reference<std::tuple<Tensor, Tensor>>("linear", why, x, weight, bias, residual, std::string(activation),
-                                                      transposed, keep_preactivation);
+  if (uncovered_dtype(x.scalar_type()))
+    return fall_back<std::tuple<Tensor, Tensor>>("linear", x, weight, bias, residual, std::string(activation),
+                                                 transposed, keep_preactivation);
   bool flipped = weight.stride(0) == 1 && weight.stride(1) >= weight.size(0) && weight.stride(1) != 1;
   Tensor held = flipped ? weight.t() : weight.stride(1) == 1 ? weight : weight.contiguous();
   Rows rows(x);
@@ -134,8 +133,7 @@ Tensor gelu(const Tensor& x, std::string_view approximate) {
   Check check("gelu");
   check("x", x, "... C");
   Activation activation = parse_gelu("gelu", approximate);
-  if (auto why = uncovered_dtype(x.scalar_type()))
-    return call_reference<Tensor>("gelu", why, x, std::string(approximate));
+  if (uncovered_dtype(x.scalar_type())) return fall_back<Tensor>("gelu", x, std::string(approximate));
   return run_gelu(x, {}, activation);
 }
 
@@ -143,8 +141,7 @@ Tensor bias_gelu(const Tensor& x, const Tensor& bias, std::string_view approxima
   Check check("bias_gelu");
   check("x", x, "... C")("bias", bias, "C");
   Activation activation = parse_gelu("bias_gelu", approximate);
-  if (auto why = uncovered_dtype(x.scalar_type()))
-    return call_reference<Tensor>("bias_gelu", why, x, bias, std::string(approximate));
+  if (uncovered_dtype(x.scalar_type())) return fall_back<Tensor>("bias_gelu", x, bias, std::string(approximate));
   return run_gelu(x, bias, activation);
 }
 
@@ -152,11 +149,6 @@ Tensor dense_inside(const Tensor& t) { return t.stride(-1) == 1 || t.size(-1) <=
 
 void set_strides(int64_t (&out)[3], const Tensor& t) {
   for (int i = 0; i < 3; ++i) out[i] = t.stride(i);
-}
-
-const char* uncovered_attention(const Tensor& q, int64_t D) {
-  if (auto why = uncovered_dtype(q.scalar_type())) return why;
-  return D >= 1 && D <= 256 ? nullptr : "the kernels cover head sizes 1 to 256 only";
 }
 
 void check_window(const Check& check, int64_t window) {
@@ -173,9 +165,9 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   TORCH_CHECK_VALUE(dropout_p >= 0 && dropout_p < 1, check.prefix("dropout_p"), "must lie in [0, 1), got ", dropout_p);
   TORCH_CHECK_VALUE(dropout_p == 0 || seed, check.prefix("seed"), "must be given where dropout_p > 0, got None");
   int64_t B = check['B'], T = check['T'], S = check['S'], H = check['H'], D = check['D'];
-  if (auto why = uncovered_attention(q, D))
-    return call_reference<std::tuple<Tensor, Tensor>>("attention", why, q, k, v, mask, bias, seed, causal, window,
-                                                      scale, dropout_p);
+  if (uncovered_attention(q.scalar_type(), D))
+    return fall_back<std::tuple<Tensor, Tensor>>("attention", q, k, v, mask, bias, seed, causal, window, scale,
+                                                 dropout_p);
   Tensor q_d = dense_inside(q), k_d = dense_inside(k), v_d = dense_inside(v);
   OptionalTensor mask_d = mask ? OptionalTensor(dense_inside(*mask)) : mask, seed_c = contiguous(seed);
   Tensor out = empty_output({B, T, H, D}, q.scalar_type()), lse = empty_output({B, H, T}, at::kFloat);
@@ -202,8 +194,8 @@ Tensor decode_attention(const Tensor& q, const Tensor& k, const Tensor& v, const
   check("starts", starts, "B", at::kLong);
   check_window(check, window);
   int64_t D = check['D'];
-  if (auto why = uncovered_attention(q, D))
-    return call_reference<Tensor>("decode_attention", why, q, k, v, lengths, starts, window, scale);
+  if (uncovered_attention(q.scalar_type(), D))
+    return fall_back<Tensor>("decode_attention", q, k, v, lengths, starts, window, scale);
   check.within("lengths", lengths, check['S'] + 1);
   check.within("starts", starts, check['S'] + 1);
   Tensor q_d = dense_inside(q), k_d = dense_inside(k), v_d = dense_inside(v), lengths_c = lengths.contiguous();
@@ -229,9 +221,9 @@ std::tuple<Tensor, Tensor> cross_entropy(const Tensor& logits, const Tensor& tar
                     "gpt2fast::cross_entropy: reduction must be 'none', 'mean' or 'sum', got '", reduction, "'");
   TORCH_CHECK_VALUE(label_smoothing >= 0 && label_smoothing <= 1, check.prefix("label_smoothing"),
                     "must lie in [0, 1], got ", label_smoothing);
-  if (auto why = uncovered_dtype(logits.scalar_type()))
-    return call_reference<std::tuple<Tensor, Tensor>>("cross_entropy", why, logits, targets, ignore_index,
-                                                      label_smoothing, std::string(reduction));
+  if (uncovered_dtype(logits.scalar_type()))
+    return fall_back<std::tuple<Tensor, Tensor>>("cross_entropy", logits, targets, ignore_index, label_smoothing,
+                                                 std::string(reduction));
   check.within("targets", targets, check['V'], ignore_index);
   int64_t R = check['R'];
   Rows rows(logits);
@@ -272,9 +264,9 @@ Tensor sample(const Tensor& logits, const Tensor& seed, const Tensor& positions,
   need(top_p > 0 && top_p <= 1, "top_p", "lie in (0, 1]", top_p);
   need(min_p >= 0 && min_p <= 1, "min_p", "lie in [0, 1]", min_p);
   need(repetition_penalty > 0, "repetition_penalty", "be above 0", repetition_penalty);
-  if (auto why = uncovered_dtype(logits.scalar_type()))
-    return call_reference<Tensor>("sample", why, logits, seed, positions, tokens, rows, temperature, top_k, top_p,
-                                  min_p, repetition_penalty);
+  if (uncovered_dtype(logits.scalar_type()))
+    return fall_back<Tensor>("sample", logits, seed, positions, tokens, rows, temperature, top_k, top_p, min_p,
+                             repetition_penalty);
   int64_t B = check['B'], V = check['V'];
   TORCH_CHECK_VALUE(V > 0, check.prefix("logits"), "must have V of at least 1, got 0");
   Tensor logits_d = dense_inside(logits), seed_c = seed.contiguous(), positions_c = positions.contiguous();

@@ -9,7 +9,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import backends
-from ..op import OPS
+from ..op import OPS, Op
 from . import blocks, models
 from .checks import class_obstacle, embedding_obstacle, is_autocast, is_plain, obstacle, weight_obstacle
 from .convert import _roots, to_ours
@@ -23,7 +23,10 @@ NORMS = {"ln_1": "attn.c_attn", "ln_2": "mlp.c_fc", "ln_cross_attn": "crossatten
 
 @dataclass(frozen=True)
 class Line:
-    """One module (or step) of a model. ``op`` is None where PyTorch's or another's code runs, ``reason`` says why."""
+    """One module (or step) of a model. ``op`` is None where PyTorch's or another's code runs, ``reason`` says why.
+
+    ``backward`` is what the op's gradients run on, given for modules in training mode.
+    """
 
     name: str
     module: str
@@ -31,12 +34,14 @@ class Line:
     backend: str | None = None
     fused: str | None = None
     reason: str | None = None
+    backward: str | None = None
 
     @property
     def text(self) -> str:
         does = f"gpt2fast::{self.op}" if self.op else "module's own code"
         does += f" + {self.fused}" if self.fused else ""
         does += f" on {self.backend}" if self.backend else ""
+        does += f", backward on {self.backward}" if self.backward else ""
         return does + (f"; {self.reason}" if self.reason else "")
 
 
@@ -90,16 +95,27 @@ def report(model: nn.Module) -> Report:
 
 def _line(name: str, module: nn.Module, op: str, fused: str | None = None, reason: str | None = None, head=64) -> Line:
     weight = next(module.parameters(), None)
-    backend, why = (None, None) if weight is None else _backend(op, weight, head)
-    return Line(name, type(module).__name__, op, backend, fused, reason or why)
+    if weight is None:
+        return Line(name, type(module).__name__, op, None, fused, reason)
+    backend, why = _backend(OPS[op], weight, head)
+    backward = None
+    if module.training and OPS[op].backward_ops:
+        found = {other.name: _backend(other, weight, head)[0] for other in OPS[op].backward_ops}
+        if fused not in blocks.ACTIVATIONS.values():
+            found = {n: on for n, on in found.items() if op != "linear" or n != "gelu_backward"}
+        kinds = sorted(set(found.values()))
+        backward = kinds[0] if len(kinds) == 1 else ", ".join(f"{on} ({n})" for n, on in found.items())
+    return Line(name, type(module).__name__, op, backend, fused, reason or why, backward)
 
 
-def _backend(op: str, weight: Tensor, head: int) -> tuple[str, str | None]:
-    if weight.device.type != "cpu":
-        return "reference", f"no kernel for device {weight.device.type}"
-    if why := backends.uncovered(op, _dtype(op, weight), head):
-        return "reference", why
-    return f"cpu, {backends.isa()}", None
+def _backend(op: Op, weight: Tensor, head: int) -> tuple[str, str | None]:
+    """What runs the op for a model with this weight and head size, and why no kernel of ours does."""
+    example = op.example(_dtype(op.name, weight), D=head, C=weight.shape[-1])
+    try:
+        choice = backends.choose(op, **example, device=weight.device.type)
+    except RuntimeError as error:  # a named backend is in force and does not cover it
+        return "an error", str(error)
+    return backends.describe(choice), choice.why
 
 
 def _dtype(op: str, weight: Tensor) -> torch.dtype:
@@ -148,7 +164,7 @@ def _generating_lines(name: str, model: nn.Module) -> Iterator[Line]:
     if (found := native_obstacle(model)) is None:
         head = model.config.hidden_size // model.config.num_attention_heads
         line = _line(name, model.transformer.wte, "decode_attention", "the native loop in generate", head=head)
-        yield replace(line, module=type(model).__name__)
+        yield replace(line, module=type(model).__name__, backward=None)
     else:
         yield _own(name, model, f"generate runs transformers' loop: {found}")
     yield _leaf(_join(name, "lm_head"), model.lm_head, models.LINEAR, "linear")

@@ -32,4 +32,4 @@ __all__ = [
 
 from .. import backends
 
-backends._start()
+backends.start()

@@ -15,6 +15,12 @@ def _naive(x, residual, weight, bias, eps=1e-5):
     return layer_norm.naive(total, weight, bias, eps), total
 
 
+def _fused(x, residual, weight, bias, eps=1e-5):
+    total = (x + residual).contiguous()
+    y, mean, rstd = layer_norm.fused(total, weight, bias, eps)
+    return y, total, mean, rstd
+
+
 @op(
     shapes=dict(x="... C", residual="... C", weight="C", bias="C"),
     returns="y sum",
@@ -22,6 +28,7 @@ def _naive(x, residual, weight, bias, eps=1e-5):
     cases=CASES,
     flops=lambda n: 9 * n["B"] * n["T"] * n["C"],
     autocast="float32",
+    fused=_fused,
     baseline=_baseline,
     naive=_naive,
 )
@@ -39,7 +46,7 @@ def add_layer_norm(
     return y, total, mean, rstd
 
 
-@add_layer_norm.backward("sum weight mean rstd")
+@add_layer_norm.backward("sum weight mean rstd", through=[layer_norm_backward])
 def _(saved, grad):
     dx, dweight, dbias = layer_norm_backward(grad.y, saved.sum, saved.weight, saved.mean, saved.rstd)
     dx = dx + grad.sum

@@ -13,10 +13,6 @@ def _mask(shape, case, g):
     return (key >= row) & (key < S - row % 2)
 
 
-def _lse(shape, case, g):
-    return torch.full(shape, 2.0 + float(torch.tensor(max(case["S"], 1.0)).log()))
-
-
 CASES = [
     dict(B=1, T=1, S=128, H=12, D=64),
     dict(B=1, T=1024, S=1024, H=12, D=64),
@@ -34,7 +30,7 @@ CASES = [
     dict(B=1, T=3, S=4, H=2, D=3, dropout_p=0.3, seed=True, window=2),
     dict(B=0, T=3, S=3, H=2, D=64),
 ]
-MAKE = dict(mask=_mask, lse=_lse, seed=lambda shape, case, g: torch.tensor([1234567890123]))
+MAKE = dict(mask=_mask, seed=lambda shape, case, g: torch.tensor([1234567890123]))
 SHAPES = dict(q="B T H D", k="B S H D", v="B S H D", mask="B S: bool", bias="B|1 H|1 T|1 S|1", seed="1: int64")
 
 
@@ -96,13 +92,47 @@ def _naive(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scal
     return torch.einsum("bhts,bshd->bthd", F.dropout(scores.softmax(-1), dropout_p), v)
 
 
-def check_attention(op_name: str, q: Tensor, window: int, dropout_p: float, seed: Tensor | None) -> None:
+def _check_values(op_name: str, window: int, dropout_p: float, seed: Tensor | None) -> None:
     if window < 0:
         raise ValueError(f"gpt2fast::{op_name}: window must be at least 0 (0: unlimited), got {window}")
     if not 0 <= dropout_p < 1:
         raise ValueError(f"gpt2fast::{op_name}: dropout_p must lie in [0, 1), got {dropout_p:g}")
     if dropout_p > 0 and seed is None:
         raise ValueError(f"gpt2fast::{op_name}: seed must be given where dropout_p > 0, got None")
+
+
+def _check(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
+    _check_values("attention", window, dropout_p, seed)
+
+
+def _sdpa_arguments(q, k, v, mask, bias, causal, window):
+    """What PyTorch's flash attention for the CPU takes: (B, H, T, D) tensors dense inside, is_causal, attn_mask."""
+    T, S = q.shape[1], k.shape[1]
+    plain = mask is None and bias is None and window == 0
+    added = None
+    if not plain or (causal and T != S and T > 1):  # is_causal is aligned top-left
+        seen = visible(T, S, causal, window, mask, q.device)
+        k, v = zero_unseen(seen, k, v) if mask is not None or window > 0 or T > S else (k, v)
+        added = torch.zeros((), dtype=q.dtype, device=q.device) if bias is None else bias
+        added = added.masked_fill(~seen, -torch.inf).expand(*q.shape[:1], q.shape[2], T, S)
+    q, k, v = ((t if t.stride(-1) == 1 else t.contiguous()).transpose(1, 2) for t in (q, k, v))
+    return q, k, v, causal and added is None and T > 1, added
+
+
+def _fused(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
+    if q.device.type != "cpu" or dropout_p > 0 or 0 in (*q.shape, *k.shape):
+        return attention.reference(q, k, v, mask, bias, seed, causal, window, scale, dropout_p)
+    dtype, bias = q.dtype, None if bias is None else widen(bias)
+    q, k, v = map(widen, (q, k, v))  # in 16 bits PyTorch's exponential is rough: lse would break the parity rule
+    q, k, v, is_causal, added = _sdpa_arguments(q, k, v, mask, bias, causal, window)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, is_causal, attn_mask=added, scale=scale
+    )
+    if added is not None:
+        nothing = (added == -torch.inf).all(-1)
+        lse = lse.masked_fill(nothing, torch.finfo(torch.float32).min)
+        out = out.masked_fill(nothing[..., None], 0)
+    return out.transpose(1, 2).to(dtype).contiguous(), lse.contiguous()
 
 
 @op(
@@ -113,6 +143,8 @@ def check_attention(op_name: str, q: Tensor, window: int, dropout_p: float, seed
     make=MAKE,
     flops=lambda n: 4 * n["B"] * n["H"] * n["D"] * _pairs(n),
     autocast="lower",
+    check=_check,
+    fused=_fused,
     baseline=_baseline,
     naive=_naive,
 )
@@ -138,7 +170,6 @@ def attention(
     (B, H, T), float32, the log of the sum of exponentials (the least float32 for a query that sees nothing).
     Source: Dao, arXiv:2307.08691.
     """
-    check_attention("attention", q, window, dropout_p, seed)
     B, T, H, D = q.shape
     S = k.shape[1]
     seen = visible(T, S, causal, window, mask, q.device)
@@ -157,6 +188,28 @@ def attention(
     return out.to(q.dtype).contiguous(), lse.contiguous()
 
 
+def _check_backward(
+    dout, q, k, v, out, lse, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0
+):
+    _check_values("attention_backward", window, dropout_p, seed)
+
+
+def _fused_backward(
+    dout, q, k, v, out, lse, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0
+):
+    # PyTorch gives no gradient of a bias, and under a window its dq breaks the parity rule by a fifth.
+    if q.device.type != "cpu" or bias is not None or window or dropout_p > 0 or 0 in (*q.shape, *k.shape):
+        return attention_backward.reference(
+            dout, q, k, v, out, lse, mask, bias, seed, causal, window, scale, dropout_p
+        )  # fmt: skip
+    q, k, v, is_causal, added = _sdpa_arguments(q, k, v, mask, bias, causal, window)
+    dout, out = (t.contiguous().transpose(1, 2) for t in (dout, out))
+    gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        dout, q, k, v, out, lse.contiguous(), 0.0, is_causal, attn_mask=added, scale=scale
+    )
+    return (*(g.transpose(1, 2).contiguous() for g in gradients), q.new_empty(0))
+
+
 @op(
     shapes=dict(dout="B T H D", **SHAPES, out="B T H D", lse="B H T: float32"),
     returns="dq dk dv dbias",
@@ -164,7 +217,9 @@ def attention(
     make=MAKE,
     flops=lambda n: 10 * n["B"] * n["H"] * n["D"] * _pairs(n),
     autocast="lower",
-    derivative=False,
+    derivative_of=attention,
+    check=_check_backward,
+    fused=_fused_backward,
 )
 def attention_backward(
     dout: Tensor,
@@ -186,7 +241,6 @@ def attention_backward(
     Args: dout, out (B, T, H, D); lse (B, H, T), float32; the rest as for attention.
     Returns: dq (B, T, H, D), dk and dv (B, S, H, D), dbias in bias' shape, (0,) without one.
     """
-    check_attention("attention_backward", q, window, dropout_p, seed)
     B, T, H, D = q.shape
     S = k.shape[1]
     seen = visible(T, S, causal, window, mask, q.device)
@@ -214,7 +268,7 @@ def attention_backward(
     return (*(g.to(q.dtype).contiguous() for g in (dq, dk, dv)), dbias)
 
 
-@attention.backward("q k v mask bias seed out lse")
+@attention.backward("q k v mask bias seed out lse", through=[attention_backward])
 def _(saved, grad):
     dq, dk, dv, dbias = attention_backward(
         grad.out, saved.q, saved.k, saved.v, saved.out, saved.lse, saved.mask, saved.bias, saved.seed,

@@ -10,7 +10,8 @@ from .gelu import CASES, FORMS, gelu, gelu_backward
     shapes=dict(x="... C", bias="C"),
     cases=CASES,
     flops=lambda n: 13 * n["B"] * n["T"] * n["C"],
-    baseline=lambda x, bias, approximate="tanh": F.gelu(x + bias, approximate=approximate),
+    check=lambda x, bias, approximate="tanh": choice("bias_gelu", "approximate", approximate, FORMS),
+    fused=lambda x, bias, approximate="tanh": F.gelu(x + bias, approximate=approximate).contiguous(),
     naive=lambda x, bias, approximate="tanh": gelu.naive(x + bias, approximate),
 )
 def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
@@ -18,12 +19,11 @@ def bias_gelu(x: Tensor, bias: Tensor, approximate: str = "tanh") -> Tensor:
 
     Args: x (..., C); bias (C,), of x's dtype; approximate as for gelu. Returns: x's shape and dtype.
     """
-    choice("bias_gelu", "approximate", approximate, FORMS)
     return F.gelu(widen(x) + widen(bias), approximate=approximate).to(x.dtype).contiguous()
 
 
-@bias_gelu.backward("x bias")
+@bias_gelu.backward("x bias", through=[gelu_backward])
 def _(saved, grad):
     dx = gelu_backward(grad.y, saved.x + saved.bias, saved.approximate)
-    dbias = widen(dx).sum(tuple(range(dx.dim() - 1))) if "bias" in saved.needs and dx.dim() > 1 else widen(dx)
-    return dict(x=dx, bias=dbias.to(dx.dtype))
+    dbias = dx.sum(tuple(range(dx.dim() - 1))) if "bias" in saved.needs and dx.dim() > 1 else dx
+    return dict(x=dx, bias=dbias)

@@ -32,6 +32,13 @@ def _baseline(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction
     )
 
 
+def _check(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+    choice("cross_entropy", "reduction", reduction, REDUCTIONS)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"gpt2fast::cross_entropy: label_smoothing must lie in [0, 1], got {label_smoothing:g}")
+    within("cross_entropy", "targets", targets, logits.shape[1], allowed=ignore_index)
+
+
 def _naive(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
     log_probabilities = logits - logits.logsumexp(1, keepdim=True)
     counts = targets != ignore_index
@@ -53,6 +60,7 @@ def _naive(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction="m
     make=dict(targets=_targets),
     flops=lambda n: 4 * n["R"] * n["V"],
     autocast="widest",
+    check=_check,  # no fused=: F.cross_entropy keeps no lse, and making it anew costs what the reference does
     baseline=_baseline,
     naive=_naive,
 )
@@ -69,10 +77,6 @@ def cross_entropy(
     reduction ``"none"``, ``"mean"`` over the rows that count (NaN without any, as in PyTorch) or ``"sum"``.
     Returns: loss (R,) or (), float32. Kept for the backward pass: lse (R,), float32.
     """
-    choice("cross_entropy", "reduction", reduction, REDUCTIONS)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"gpt2fast::cross_entropy: label_smoothing must lie in [0, 1], got {label_smoothing:g}")
-    within("cross_entropy", "targets", targets, logits.shape[1], allowed=ignore_index)
     wide = widen(logits)
     lse = torch.logsumexp(wide, dim=1)
     counts = targets != ignore_index
@@ -92,13 +96,33 @@ def _dloss_shape(args):
     return "R: float32" if args.get("reduction", "mean") == "none" else ": float32"
 
 
+def _check_backward(dloss, logits, targets, lse, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+    choice("cross_entropy_backward", "reduction", reduction, REDUCTIONS)
+
+
+def _fused_backward(dloss, logits, targets, lse, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+    counts = targets != ignore_index
+    scale = torch.where(counts, dloss / counts.sum() if reduction == "mean" else dloss, 0.0)[:, None]
+    dlogits = torch.softmax(logits, 1)
+    if label_smoothing > 0:
+        dlogits -= label_smoothing / logits.shape[1]
+    dlogits *= scale.to(logits.dtype)
+    index = torch.where(counts, targets, 0)[:, None]
+    # At the target p - 1 loses all digits where p is near 1, so that it is computed from the logit.
+    at_target = torch.expm1(widen(logits.gather(1, index)) - lse[:, None])
+    at_target = at_target + label_smoothing * (1 - 1 / logits.shape[1])
+    return dlogits.scatter_(1, index, (at_target * scale).to(logits.dtype)).contiguous()
+
+
 @op(
     shapes=dict(dloss=_dloss_shape, logits="R V", targets="R: int64", lse="R: float32"),
     returns="dlogits",
     cases=CASES,
-    make=dict(targets=_targets, lse=lambda shape, case, g: torch.full(shape, 0.5) + torch.tensor(case["V"]).log()),
+    make=dict(targets=_targets),
     flops=lambda n: 4 * n["R"] * n["V"],
-    derivative=False,
+    derivative_of=cross_entropy,
+    check=_check_backward,
+    fused=_fused_backward,
 )
 def cross_entropy_backward(
     dloss: Tensor,
@@ -113,7 +137,6 @@ def cross_entropy_backward(
 
     Args: dloss (R,) or (), lse (R,), float32; the rest as for cross_entropy. Returns: (R, V) in logits' dtype.
     """
-    choice("cross_entropy_backward", "reduction", reduction, REDUCTIONS)
     wide, V = widen(logits), logits.shape[1]
     counts = targets != ignore_index
     scale = dloss / counts.sum() if reduction == "mean" else dloss
@@ -124,7 +147,7 @@ def cross_entropy_backward(
     return (dlogits * scale).to(logits.dtype).contiguous()
 
 
-@cross_entropy.backward("logits targets lse")
+@cross_entropy.backward("logits targets lse", through=[cross_entropy_backward])
 def _(saved, grad):
     dlogits = cross_entropy_backward(
         grad.loss, saved.logits, saved.targets, saved.lse, saved.ignore_index, saved.label_smoothing, saved.reduction

@@ -43,6 +43,26 @@ def _for_attention(q, k, v, lengths, starts, window) -> tuple[Tensor, Tensor, Te
     return *zero_unseen(seen, k, v), zero.masked_fill(~seen, -torch.inf)
 
 
+def _check(q, k, v, lengths, starts=None, window=0, scale=None):
+    within("decode_attention", "lengths", lengths, k.shape[1] + 1)
+    within("decode_attention", "starts", starts, k.shape[1] + 1)
+    if window < 0:
+        raise ValueError(f"gpt2fast::decode_attention: window must be at least 0 (0: unlimited), got {window}")
+
+
+def _fused(q, k, v, lengths, starts=None, window=0, scale=None):
+    T, even = q.shape[1], False
+    if q.device.type == "cpu" and lengths.numel():  # a GPU would have to wait for the lengths
+        shortest, longest = (int(n) for n in lengths.aminmax())
+        k, v, even = k[:, :longest], v[:, :longest], shortest == longest
+    seen = None
+    if not (even and T == 1 and starts is None and window == 0):
+        seen = _seen(q, k, lengths, starts, window)
+        k, v = zero_unseen(seen, k, v)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale).transpose(1, 2).contiguous()
+
+
 def _baseline(q, k, v, lengths, starts=None, window=0, scale=None):
     seen = _seen(q, k, lengths, starts, window)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -62,6 +82,8 @@ def _naive(q, k, v, lengths, starts=None, window=0, scale=None):
     make=dict(lengths=_lengths, starts=lambda shape, case, g: torch.arange(shape[0]) % 2),
     flops=lambda n: 4 * n["B"] * n["H"] * n["T"] * n["S"] * n["D"],
     autocast="lower",
+    check=_check,
+    fused=_fused,
     baseline=_baseline,
     naive=_naive,
 )
@@ -80,15 +102,11 @@ def decode_attention(
     (B,) int64, the number of leading keys that are padding; window and scale as for attention.
     Returns: out (B, T, H, D) contiguous, row by row the bits that attention gives.
     """
-    within("decode_attention", "lengths", lengths, k.shape[1] + 1)
-    within("decode_attention", "starts", starts, k.shape[1] + 1)
-    if window < 0:
-        raise ValueError(f"gpt2fast::decode_attention: window must be at least 0 (0: unlimited), got {window}")
     k, v, hidden = _for_attention(q, k, v, lengths, starts, window)
     return attention.reference(q, k, v, bias=hidden, causal=False, scale=scale)[0]
 
 
-@decode_attention.backward("q k v lengths starts")
+@decode_attention.backward("q k v lengths starts", through=[attention, attention_backward])
 def _(saved, grad):
     k, v, hidden = _for_attention(saved.q, saved.k, saved.v, saved.lengths, saved.starts, saved.window)
     as_called = dict(bias=hidden, causal=False, scale=saved.scale)

@@ -26,7 +26,16 @@ def _positions(positions: Tensor | None, start: int, T: int, device: torch.devic
     return torch.arange(start, start + T, device=device) if positions is None else positions
 
 
-def _baseline(tokens, wte, wpe, positions=None, token_types=None, start=0):
+def _check(tokens, wte, wpe, positions=None, token_types=None, start=0):
+    T, P = tokens.shape[1], wpe.shape[0]
+    if positions is None and (start < 0 or start + T > P):
+        raise ValueError(f"gpt2fast::embedding: positions must lie in [0, {P}), got start = {start} and T = {T}")
+    within("embedding", "tokens", tokens, wte.shape[0])
+    within("embedding", "positions", positions, P)
+    within("embedding", "token_types", token_types, wte.shape[0])
+
+
+def _fused(tokens, wte, wpe, positions=None, token_types=None, start=0):
     y = F.embedding(tokens, wte) + F.embedding(_positions(positions, start, tokens.shape[1], tokens.device), wpe)
     return y if token_types is None else y + F.embedding(token_types, wte)
 
@@ -41,7 +50,8 @@ def _naive(tokens, wte, wpe, positions=None, token_types=None, start=0):
     cases=CASES,
     make=MAKE,
     flops=lambda n: n["B"] * n["T"] * n["C"],
-    baseline=_baseline,
+    check=_check,
+    fused=_fused,
     naive=_naive,
 )
 def embedding(
@@ -58,16 +68,32 @@ def embedding(
     [0, P); without them start, start + 1, ... Returns: (B, T, C) in wte's dtype.
     Errors: a token or position out of range.
     """
-    T, P = tokens.shape[1], wpe.shape[0]
-    if positions is None and (start < 0 or start + T > P):
-        raise ValueError(f"gpt2fast::embedding: positions must lie in [0, {P}), got start = {start} and T = {T}")
-    within("embedding", "tokens", tokens, wte.shape[0])
-    within("embedding", "positions", positions, P)
-    within("embedding", "token_types", token_types, wte.shape[0])
-    y = widen(F.embedding(tokens, wte)) + widen(F.embedding(_positions(positions, start, T, tokens.device), wpe))
+    y = widen(F.embedding(tokens, wte))
+    y = y + widen(F.embedding(_positions(positions, start, tokens.shape[1], tokens.device), wpe))
     if token_types is not None:
         y = y + widen(F.embedding(token_types, wte))
     return y.to(wte.dtype).contiguous()
+
+
+def _fused_backward(dy, tokens, V, P, positions=None, token_types=None, start=0):
+    B, T, C = dy.shape
+    rows = dy.reshape(-1, C)
+
+    def scatter(count: int, *indices: Tensor) -> Tensor:
+        if dy.dtype not in (torch.bfloat16, torch.float16):  # 16 bits: embedding_dense_backward would add in them
+            parts = [torch.ops.aten.embedding_dense_backward(dy, index, count, -1, False) for index in indices]
+            return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        used, where = torch.cat([index.reshape(-1) for index in indices]).unique(return_inverse=True)
+        sums = rows.new_zeros(len(used), C, dtype=torch.float32)
+        sums.index_add_(0, where, rows.float() if len(indices) == 1 else rows.float().repeat(2, 1))
+        return rows.new_zeros(count, C).index_copy_(0, used, sums.to(dy.dtype))
+
+    dwte = scatter(V, tokens, *([] if token_types is None else [token_types]))
+    if positions is not None:
+        return dwte, scatter(P, positions.expand(B, T))
+    dwpe = rows.new_zeros(P, C)
+    dwpe[start : start + T] = dy.sum(0)
+    return dwte, dwpe
 
 
 @op(
@@ -76,7 +102,8 @@ def embedding(
     cases=CASES,
     make=MAKE,
     flops=lambda n: 2 * n["B"] * n["T"] * n["C"],
-    derivative=False,
+    derivative_of=embedding,
+    fused=_fused_backward,
 )
 def embedding_backward(
     dy: Tensor,
@@ -104,7 +131,7 @@ def embedding_backward(
     return scatter(V, tokens, *([] if token_types is None else [token_types])), scatter(P, positions)
 
 
-@embedding.backward("tokens positions token_types wte wpe")
+@embedding.backward("tokens positions token_types wte wpe", through=[embedding_backward])
 def _(saved, grad):
     dwte, dwpe = embedding_backward(
         grad.y, saved.tokens, saved.wte.shape[0], saved.wpe.shape[0], saved.positions, saved.token_types, saved.start

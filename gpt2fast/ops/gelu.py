@@ -40,7 +40,8 @@ def _naive(x, approximate="tanh"):
     shapes=dict(x="... C"),
     cases=CASES,
     flops=lambda n: 12 * n["B"] * n["T"] * n["C"],
-    baseline=lambda x, approximate="tanh": F.gelu(x, approximate=approximate),
+    check=lambda x, approximate="tanh": choice("gelu", "approximate", approximate, FORMS),
+    fused=lambda x, approximate="tanh": F.gelu(x, approximate=approximate).contiguous(),
     naive=_naive,
 )
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
@@ -49,7 +50,6 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     Args: x (..., C); approximate ``"tanh"`` (GPT-2's ``gelu_new``) or ``"none"`` (erf), as in PyTorch.
     Returns: x's shape and dtype. Source: Hendrycks and Gimpel, arXiv:1606.08415.
     """
-    choice("gelu", "approximate", approximate, FORMS)
     return F.gelu(widen(x), approximate=approximate).to(x.dtype).contiguous()
 
 
@@ -58,17 +58,18 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     returns="dx",
     cases=[c for c in CASES if c["B"] < 4],
     flops=lambda n: 20 * n["B"] * n["T"] * n["C"],
-    derivative=False,
+    derivative_of=gelu,
+    check=lambda dy, x, approximate="tanh": choice("gelu_backward", "approximate", approximate, FORMS),
+    fused=lambda dy, x, approximate="tanh": torch.ops.aten.gelu_backward(dy, x, approximate=approximate).contiguous(),
 )
 def gelu_backward(dy: Tensor, x: Tensor, approximate: str = "tanh") -> Tensor:
     """dx = dy gelu'(x).
 
     Args: dy, x (..., C) of one dtype; approximate as for gelu. Returns: x's shape and dtype.
     """
-    choice("gelu_backward", "approximate", approximate, FORMS)
     return (widen(dy) * gelu_derivative(widen(x), approximate)).to(x.dtype).contiguous()
 
 
-@gelu.backward("x")
+@gelu.backward("x", through=[gelu_backward])
 def _(saved, grad):
     return dict(x=gelu_backward(grad.y, saved.x, saved.approximate))

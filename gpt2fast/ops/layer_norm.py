@@ -13,11 +13,27 @@ CASES = [
     dict(B=2, T=3, C=5),
     dict(B=0, T=3, C=768),
 ]
+SHORT = 32  # columns up to which dx is so small a difference that PyTorch's kernels lose too many of its digits
 
 
 def _naive(x, weight, bias, eps=1e-5):
     centred = x - x.mean(-1, keepdim=True)
     return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps) * weight + bias
+
+
+def _wide_on_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """On the CPU PyTorch sums 16-bit statistics and weight gradients in 16 bits, which would break the parity rule."""
+    return tuple(map(widen, tensors)) if tensors[0].device.type == "cpu" else tensors
+
+
+def _fused(x, weight, bias, eps=1e-5):
+    if x.shape[-1] <= SHORT:
+        return layer_norm.reference(x, weight, bias, eps)
+    wide, weight, bias = _wide_on_cpu(x, weight, bias)
+    y, mean, rstd = torch.native_layer_norm(wide, x.shape[-1:], weight, bias, eps)
+    if wide is x:
+        return y, mean.squeeze(-1), rstd.squeeze(-1)
+    return y.to(x.dtype), wide.mean(-1), rstd.squeeze(-1)  # the mean of 16-bit numbers can be more exact than that
 
 
 @op(
@@ -26,6 +42,7 @@ def _naive(x, weight, bias, eps=1e-5):
     cases=CASES,
     flops=lambda n: 8 * n["B"] * n["T"] * n["C"],
     autocast="float32",
+    fused=_fused,
     baseline=lambda x, weight, bias, eps=1e-5: F.layer_norm(x, x.shape[-1:], weight, bias, eps),
     naive=_naive,
 )
@@ -44,16 +61,39 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> tu
     return y.to(x.dtype).contiguous(), mean.contiguous(), rstd.contiguous()
 
 
+def _fused_backward(dy, x, weight, mean, rstd):
+    if x.shape[-1] <= SHORT:
+        return layer_norm_backward.reference(dy, x, weight, mean, rstd)
+    rows = (x.numel() // x.shape[-1], x.shape[-1])
+    wide_dy, wide, weight = (t.contiguous() for t in _wide_on_cpu(dy, x, weight))
+    wide_dy, wide = wide_dy.view(rows), wide.view(rows)
+    mean, rstd = (t.reshape(-1, 1).contiguous() for t in (mean, rstd))
+    # On the CPU PyTorch adds the rows of dweight one by one: of more than some hundred, too many digits are lost.
+    step = 512 if x.device.type == "cpu" else max(rows[0], 1)
+    parts = [
+        torch.ops.aten.native_layer_norm_backward(
+            wide_dy[at : at + step], wide[at : at + step], rows[1:], mean[at : at + step], rstd[at : at + step],
+            weight, weight, [True, True, True],
+        )
+        for at in range(0, max(rows[0], 1), step)
+    ]  # fmt: skip
+    if len(parts) == 1:
+        dx, dweight, dbias = parts[0]
+    else:
+        dx = torch.cat([part[0] for part in parts])
+        dweight, dbias = (torch.stack([part[i] for part in parts]).sum(0) for i in (1, 2))
+    return dx.view(x.shape).to(x.dtype), dweight.to(x.dtype), dbias.to(x.dtype)
+
+
 @op(
     shapes=dict(dy="... C", x="... C", weight="C", mean="...: float32", rstd="...: float32"),
     returns="dx dweight dbias",
     cases=CASES,
-    make=dict(mean=lambda shape, case, g: torch.randn(shape, generator=g) * 0.1,
-              rstd=lambda shape, case, g: torch.rand(shape, generator=g) + 0.5),
     flops=lambda n: 14 * n["B"] * n["T"] * n["C"],
     autocast="float32",
-    derivative=False,
-)  # fmt: skip
+    derivative_of=layer_norm,
+    fused=_fused_backward,
+)
 def layer_norm_backward(
     dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +111,7 @@ def layer_norm_backward(
     return dx.to(x.dtype).contiguous(), dweight.to(x.dtype), dbias.to(x.dtype)
 
 
-@layer_norm.backward("x weight mean rstd")
+@layer_norm.backward("x weight mean rstd", through=[layer_norm_backward])
 def _(saved, grad):
     dx, dweight, dbias = layer_norm_backward(grad.y, saved.x, saved.weight, saved.mean, saved.rstd)
     return dict(x=dx, weight=dweight, bias=dbias)

@@ -38,15 +38,29 @@ def _activate(y: Tensor, activation: str) -> Tensor:
     return y if activation == "none" else F.gelu(y, approximate=FORMS[activation])
 
 
-def _baseline(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
+def _check(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
+    choice("linear", "activation", activation, ACTIVATIONS)
+
+
+def _fused(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
     if transposed:
-        y = F.linear(x, weight, bias)
+        before = F.linear(x, weight, bias)
     elif bias is None:
-        y = x @ weight
+        before = x @ weight
     else:
-        y = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
-    y = _activate(y, activation)
-    return y if residual is None else y + residual
+        before = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
+    y = _activate(before, activation)
+    kept = before if keep_preactivation and activation != "none" else x.new_empty(0)
+    return (y if residual is None else y + residual).contiguous(), kept.contiguous()
+
+
+def _fused_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
+    wanted, none = want.split(), dy.new_empty(0)
+    rows_dy, rows_x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+    dx = (dy @ weight if transposed else F.linear(dy, weight)).contiguous() if "dx" in wanted else none
+    first, second = (rows_dy, rows_x) if transposed else (rows_x, rows_dy)
+    dweight = (first.t() @ second).contiguous() if "dweight" in wanted else none
+    return dx, dweight, rows_dy.sum(0) if "dbias" in wanted else none
 
 
 def _naive(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
@@ -63,7 +77,8 @@ def _naive(x, weight, bias=None, residual=None, activation="none", transposed=Fa
     make=dict(weight=_scaled),
     flops=lambda n: 2 * n["B"] * n["T"] * n["K"] * n["N"],
     autocast="lower",
-    baseline=_baseline,
+    check=_check,
+    fused=_fused,
     naive=_naive,
 )
 def linear(
@@ -82,7 +97,6 @@ def linear(
     x @ W + bias for the backward pass, which otherwise computes it again.
     Returns: y (..., N) in x's dtype. Kept for the backward pass: preactivation (..., N), or (0,).
     """
-    choice("linear", "activation", activation, ACTIVATIONS)
     wide = F.linear(x, weight) if transposed else x @ weight
     if bias is not None:
         wide = widen(wide) + widen(bias)
@@ -100,7 +114,8 @@ def linear(
     make=dict(weight=_scaled),
     flops=lambda n: 4 * n["B"] * n["T"] * n["K"] * n["N"],
     autocast="lower",
-    derivative=False,
+    derivative_of=linear,
+    fused=_fused_backward,
 )
 def linear_backward(
     dy: Tensor, x: Tensor, weight: Tensor, transposed: bool = False, want: str = "dx dweight dbias"
@@ -120,7 +135,7 @@ def linear_backward(
     return dx, dweight, dbias
 
 
-@linear.backward("x weight bias preactivation")
+@linear.backward("x weight bias preactivation", through=[linear_backward, gelu_backward])
 def _(saved, grad):
     dy = grad.y
     if saved.activation != "none":

@@ -22,7 +22,7 @@ MAKE = dict(
 )
 
 
-def check_sample(logits, temperature, top_k, top_p, min_p, repetition_penalty) -> None:
+def check_sampling(temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float) -> None:
     def need(fine: bool, name: str, expected: str, got: float) -> None:
         if not fine:
             raise ValueError(f"gpt2fast::sample: {name} must {expected}, got {got:g}")
@@ -32,6 +32,16 @@ def check_sample(logits, temperature, top_k, top_p, min_p, repetition_penalty) -
     need(0 < top_p <= 1, "top_p", "lie in (0, 1]", top_p)
     need(0 <= min_p <= 1, "min_p", "lie in [0, 1]", min_p)
     need(repetition_penalty > 0, "repetition_penalty", "be above 0", repetition_penalty)
+
+
+def _check(
+    logits, seed, positions, tokens=None, rows=None,
+    temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
+):  # fmt: skip
+    check_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    if not logits.shape[1]:
+        raise ValueError("gpt2fast::sample: logits must have V of at least 1, got 0")
+    within("sample", "tokens", tokens, logits.shape[1], allowed=-1)
     if checkable(logits) and logits.isnan().any():
         row = int(logits.isnan().any(1).nonzero()[0])
         raise ValueError(f"gpt2fast::sample: logits must not hold NaN, got NaN in row {row}")
@@ -46,6 +56,7 @@ def check_sample(logits, temperature, top_k, top_p, min_p, repetition_penalty) -
     make=MAKE,
     flops=lambda n: 4 * n["B"] * n["V"],
     derivative=False,
+    check=_check,  # no fused=: PyTorch has no such op, and another composition would draw other tokens
 )  # fmt: skip
 def sample(
     logits: Tensor,
@@ -66,11 +77,7 @@ def sample(
     takes the likeliest; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off.
     Returns: (B,) int64. Errors: no logits or NaN among them, a token or a parameter out of range.
     """
-    check_sample(logits, temperature, top_k, top_p, min_p, repetition_penalty)
     B, V = logits.shape
-    if not V:
-        raise ValueError("gpt2fast::sample: logits must have V of at least 1, got 0")
-    within("sample", "tokens", tokens, V, allowed=-1)
     scores = widen(logits)
     if tokens is not None and repetition_penalty != 1:
         seen = torch.zeros(B, V + 1, dtype=torch.bool, device=logits.device)

@@ -1,9 +1,10 @@
 """What tests of kernels need, for ours and for yours: inputs from a declaration, the parity rule, checks by op."""
 
-from .check import check_op, find_ops, has_kernel, run_check, runs
-from .inputs import LAYOUTS, build, call, work
+from .check import check_op, find_ops, run_check, runs
+from .inputs import LAYOUTS, build, call, truth, work
 from .isa import cpu_isa, runnable_isas
 from .parity import assert_close_to_truth, assert_parity, measure
+from .targets import lacks, on, targets, targets_of
 
 __all__ = [
     "LAYOUTS",
@@ -14,12 +15,16 @@ __all__ = [
     "check_op",
     "cpu_isa",
     "find_ops",
-    "has_kernel",
+    "lacks",
     "measure",
+    "on",
     "run_bench",
     "run_check",
     "runnable_isas",
     "runs",
+    "targets",
+    "targets_of",
+    "truth",
     "work",
 ]
 

@@ -1,34 +1,29 @@
-"""``python -m gpt2fast check``: every case of an op, dtype by dtype, instruction set by instruction set."""
+"""``python -m gpt2fast check``: every case of an op, dtype by dtype, target by target."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 
-import torch
-
 from ..op import OPS, Op
-from .inputs import LAYOUTS, work
-from .isa import cpu_isa, runnable_isas
+from .inputs import LAYOUTS, cut, work
 from .parity import assert_parity
+from .targets import lacks, on, targets, targets_of
 
-SMALL = 20_000_000  # floating-point operations up to which a case runs on every instruction set and layout
+SMALL = 20_000_000  # floating-point operations up to which a case runs on every target and layout
+SMALL_AS_PTX = 1_000_000  # the same for what runs as PTX on the CPU, where larger cases are cut down to it
 
 
 def runs(op: Op) -> Iterator[dict]:
-    """What the parity rule is held against: case, dtype, isa (None: no kernel) and layout; large cases on the best.
-
-    ``GPT2FAST_CPU_ISA`` leaves one instruction set.
-    """
-    forced = os.environ.get("GPT2FAST_CPU_ISA")
-    isas = [forced] if forced else runnable_isas()
-    isas = isas if has_kernel(op) and isas else [None]
-    for case in op.cases:
-        small = work(op, case) <= SMALL
-        for isa in isas if small else isas[:1]:
+    """What the parity rule is held against: case, dtype, target and layout; large cases on the best CPU kernel only."""
+    for declared in op.cases:
+        for i, target in enumerate(targets_of(op)):
+            case = cut(op, declared, SMALL_AS_PTX) if target.endswith(":ptx") else declared
+            small = work(op, case) <= SMALL
+            if not small and i and target != "fused":
+                continue
             for layout in LAYOUTS if small else LAYOUTS[:1]:
                 for dtype in op.dtypes:
-                    yield dict(case=case, dtype=dtype, isa=isa, layout=layout)
+                    yield dict(case=case, dtype=dtype, target=target, layout=layout)
 
 
 def check_op(op: Op) -> list[dict]:
@@ -37,17 +32,12 @@ def check_op(op: Op) -> list[dict]:
     for run in runs(op):
         error = None
         try:
-            with cpu_isa(run["isa"]):
-                assert_parity(op, run["case"], run["dtype"], run["layout"])
+            with on(run["target"]) as device:
+                assert_parity(op, run["case"], run["dtype"], run["layout"], device=device)
         except (AssertionError, RuntimeError, ValueError, TypeError) as failure:
             error = str(failure)
         rows.append(run | dict(dtype=str(run["dtype"]).removeprefix("torch."), error=error))
     return rows
-
-
-def has_kernel(op: Op) -> bool:
-    """Whether the CPU backend has a kernel for ``op``; without one its reference runs."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{op.namespace}::{op.name}", "CPU")
 
 
 def find_ops(names: list[str]) -> list[Op]:
@@ -67,11 +57,13 @@ def run_check(names: list[str], as_json: bool = False) -> int:
         rows = check_op(op)
         wrong = [row for row in rows if row["error"]]
         failures += len(wrong)
-        report[op.name] = rows
+        missing = {target: reason for target in targets() if (reason := lacks(op, target))}
+        report[op.name] = rows + [dict(target=target, error=None, missing=reason) for target, reason in missing.items()]
         if not as_json:
-            print(f"{op.name:24} {len(rows) - len(wrong):4} of {len(rows)} runs keep the parity rule")
+            without = f"; no kernel for {', '.join(missing)}" if missing else ""
+            print(f"{op.name:24} {len(rows) - len(wrong):4} of {len(rows)} runs keep the parity rule{without}")
             for row in wrong:
-                print(f"  {row['case']} {row['dtype']} {row['isa']} {row['layout']}: {row['error']}")
+                print(f"  {row['case']} {row['dtype']} {row['target']} {row['layout']}: {row['error']}")
     if as_json:
         json.dump(report, sys.stdout, default=str)
         print()

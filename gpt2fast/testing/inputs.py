@@ -16,8 +16,13 @@ LAYOUTS = ("contiguous", "sliced", "transposed")
 def build(
     op: Op, case: dict[str, Any], dtype: torch.dtype = torch.float32, layout: str = "contiguous", seed: int = 0
 ) -> dict[str, Any]:
-    """The arguments of ``op`` for ``case``: random normals, or what ``make=`` says, with optional tensors if named."""
+    """The arguments of ``op`` for ``case``: random normals, or what ``make=`` says, with optional tensors if named.
+
+    An op that computes gradients gets inputs and outputs of its forward op's reference, and random gradients of these.
+    """
     generator = torch.Generator().manual_seed(seed)
+    if op.derivative_of is not None:
+        return _build_backward(op, case, dtype, layout, seed)
     args: dict[str, Any] = {}
     for name, parameter in op.signature.parameters.items():
         if name not in op.tensors:
@@ -37,6 +42,18 @@ def build(
     return {name: args[name] for name in op.signature.parameters}
 
 
+def _build_backward(op: Op, case: dict, dtype: torch.dtype, layout: str, seed: int) -> dict[str, Any]:
+    forward, generator = op.derivative_of, torch.Generator().manual_seed(~seed)  # not the numbers of the inputs
+    assert forward is not None
+    wanted = {n: True for n in forward.optional if f"d{n}" in op.returns and n not in op.signature.parameters}
+    made = build(forward, case | wanted, dtype, seed=seed)
+    made |= dict(zip(forward.outputs, reference(forward, made)))
+    for name in forward.returns:
+        made[f"d{name}"] = torch.randn(made[name].shape, generator=generator).to(made[name].dtype)
+    args = {n: made[n] if n in made else case.get(n, p.default) for n, p in op.signature.parameters.items()}
+    return {n: _lay_out(v, layout) if isinstance(v, Tensor) else v for n, v in args.items()}
+
+
 def call(op: Op, args: dict[str, Any]) -> tuple[Tensor, ...]:
     """All outputs of ``op`` on the active backend, those for the backward pass included, as a tuple."""
     out = op.overload(**args)
@@ -53,20 +70,61 @@ def cast(args: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 def reference(op: Op, args: dict[str, Any], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    """The reference's outputs; with ``dtype=torch.float64`` the truth for these very inputs."""
+    """The reference's outputs, computed in ``dtype``."""
     out = op.reference(**(args if dtype is None else cast(args, dtype)))
     return out if isinstance(out, tuple) else (out,)
 
 
+def truth(op: Op, args: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The outputs in float64: the reference's, or for a backward op autograd's through its forward op's reference."""
+    if op.derivative_of is None:
+        return reference(op, args, torch.float64)
+    forward, args = op.derivative_of, cast(args, torch.float64)
+    sizes = op.check(args) | {n: v for n, v in args.items() if n.isupper()}
+    values: dict[str, Any] = {}
+    for name, parameter in forward.signature.parameters.items():
+        values[name] = args[name] if name in args else parameter.default
+        if name in forward.tensors and name not in args and f"d{name}" in op.returns:
+            spec = _shapes.resolve(forward.shapes[name], values)  # saved by no one: the gradients do not depend on it
+            values[name] = torch.zeros(_shapes.concrete(spec, sizes, sizes.get("...", ())), dtype=torch.float64)
+    wanted = [n[1:] for n in op.returns if values.get(n[1:]) is not None]
+    values |= {n: values[n].detach().requires_grad_() for n in wanted}
+    outs = dict(zip(forward.outputs, reference(forward, values)))
+    given = [n for n in forward.returns if f"d{n}" in args]
+    found = torch.autograd.grad(
+        [outs[n] for n in given], [values[n] for n in wanted], [args[f"d{n}"] for n in given], materialize_grads=True
+    )
+    gradients = dict(zip(wanted, found))
+    return tuple(gradients.get(n[1:], torch.empty(0, dtype=torch.float64)) for n in op.returns)
+
+
 def work(op: Op, case: dict[str, Any]) -> int:
     """An estimate of what running a case costs, in operations: the larger of its FLOPs and 8 per input element."""
+    flops = int(op.flops(case)) if op.flops else 0
+    if op.derivative_of is not None:
+        return max(flops, work(op.derivative_of, case))
     args = {n: case.get(n, p.default) for n, p in op.signature.parameters.items() if n not in op.tensors}
     leading = (case["B"], case["T"]) if "B" in case and "T" in case else ()
     elements = 0
     for name in op.tensors:
         if name not in op.optional or case.get(name):
             elements += math.prod(_shapes.concrete(_shapes.resolve(op.shapes[name], args), case, leading))
-    return max(int(op.flops(case)) if op.flops else 0, 8 * elements)
+    return max(flops, 8 * elements)
+
+
+def cut(op: Op, case: dict[str, Any], limit: int) -> dict[str, Any]:
+    """The case with fewer rows where it costs more than ``limit``: one of the batch, then an odd number of tokens.
+
+    Columns, heads and vocabulary stay, since a kernel holds them whole; so does the number of keys before the tokens.
+    """
+    rows = "R" if "R" in case else "T"
+    while work(op, case) > limit and (case.get("B", 1) > 1 or case.get(rows, 1) > 3):
+        if case.get("B", 1) > 1:
+            case = case | dict(B=1)
+            continue
+        fewer = max(case[rows] // 2, 2) - 1
+        case = case | {rows: fewer} | (dict(S=case["S"] - case["T"] + fewer) if "S" in case else {})
+    return case
 
 
 def _lay_out(tensor: Tensor, layout: str) -> Tensor:

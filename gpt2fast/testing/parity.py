@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..op import Op
-from .inputs import build, call, reference, work
+from .inputs import build, call, reference, truth, work
 
 
 def measure(actual: Tensor, plain: Tensor, truth: Tensor, slack: float = 1.0) -> dict[str, float]:
@@ -69,11 +69,16 @@ def more_seeds(op: Op, case: dict[str, Any], outputs: Sequence[Tensor]) -> range
 
 
 def assert_parity(
-    op: Op, case: dict[str, Any], dtype: torch.dtype = torch.float32, layout: str = "contiguous", what: str = ""
+    op: Op,
+    case: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    layout: str = "contiguous",
+    what: str = "",
+    device: str = "cpu",
 ) -> None:
-    """The active backend's outputs for a case keep the rule; integers equal the reference's."""
-    runs = [_run(op, build(op, case, dtype, layout))]
-    runs += [_run(op, build(op, case, dtype, layout, seed)) for seed in more_seeds(op, case, runs[0][0])]
+    """The active backend's outputs for a case, on ``device``, keep the rule; integers equal the reference's."""
+    runs = [_run(op, build(op, case, dtype, layout), device)]
+    runs += [_run(op, build(op, case, dtype, layout, seed), device) for seed in more_seeds(op, case, runs[0][0])]
     for i, name in enumerate(op.outputs):
         label = " ".join(filter(None, (op.name, what, name)))
         actual, plain, truth = (torch.stack([run[kind][i] for run in runs]) for kind in range(3))
@@ -84,5 +89,14 @@ def assert_parity(
             assert_close_to_truth(actual, plain, truth, label, op.slack)
 
 
-def _run(op: Op, args: dict[str, Any]) -> tuple[tuple[Tensor, ...], ...]:
-    return call(op, args), reference(op, args), reference(op, args, torch.float64)
+def _run(op: Op, args: dict[str, Any], device: str) -> tuple[tuple[Tensor, ...], ...]:
+    if device != "cpu":
+        there = {n: _to(v, device) if isinstance(v, Tensor) else v for n, v in args.items()}
+        return tuple(t.cpu() for t in call(op, there)), reference(op, args), truth(op, args)
+    return call(op, args), reference(op, args), truth(op, args)
+
+
+def _to(tensor: Tensor, device: str) -> Tensor:
+    """On ``device`` with the strides that it has."""
+    out = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    return out.copy_(tensor)

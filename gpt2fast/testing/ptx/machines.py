@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ... import backends
 from .arguments import lay_out, on_cpu, pack, words
 from .launches import Error, Launch, MachineError
 from .memory import Buffer, Memory
@@ -48,11 +49,13 @@ class Machine:
             _active = None
             raise
         self.memory.watch()
+        backends.cpu_stands_for_cuda(True)
         return self
 
     def __exit__(self, kind, value, traceback) -> None:
         global _active
         _active = None
+        backends.cpu_stands_for_cuda(False)
         self.memory.unwatch()
         if self._driver is not None:
             self._driver.restore()

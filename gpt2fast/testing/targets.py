@@ -1,0 +1,59 @@
+"""Targets: on what an op is tested. ``cpu:avx2`` and its like, ``fused``, ``triton:ptx``; on a GPU ``triton:gpu``.
+
+``triton:ptx`` runs Triton's kernels as compiled PTX on the CPU (gpt2fast.testing.ptx).
+"""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import torch
+
+from .. import backends
+from ..op import Op
+from .isa import cpu_isa, runnable_isas
+
+
+def targets() -> list[str]:
+    """Those that can run here; ``GPT2FAST_CPU_ISA`` leaves one instruction set."""
+    forced = os.environ.get("GPT2FAST_CPU_ISA")
+    found = [f"cpu:{isa}" for isa in ([forced] if forced else runnable_isas())] + ["fused"]
+    if importlib.util.find_spec("triton") and importlib.util.find_spec("gpt2fast._ptx"):
+        found.append("triton:ptx")
+    if torch.cuda.is_available() and importlib.util.find_spec("triton"):
+        found.append("triton:gpu")
+    return found
+
+
+def lacks(op: Op, target: str) -> str | None:
+    """Why there is nothing of ``op`` to test on ``target``, or None."""
+    name = target.partition(":")[0]
+    if name == "reference":
+        return None
+    if name == "fused":
+        return None if op.fused else "its declaration names no fused="
+    return None if op.key in backends.BACKENDS[name].kernels else f"the {name} backend has no kernel for it"
+
+
+def targets_of(op: Op) -> list[str]:
+    """The targets with an implementation of ``op``; ``["reference"]`` where there is nothing but that."""
+    return [target for target in targets() if lacks(op, target) is None] or ["reference"]
+
+
+@contextlib.contextmanager
+def on(target: str) -> Iterator[str]:
+    """Inside, every op runs on ``target`` or raises; gives the device on which its tensors must be."""
+    name, _, where = target.partition(":")
+    with contextlib.ExitStack() as stack:
+        if where == "ptx":
+            from . import ptx
+
+            stack.enter_context(ptx.machine())
+        if name == "cpu":
+            stack.enter_context(cpu_isa(where))
+        elif name == "triton" or name in backends.BUILT_IN:
+            stack.enter_context(backends.use_backend(name))
+        else:
+            raise ValueError(f"target must be one of {', '.join(targets())}, got {target!r}")
+        yield "cuda" if where == "gpu" else "cpu"
