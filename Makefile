@@ -1,8 +1,10 @@
-# make demo · test · test-all · bench · lint · sanitize · neon · wheel. Each sets up what it needs, in .venv, once.
+# make demo · test · test-all · bench · lint · sanitize · neon · wheel · gpu. Each sets up what it needs, in .venv, once.
 #
 #   make demo PROMPT="def main(" MODEL=folder-or-hub-name N=200
 #   make test PYTHON=/path/to/python   a Python that has torch (2.6 or newer) lends it; one without gets a pinned one
 #   make test CUDA=1                   PyPI's CUDA build of torch instead of the CPU build (several GB)
+#   make gpu                           on a machine with a GPU, with the torch of PYTHON: no .venv and no registry
+#   make gpu REHEARSE=1                the same script without a GPU, on the PTX machine
 #
 # .venv keeps the PYTHON it was made with: `make clean` comes before another.
 
@@ -12,6 +14,7 @@ MODEL ?=
 N ?= 200
 TESTS ?= tests
 CUDA ?=
+REHEARSE ?=
 # PyTorch's index of CPU builds. Where it does not answer, pip's usual places serve torch (on Linux maybe with CUDA).
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -23,7 +26,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 TORCH_STAMP := $(VENV)/.torch-$(if $(CUDA),cuda,cpu)
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test test-all bench lint sanitize neon wheel clean same-python
+.PHONY: demo test test-all bench lint sanitize neon wheel gpu clean same-python
 .DELETE_ON_ERROR:
 export PROMPT MODEL
 
@@ -46,6 +49,9 @@ lint: $(VENV)/.lint
 
 sanitize neon: $(TORCH_STAMP)
 	PYTHON=$(BIN)/python tests/native/run.sh $@
+
+gpu: $(if $(REHEARSE),$(VENV)/.test)
+	$(if $(REHEARSE),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(if $(REHEARSE),--rehearse)
 
 wheel: $(VENV)/.built
 	$(PIP) wheel --no-deps --no-build-isolation -w dist .

@@ -19,7 +19,7 @@ def runs(op: Op) -> Iterator[dict]:
         for i, target in enumerate(targets_of(op)):
             case = cut(op, declared, SMALL_AS_PTX) if target.endswith(":ptx") else declared
             small = work(op, case) <= SMALL
-            if not small and i and target != "fused":
+            if not small and i and not target.startswith("fused") and not target.endswith(":gpu"):
                 continue
             for layout in LAYOUTS if small else LAYOUTS[:1]:
                 for dtype in op.dtypes:

@@ -1,6 +1,6 @@
-"""Targets: on what an op is tested. ``cpu:avx2`` and its like, ``fused``, ``triton:ptx``; on a GPU ``triton:gpu``.
+"""Targets: on what an op is tested. ``cpu:avx2`` and its like, ``fused``, ``triton:ptx``; on a GPU ``triton:gpu`` too.
 
-``triton:ptx`` runs Triton's kernels as compiled PTX on the CPU (gpt2fast.testing.ptx).
+``triton:ptx`` runs Triton's kernels as compiled PTX on the CPU (gpt2fast.testing.ptx); ``fused:gpu`` PyTorch on a GPU.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ def targets() -> list[str]:
     found = [f"cpu:{isa}" for isa in ([forced] if forced else runnable_isas())] + ["fused"]
     if importlib.util.find_spec("triton") and importlib.util.find_spec("gpt2fast._ptx"):
         found.append("triton:ptx")
-    if torch.cuda.is_available() and importlib.util.find_spec("triton"):
-        found.append("triton:gpu")
+    if torch.cuda.is_available():
+        found += ["fused:gpu", *(["triton:gpu"] if importlib.util.find_spec("triton") else [])]
     return found
 
 

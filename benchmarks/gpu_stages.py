@@ -1,0 +1,352 @@
+"""The stages of ``make gpu``, a function each: they take where to run and a ``save`` that keeps what they have so far.
+
+``save(rows=...)`` after every row, so that a stage that is cut off leaves the rows before.
+"""
+
+import contextlib
+import csv
+import functools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNTED = dict(B=1, T=512, C=768)  # few enough rows that the grid is the same on every device
+NCU = {  # what Nsight Compute calls what the PTX machine counts
+    "global_load_sectors": "l1tex__t_sectors_pipe_lsu_mem_global_op_ld.sum",
+    "global_store_sectors": "l1tex__t_sectors_pipe_lsu_mem_global_op_st.sum",
+    "shared_load_bank_conflicts": "l1tex__data_bank_conflicts_pipe_lsu_mem_shared_op_ld.sum",
+    "shared_store_bank_conflicts": "l1tex__data_bank_conflicts_pipe_lsu_mem_shared_op_st.sum",
+}
+ALSO_COUNTED = ["dram__bytes_read.sum", "dram__bytes_write.sum", "launch__registers_per_thread"]
+
+
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+@dataclass
+class Where:
+    """A GPU, or for a rehearsal the CPU with the PTX machine."""
+
+    rehearse: bool
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.rehearse else "cuda"
+
+    def machine(self):
+        from gpt2fast.testing import ptx
+
+        return ptx.machine() if self.rehearse else contextlib.nullcontext()
+
+    def synchronize(self) -> None:
+        if not self.rehearse:
+            torch.cuda.synchronize()
+
+    def times(self, contenders: dict[str, Callable], rounds: int = 30) -> dict[str, list[float]]:
+        """Seconds a call, the contenders in turn: a CUDA graph replayed between events, the L2 cache flushed before.
+
+        What cannot be captured runs as it is. In a rehearsal two calls by the wall clock, which mean nothing.
+        """
+        if self.rehearse:
+            return {name: [clock(call), clock(call)] for name, call in contenders.items()}
+        replays = {name: _captured(call) for name, call in contenders.items()}
+        flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+        pairs: dict[str, list] = {name: [] for name in contenders}
+        for _ in range(rounds):
+            for name, replay in replays.items():
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                flush.zero_()
+                start.record()
+                replay()
+                end.record()
+                pairs[name].append((start, end))
+        torch.cuda.synchronize()
+        return {name: [start.elapsed_time(end) / 1e3 for start, end in found] for name, found in pairs.items()}
+
+
+def clock(call: Callable) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _captured(call: Callable) -> Callable:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return call
+    return graph.replay
+
+
+def run(name: str, into: Path, rehearse: bool) -> int:
+    found: dict = {}
+
+    def save(**more) -> None:
+        found.update(more)
+        into.write_text(json.dumps(found, default=str))
+
+    save()
+    STAGES[name](Where(rehearse), save)
+    return 0
+
+
+def attempt(row: dict, measure: Callable[[], dict]) -> dict:
+    """The row with what ``measure`` found, or with its error: one failure must not take the others with it."""
+    try:
+        return row | measure()
+    except Exception as error:
+        return row | dict(error=f"{type(error).__name__}: {error}")
+
+
+def build(where: Where, save) -> None:
+    """The extensions, in place, with the Python that runs this: no environment and no registry is needed."""
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        save(skipped="Python's headers are missing: no C++ extension is built, and no counters are predicted")
+        return
+    command = [sys.executable, "setup.py", "-q", "build_clib", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    save(status=done.returncode, output=(done.stdout + done.stderr)[-2000:] if done.returncode else "")
+    if done.returncode:
+        raise RuntimeError("the build failed; the stages go on without the C++ extensions")
+
+
+def machine(where: Where, save) -> None:
+    import importlib.metadata
+
+    versions = {}
+    for name in ("torch", "triton", "transformers", "numpy"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    save(python=platform.python_version(), **versions, cores=os.cpu_count())
+    if nvcc := shutil.which("nvcc"):
+        save(nvcc=subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout.strip().split("\n")[-1])
+    if not where.rehearse:
+        properties = torch.cuda.get_device_properties(0)
+        save(gpu=properties.name, multiprocessors=properties.multi_processor_count, memory=properties.total_memory,
+             capability=f"{properties.major}.{properties.minor}", l2=properties.L2_cache_size)  # fmt: skip
+    save(**ceilings(where))
+
+
+def ceilings(where: Where) -> dict:
+    """What this device reaches: bytes a second of a large copy, read and written; FLOP/s of a bfloat16 product."""
+    size, n = (1 << 16, 64) if where.rehearse else (1 << 30, 8192)
+    x = torch.ones(size, dtype=torch.int8, device=where.device)
+    y = torch.empty_like(x)
+    a, b = (torch.randn(n, n, device=where.device).bfloat16() for _ in range(2))
+    times = where.times(dict(copy=lambda: y.copy_(x), matmul=lambda: a @ b), 20)
+    copy, matmul = (sorted(times[name])[len(times[name]) // 2] for name in ("copy", "matmul"))
+    return dict(copy_bytes_per_second=2 * size / copy, bfloat16_flops_per_second=2 * n**3 / matmul)
+
+
+def parity(where: Where, save) -> None:
+    """Every op, dtype, case and layout on the device, by the same rule as everywhere; small cases first."""
+    from gpt2fast.testing import assert_parity, find_ops, lacks, on, runs, work
+
+    wanted = ("triton:ptx", "fused") if where.rehearse else ("triton:gpu", "fused:gpu")
+    jobs = [(op, run) for op in find_ops([]) for run in runs(op) if run["target"] in wanted]
+    jobs.sort(key=lambda job: (job[1]["layout"] != "contiguous", work(job[0], job[1]["case"])))
+    if where.rehearse:  # the smallest case of every op and target
+        jobs = list({(op.key, run["target"]): (op, run) for op, run in reversed(jobs)}.values())
+    rows = {(op.key, t): dict(op=op.name, target=t, runs=0, wrong=0) for op, run in jobs for t in [run["target"]]}
+    failures, begun = [], time.perf_counter()
+    for done, (op, run) in enumerate(jobs):
+        row = rows[op.key, run["target"]]
+        try:
+            with on(run["target"]) as device:
+                assert_parity(op, run["case"], run["dtype"], run["layout"], device=device)
+        except Exception as error:
+            row["wrong"] += 1
+            failures.append(dict(op=op.name, run=run, error=f"{type(error).__name__}: {error}"[:600]))
+            row["error"] = failures[-1]["error"] if row["wrong"] == 1 else row["error"]
+        row["runs"] += 1
+        if done % 20 == 0 or time.perf_counter() - begun > 80:
+            save(rows=list(rows.values()), failures=failures, left=len(jobs) - done - 1)
+    lacking = {op.name: [t for t in wanted if lacks(op, t)] for op in find_ops([])}
+    save(rows=list(rows.values()), failures=failures, left=0, lacking={n: t for n, t in lacking.items() if t})
+
+
+def kernel_ops() -> list:
+    """The ops with a Triton kernel."""
+    from gpt2fast.backends import BACKENDS
+    from gpt2fast.testing import find_ops
+
+    return [op for op in find_ops([]) if op.key in BACKENDS["triton"].kernels]
+
+
+def arguments(op, case: dict, dtype: torch.dtype, device: str) -> dict:
+    from gpt2fast.testing import build
+
+    return {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in build(op, case, dtype).items()}
+
+
+def run_one_case_an_op(where: Where, each: Callable = lambda op, call: call()) -> None:
+    """One case of each op with a kernel, for tools that watch a process."""
+    from gpt2fast.backends import use_backend
+
+    for op in kernel_ops():
+        case = COUNTED if {"B", "T", "C"} >= {k for k in op.cases[0] if k.isupper()} else op.cases[0]
+        with where.machine(), use_backend("triton"):
+            each(op, functools.partial(op.overload, **arguments(op, case, torch.float32, where.device)))
+            where.synchronize()
+
+
+def one_command(where: Where) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.gpu", "--one"] + ["--rehearse"] * where.rehearse
+
+
+def sanitizer(where: Where, save) -> None:
+    """compute-sanitizer's memcheck and racecheck over one case an op; in a rehearsal the PTX machine's own checks."""
+    tool = shutil.which("compute-sanitizer")
+    if not where.rehearse and tool is None:
+        save(skipped="compute-sanitizer is not installed")
+        return
+    rows: list[dict] = []
+    for what in ("memcheck", "racecheck"):
+        prefix = [] if where.rehearse else [tool, "--tool", what, "--error-exitcode", "9"]
+        done = subprocess.run([*prefix, *one_command(where)], cwd=ROOT, capture_output=True, text=True)
+        output = done.stdout + done.stderr
+        rows.append(dict(what=what, ended="clean" if done.returncode == 0 else f"exit status {done.returncode}"))
+        if done.returncode:
+            rows[-1]["error"] = output[-600:]
+        save(tool="ptx machine" if where.rehearse else "compute-sanitizer", rows=rows)
+
+
+def counters(where: Where, save) -> None:
+    """Launch by launch what the PTX machine counts beside what Nsight Compute counted on the device."""
+    predicted: list[dict] = []
+
+    def watch(op, call) -> None:
+        from gpt2fast.testing import ptx
+
+        call()
+        for launch in ptx.active().launches:
+            predicted.append(dict(op=op.name, kernel=launch.kernel, predicted={n: launch.counters[n] for n in NCU}))
+
+    run_one_case_an_op(Where(True), watch)
+    save(rows=predicted)
+    if where.rehearse:
+        return
+    counted, failure = count_by_ncu({row["kernel"] for row in predicted})
+    same = [row["kernel"] for row in predicted] == [row["kernel"] for row in counted]
+    if counted and not same:
+        failure = "the launches on the device are not those of the PTX machine"
+    rows = [row | dict(counted=other["counted"]) for row, other in zip(predicted, counted)] if same else predicted
+    save(rows=rows, ncu=counted, ncu_error=failure)
+
+
+def count_by_ncu(kernels: set[str]) -> tuple[list[dict], str | None]:
+    tool = shutil.which("ncu")
+    if tool is None:
+        return [], "ncu is not installed"
+    names, metrics = f"regex:^({'|'.join(sorted(kernels))})$", [*NCU.values(), *ALSO_COUNTED]
+    command = [tool, "--csv", "--page", "raw", "--kernel-name", names, "--metrics", ",".join(metrics)]
+    done = subprocess.run([*command, *one_command(Where(False))], cwd=ROOT, capture_output=True, text=True)
+    lines = [line for line in done.stdout.split("\n") if line.startswith('"')]
+    if len(lines) < 3:
+        return [], (done.stdout + done.stderr)[-600:]
+    back = {metric: name for name, metric in NCU.items()}
+    rows = list(csv.DictReader(lines))[1:]  # the first holds units
+    return [dict(kernel=r["Kernel Name"], counted={back.get(m, m): r.get(m) for m in metrics}) for r in rows], None
+
+
+def ops(where: Where, save) -> None:
+    """Ours against PyTorch eager and compiled, and against other libraries where they can be imported."""
+    from gpt2fast.backends import use_backend
+
+    from . import cases
+    from .timing import ratios, summarise
+
+    copy = 1.0 if where.rehearse else ceilings(where)["copy_bytes_per_second"]
+    rows: list[dict] = []
+    for op in kernel_ops():
+        measured = [dict(B=1, T=3, C=64)] if where.rehearse else cases.bench_cases(op)
+        for case in measured:
+            for dtype in (torch.bfloat16, torch.float32)[: 1 if where.rehearse else 2]:
+
+                def measure(op=op, case=case, dtype=dtype) -> dict:
+                    args = arguments(op, case, dtype, where.device)
+                    contenders = {"ours": functools.partial(op.overload, **args)}
+                    others = {name: functools.partial(f, *args.values()) for name, f in cases.rivals(op, case).items()}
+                    if not where.rehearse:
+                        compiled = torch.compile(op.naive or op.fused)
+                        others["compiled"] = functools.partial(compiled, *args.values())
+                    others |= peers(op, args)
+                    found: dict = {}
+                    for name, call in others.items():
+                        tried = attempt({}, lambda call=call: dict(result=call()))
+                        if "error" in tried:
+                            found.setdefault("left_out", {})[name] = tried["error"][:300]
+                        else:
+                            contenders[name] = call
+                    times = where.times(contenders)
+                    moved = sum(cases.nbytes(op, args))
+                    best = min((n for n in times if n != "ours"), key=lambda n: summarise(times[n])["median"])
+                    return found | dict(
+                        seconds={n: summarise(t) for n, t in times.items()},
+                        ratios={f"vs {best}": ratios(times[best], times["ours"])},
+                        share=moved / summarise(times["ours"])["median"] / copy,
+                        bytes=moved,
+                    )
+
+                with where.machine(), use_backend("triton"):
+                    name = str(dtype).removeprefix("torch.")
+                    rows.append(attempt(dict(op=op.name, case=cases.describe(case), dtype=name), measure))
+                save(rows=rows, copy_bytes_per_second=copy)
+
+
+def peers(op, args: dict) -> dict[str, Callable]:
+    """Other libraries' kernels for the same op, by name, those that can be imported."""
+    found: dict[str, Callable] = {}
+    if op.name not in ("layer_norm", "layer_norm_backward"):
+        return found
+    with contextlib.suppress(ImportError):
+        from liger_kernel.ops.layer_norm import layer_norm_backward, layer_norm_forward
+
+        if op.name == "layer_norm":
+            found["liger"] = functools.partial(layer_norm_forward, *args.values())
+        else:
+            dy, x, weight, mean, rstd = (t.reshape(-1, t.shape[-1]) if t.dim() > 2 else t for t in args.values())
+            found["liger"] = functools.partial(
+                layer_norm_backward, dy, x, weight, weight, mean.reshape(-1), rstd.reshape(-1)
+            )
+    if op.name == "layer_norm":
+        with contextlib.suppress(ImportError):
+            from quack.layernorm import _layernorm_fwd
+
+            x = args["x"].reshape(-1, args["x"].shape[-1])
+            found["quack (no bias)"] = functools.partial(_layernorm_fwd, x, args["weight"].float(), args["eps"])
+    return found
+
+
+def model(where: Where, save) -> None:
+    from .gpu_model import rows_of
+
+    rows: list[dict] = []
+    for row in rows_of(where):
+        rows.append(row)
+        save(rows=rows)
+
+
+STAGES = dict(build=build, machine=machine, parity=parity, sanitizer=sanitizer, ops=ops, counters=counters, model=model)
