@@ -5,6 +5,7 @@ There are three kinds of implementation. *Kernels* are ours, in backends: C++ at
 The *reference* is the declaration's body, the oracle of the tests; it runs on request and for meta tensors.
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -220,6 +221,32 @@ def _without_kernel(declared: "Op", objections: dict[str, str]) -> Choice:
     if declared.fused is None:
         return Choice("reference", declared.reference, objections)
     return Choice("fused", declared.fused, objections)
+
+
+def records(args: Sequence) -> bool:
+    """Whether a call belongs to a forward pass for gradients on a CPU with AMX, which PyTorch uses and we do not."""
+    return (
+        _has_amx()
+        and _active == "auto"
+        and torch.is_grad_enabled()
+        and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+    )
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Inside, calls are those of a forward pass for gradients, on a CPU with AMX: bfloat16 ``linear`` is PyTorch's."""
+    _C.set_recording_with_amx(True)
+    try:
+        yield
+    finally:
+        _C.set_recording_with_amx(False)
+
+
+@functools.cache
+def _has_amx() -> bool:
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return _C is not None and supported is not None and supported()
 
 
 def run(declared: "Op", args: Sequence, kwargs: dict) -> Any:

@@ -89,7 +89,9 @@ class Op:
         for name in self.tensors:
             if name not in self.optional:
                 dims, own = _shapes.parse(_shapes.resolve(self.shapes[name], values))
-                shape = [1 if d == "..." else int(d) if d.isdigit() else sizes.get(d.split("|")[0], 1) for d in dims]
+                leading = (sizes["B"], sizes["T"]) if {"B", "T"} <= set(sizes) else (1,)
+                letters = {d.split("|")[0]: 1 for d in dims if d != "..."} | sizes
+                shape = _shapes.concrete(" ".join(dims), letters, leading)
                 values[name] = torch.empty(shape, dtype=own or dtype, device="meta")
         return values
 
@@ -296,7 +298,10 @@ class _Transformable:
         def kernel(keyset, *args, **kwargs):
             transformed = torch._C._functorch.peek_interpreter_stack() is not None
             if not (transformed or any(map(_has_tangent, args))):
-                return autograd_kernel(keyset, *args, **kwargs)
+                if not backends.records(args):
+                    return autograd_kernel(keyset, *args, **kwargs)
+                with backends.recording():
+                    return autograd_kernel(keyset, *args, **kwargs)
             out = declared.reference(*args, **kwargs)
             if not declared.has_derivative and any(map(_is_differentiated, out if isinstance(out, tuple) else (out,))):
                 raise RuntimeError(f"{declared.qualified} has no derivative")

@@ -1,7 +1,7 @@
 """Shapes by letter: one small language for every op's checks, test inputs and messages, as in csrc/torch/check.h."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,24 +69,29 @@ def compile_check(op: str, signature: inspect.Signature, shapes: dict[str, Any])
     varying = any(callable(spec) for spec in shapes.values())
     constant = None if varying else _compile(signature, dict(shapes))
 
+    by_name = _arguments_by_name(signature)
+
     def check_call(*args, **kwargs) -> None:
         fits = constant
         if fits is None:
-            values = _bind(signature, args, kwargs)
-            specs = {name: resolve(spec, values) for name, spec in shapes.items()}
-            fits = by_specs.get(tuple(specs.values()))
+            values = by_name(*args, **kwargs)
+            key = tuple([spec(values) if callable(spec) else spec for spec in shapes.values()])
+            fits = by_specs.get(key)
             if fits is None:
-                fits = by_specs[tuple(specs.values())] = _compile(signature, specs)
+                fits = by_specs[key] = _compile(signature, dict(zip(shapes, key)))
         if not fits(*args, **kwargs):
-            check(op, shapes, _bind(signature, args, kwargs))
+            check(op, shapes, by_name(*args, **kwargs))
 
     return check_call
 
 
-def _bind(signature: inspect.Signature, args: Sequence, kwargs: dict) -> dict[str, Any]:
-    bound = signature.bind(*args, **kwargs)
-    bound.apply_defaults()
-    return bound.arguments
+def _arguments_by_name(signature: inspect.Signature) -> Callable[..., dict[str, Any]]:
+    """What ``signature.bind`` and ``apply_defaults`` give, in a tenth of their time."""
+    names = list(signature.parameters)
+    scope = {f"_{n}": p.default for n, p in signature.parameters.items()}
+    arguments = ", ".join(n if p.default is p.empty else f"{n}=_{n}" for n, p in signature.parameters.items())
+    exec(f"def by_name({arguments}):\n    return dict({', '.join(f'{n}={n}' for n in names)})", scope)
+    return scope["by_name"]
 
 
 def _compile(signature: inspect.Signature, specs: dict[str, str]) -> Callable[..., bool]:

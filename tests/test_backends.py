@@ -177,6 +177,25 @@ def test_right_arguments_pass_the_compiled_check(op, case, monkeypatch):
     op.check_call(**args)
 
 
+@pytest.mark.skipif(not backends._has_amx(), reason="this CPU has no AMX, on which PyTorch's product would be faster")
+def test_with_amx_training_runs_pytorchs_bfloat16_product_and_inference_ours():
+    x, weight = torch.randn(40, 768).bfloat16(), torch.randn(768, 512).bfloat16().requires_grad_()
+    ours, theirs = ops.linear(x, weight.detach()), OPS["linear"].fused(x, weight.detach())[0]
+    assert not torch.equal(ours, theirs)
+    assert torch.equal(ops.linear(x, weight), theirs)
+    with torch.no_grad():
+        assert torch.equal(ops.linear(x, weight), ours)
+    with torch.inference_mode():
+        assert torch.equal(ops.linear(x, weight.detach()), ours)
+    assert torch.equal(ops.linear(x[:1], weight), ours[:1])  # few rows stay ours
+    with use_backend("cpu"):
+        assert torch.equal(ops.linear(x, weight), ours)
+    with backends.recording():
+        choice = choose(OPS["linear"], x, weight)
+    assert choice.backend == "fused" and choice.why == "in training PyTorch's bfloat16 product is faster: it uses AMX"
+    assert choose(OPS["linear"], x, weight).backend == "cpu"
+
+
 def test_an_overlay_warns_of_nothing():
     code = "import gpt2fast.ops; from gpt2fast import backends; backends.use_backend('reference')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -26,8 +26,23 @@ inline const char* uncovered_attention(ScalarType dtype, int64_t D) {
   return D >= 1 && D <= 256 ? nullptr : "the kernels cover head sizes 1 to 256 only";
 }
 
-// Why the kernel of an op does not cover a call whose first floating tensor is `first`, or null: as its binding asks.
+// Whether the call is one of a forward pass for gradients on a CPU with AMX, as backends.recording says.
+inline bool& recording_with_amx() {
+  static thread_local bool value = false;
+  return value;
+}
+
+// Inference keeps to our kernel, whose rows have the same bits whatever the batch; training need not.
+inline const char* uncovered_linear(const Tensor& x) {
+  if (auto why = uncovered_dtype(x.scalar_type())) return why;
+  bool many = x.dim() && x.numel() >= 32 * x.size(-1);
+  bool faster = recording_with_amx() && many && x.scalar_type() == at::kBFloat16;
+  return faster ? "in training PyTorch's bfloat16 product is faster: it uses AMX" : nullptr;
+}
+
+// Why the kernel of an op does not run a call whose first floating tensor is `first`, or null: as its binding asks.
 inline const char* objection(std::string_view op, const Tensor& first) {
+  if (op == "linear") return uncovered_linear(first);
   bool heads = op == "attention" || op == "decode_attention";
   return heads ? uncovered_attention(first.scalar_type(), first.size(-1)) : uncovered_dtype(first.scalar_type());
 }

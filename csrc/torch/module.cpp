@@ -36,6 +36,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         return why ? std::optional<std::string>(why) : std::nullopt;
       },
       "Why the kernel of an op does not cover a call, by the call's first floating tensor, or None");
+  m.def("set_recording_with_amx", [](bool value) { gpt2fast::recording_with_amx() = value; });
   m.def("huge_empty", &huge_empty);
   m.def(
       "release_memory", [] { return gpt2fast::OutputAllocator::instance().release(); },

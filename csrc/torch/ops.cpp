@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor> linear(const Tensor& x, const Tensor& weight, const O
   check("x", x, "... K")("weight", weight, transposed ? "N K" : "K N")("bias", bias, "N")("residual", residual,
                                                                                           "... N");
   Activation act = parse_activation(activation);
-  if (uncovered_dtype(x.scalar_type()))
+  if (uncovered_linear(x))
     return fall_back<std::tuple<Tensor, Tensor>>("linear", x, weight, bias, residual, std::string(activation),
                                                  transposed, keep_preactivation);
   bool flipped = weight.stride(0) == 1 && weight.stride(1) >= weight.size(0) && weight.stride(1) != 1;

@@ -1,5 +1,6 @@
 """report(model): module by module which op runs, on what, what is fused into it, and where ours does not run, why."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
@@ -18,6 +19,7 @@ from .generation import FastGeneration, native_obstacle
 GELUS = tuple(kind for kind in blocks.ACTIVATIONS if kind.__module__ == blocks.__name__)
 OPS_OF = {blocks.Conv1D: "linear", blocks.LayerNorm: "layer_norm"} | dict.fromkeys(GELUS, "gelu")
 HEADS = ("score", "classifier", "qa_outputs", "multiple_choice_head")
+MANY = dict(B=8, T=128)  # tokens: some choices depend on there being more than a few
 NORMS = {"ln_1": "attn.c_attn", "ln_2": "mlp.c_fc", "ln_cross_attn": "crossattention.q_attn"}  # what each one feeds
 
 
@@ -97,7 +99,8 @@ def _line(name: str, module: nn.Module, op: str, fused: str | None = None, reaso
     weight = next(module.parameters(), None)
     if weight is None:
         return Line(name, type(module).__name__, op, None, fused, reason)
-    backend, why = _backend(OPS[op], weight, head)
+    with backends.recording() if module.training and backends.records([weight]) else contextlib.nullcontext():
+        backend, why = _backend(OPS[op], weight, head)
     backward = None
     if module.training and OPS[op].backward_ops:
         found = {other.name: _backend(other, weight, head)[0] for other in OPS[op].backward_ops}
@@ -110,7 +113,7 @@ def _line(name: str, module: nn.Module, op: str, fused: str | None = None, reaso
 
 def _backend(op: Op, weight: Tensor, head: int) -> tuple[str, str | None]:
     """What runs the op for a model with this weight and head size, and why no kernel of ours does."""
-    example = op.example(_dtype(op.name, weight), D=head, C=weight.shape[-1])
+    example = op.example(_dtype(op.name, weight), D=head, C=weight.shape[-1], K=weight.shape[0], **MANY)
     try:
         choice = backends.choose(op, **example, device=weight.device.type)
     except RuntimeError as error:  # a named backend is in force and does not cover it

@@ -29,7 +29,9 @@ def _wide_on_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:
 def _fused(x, weight, bias, eps=1e-5):
     if x.shape[-1] <= SHORT:
         return layer_norm.reference(x, weight, bias, eps)
-    wide, weight, bias = _wide_on_cpu(x, weight, bias)
+    wide = x
+    if x.dtype in (torch.bfloat16, torch.float16):
+        wide, weight, bias = _wide_on_cpu(x, weight, bias)
     y, mean, rstd = torch.native_layer_norm(wide, x.shape[-1:], weight, bias, eps)
     if wide is x:
         return y, mean.squeeze(-1), rstd.squeeze(-1)
