@@ -105,24 +105,29 @@ class _TritonKernels(Mapping):
     """The kernels of ``kernels/``, whose modules, and triton with them, are imported when the first one is wanted."""
 
     def __init__(self):
-        from .kernels import MODULES
+        self._found: dict[str, Kernel] = {}
 
-        self._modules, self._found = MODULES, {}
+    @functools.cached_property
+    def modules(self) -> dict[str, str]:
+        """By op the name of its module; empty where the package is imported from its sources, not installed."""
+        if not _is_installed("gpt2fast.kernels"):
+            return {}
+        return importlib.import_module("gpt2fast.kernels").MODULES
 
     def __getitem__(self, name: str) -> Kernel:
         if name not in self._found:
-            module = importlib.import_module(f"{__package__}.kernels.{self._modules[name]}")
+            module = importlib.import_module(f"gpt2fast.kernels.{self.modules[name]}")
             self._found[name] = Kernel(*module.KERNELS[name])
         return self._found[name]
 
     def __contains__(self, name) -> bool:  # Mapping's own would import the module
-        return name in self._modules
+        return name in self.modules
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
+        return iter(self.modules)
 
     def __len__(self) -> int:
-        return len(self._modules)
+        return len(self.modules)
 
 
 _fitting: dict[tuple[str, str], Kernel] = {}
@@ -158,6 +163,8 @@ def _is_installed(module: str) -> bool:
 def _triton_reason() -> str | None:
     if not _is_installed("triton"):
         return "triton is not installed; pip install triton"
+    if not _is_installed("gpt2fast.kernels"):
+        return "gpt2fast is not installed, only imported from its sources; pip install -e . --no-build-isolation"
     if not _stands_for_cuda and not torch.cuda.is_available():
         return "there is no CUDA device, and no gpt2fast.testing.ptx.machine() runs"
     return None
@@ -252,7 +259,12 @@ def _has_amx() -> bool:
 def run(declared: "Op", args: Sequence, kwargs: dict) -> Any:
     """Checks and runs a call for which there is no native kernel, or whose native kernel does not cover it."""
     declared.check_call(*args, **kwargs)
-    return choose(declared, *args, **kwargs).run(*args, **kwargs)
+    chosen = choose(declared, *args, **kwargs).run
+    first = next((a for a in args if isinstance(a, Tensor)), None)
+    if first is not None and first.is_cuda and first.device.index != torch.cuda.current_device():
+        with torch.cuda.device(first.device):  # kernels are launched on the current device
+            return chosen(*args, **kwargs)
+    return chosen(*args, **kwargs)
 
 
 def _device(args: Sequence, kwargs: dict) -> str:

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask, find_first_full_attention_index
+from transformers import masking_utils
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.utils.import_utils import is_tracing
 
 
@@ -38,6 +39,14 @@ def from_theirs(mask: Tensor | None, T: int, S: int, dtype: torch.dtype, is_caus
     return Visible(length=T if causal and S > T else None, causal=causal)
 
 
+def _first_full_layer(past) -> int:
+    """The first layer whose cache keeps all tokens; older transformers have no function for that, but do the same."""
+    if (find := getattr(masking_utils, "find_first_full_attention_index", None)) is not None:
+        return find(past)
+    sliding = getattr(past, "is_sliding", [])
+    return sliding.index(False) if False in sliding else 0
+
+
 def padding_mask(mask: Tensor, B: int, T: int, past) -> Tensor:
     """A mask of up to three dimensions as (B, S); transformers cuts or fills one that does not fit the keys.
 
@@ -45,7 +54,7 @@ def padding_mask(mask: Tensor, B: int, T: int, past) -> Tensor:
     """
     columns, least, most = mask.shape[-1], T, T
     if past is not None:
-        layer = find_first_full_attention_index(past)
+        layer = _first_full_layer(past)
         most, skipped = past.get_mask_sizes(T, layer)
         before = past.get_query_offset(layer)
         least = T if skipped or isinstance(before, Tensor) else before + T
@@ -90,7 +99,7 @@ def _small(embeds: Tensor, mask, past, positions, T: int) -> Visible | None:
         if mask is None:
             return Visible() if positions is None else None
         return Visible(padding=_padding(mask, mask.shape[1], embeds.device))
-    layer = find_first_full_attention_index(past)
+    layer = _first_full_layer(past)
     S, skipped = past.get_mask_sizes(T, layer)
     before = past.get_query_offset(layer)
     if isinstance(before, Tensor):

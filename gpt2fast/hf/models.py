@@ -4,10 +4,10 @@ import sys
 
 import torch
 from torch import Tensor, nn
+from transformers import modeling_utils
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.gpt2 import modeling_gpt2 as stock
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
@@ -23,6 +23,13 @@ from .generation import FastGeneration
 from .masks import cross_attention_mask, padding_mask, self_attention_mask
 
 LINEAR = (nn.Linear,)
+
+
+def _kept(hidden: Tensor, positions: int | Tensor) -> Tensor:
+    """The rows of (B, T, C) that logits are wanted of, cut as the transformers that is installed does it."""
+    if (cut := getattr(modeling_utils, "slice_logits_to_keep", None)) is not None:
+        return cut(hidden, positions)
+    return hidden[:, slice(-positions, None) if isinstance(positions, int) else positions, :]
 
 
 def apply_head(head: nn.Module, x: Tensor) -> Tensor:
@@ -192,7 +199,7 @@ class GPT2LMHeadModel(Optimized, FastGeneration, stock.GPT2LMHeadModel):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = apply_head(self.lm_head, slice_logits_to_keep(found.last_hidden_state, logits_to_keep))
+        logits = apply_head(self.lm_head, _kept(found.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
