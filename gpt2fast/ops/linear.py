@@ -43,6 +43,7 @@ def _check(x, weight, bias=None, residual=None, activation="none", transposed=Fa
 
 
 def _fused(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
+    x, weight = x.contiguous(), weight.contiguous()  # see the reference
     if transposed:
         before = F.linear(x, weight, bias)
     elif bias is None:
@@ -56,6 +57,7 @@ def _fused(x, weight, bias=None, residual=None, activation="none", transposed=Fa
 
 def _fused_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
     wanted, none = want.split(), dy.new_empty(0)
+    dy, x, weight = dy.contiguous(), x.contiguous(), weight.contiguous()
     rows_dy, rows_x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
     dx = (dy @ weight if transposed else F.linear(dy, weight)).contiguous() if "dx" in wanted else none
     first, second = (rows_dy, rows_x) if transposed else (rows_x, rows_dy)
@@ -97,6 +99,10 @@ def linear(
     x @ W + bias for the backward pass, which otherwise computes it again.
     Returns: y (..., N) in x's dtype. Kept for the backward pass: preactivation (..., N), or (0,).
     """
+    x, weight = (
+        x.contiguous(),
+        weight.contiguous(),
+    )  # PyTorch's AMX product reads the gaps between rows: NaN there counts
     wide = F.linear(x, weight) if transposed else x @ weight
     if bias is not None:
         wide = widen(wide) + widen(bias)
@@ -125,6 +131,7 @@ def linear_backward(
     Args: dy (..., N); x (..., K); weight as for linear. Returns: dx (..., K), dweight like weight, dbias (N,).
     """
     wanted, none = want.split(), dy.new_empty(0)
+    dy, x, weight = dy.contiguous(), x.contiguous(), weight.contiguous()
     rows_dy, rows_x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
     dx = (dy @ weight if transposed else F.linear(dy, weight)).contiguous() if "dx" in wanted else none
     if "dweight" not in wanted:
