@@ -42,7 +42,7 @@ MOST_ROTATED = 512 << 20
 def bench_ops(names: list[str]) -> list[Op]:
     """Ops by name, by default all that have a kernel of ours and a way in PyTorch to compare with."""
     found = find_ops(names)
-    runs_on = {op.key: choose(op, **op.example(), device="cpu").backend for op in found}
+    runs_on = {op.key: choose(op, **op.example()).backend for op in found}
     if not names:
         return [op for op in found if runs_on[op.key] not in BUILT_IN and rivals(op)]
     for op in found:

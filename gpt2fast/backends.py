@@ -1,7 +1,8 @@
 """Which implementation of an op runs. ``choose`` is the one place that decides; everything else asks it.
 
 There are three kinds of implementation. *Kernels* are ours, in backends: C++ at the dispatcher's CPU key, Triton in
-``kernels/``. *Fused* is PyTorch's own fastest way (``fused=`` of the declaration), which runs what no kernel covers.
+``kernels/``. *Fused* is PyTorch's own fastest way that keeps the parity rule (``fused=`` of the declaration); it runs
+what no kernel covers.
 The *reference* is the declaration's body, the oracle of the tests; it runs on request and for meta tensors.
 """
 
@@ -175,7 +176,7 @@ BACKENDS: dict[str, Backend] = {
     "triton": Backend("triton", ("cuda",), _triton_reason, _TritonKernels(), "Triton kernels, on a GPU"),
 }
 BUILT_IN = {
-    "fused": "PyTorch's own fastest way, on any device",
+    "fused": "PyTorch's own fastest way that keeps the parity rule",
     "reference": "plain PyTorch in float32, the oracle of the tests, on any device",
 }
 
@@ -194,7 +195,7 @@ def choose(declared: "Op", *args: Any, device: str | None = None, **kwargs: Any)
     if _active == "reference":
         return Choice("reference", declared.reference, {"reference": "backend 'reference' is in force"})
     if _active == "fused":
-        return _without_kernel(declared, {"fused": "backend 'fused' is in force"})
+        return _without_kernel(declared, {"fused": "backend 'fused' is in force"}, args, kwargs)
     device = device or _device(args, kwargs)
     if _stands_for_cuda and device == "cpu":
         device = "cuda"
@@ -221,12 +222,15 @@ def choose(declared: "Op", *args: Any, device: str | None = None, **kwargs: Any)
     if _active != "auto":
         text = f"backend {_active!r} does not cover this call: {objections[_active]}"
         raise RuntimeError(f"{declared.qualified}: {text}")
-    return _without_kernel(declared, objections or {device: f"no backend of ours runs on {device} tensors"})
+    objections = objections or {device: f"no backend of ours runs on {device} tensors"}
+    return _without_kernel(declared, objections, args, kwargs)
 
 
-def _without_kernel(declared: "Op", objections: dict[str, str]) -> Choice:
+def _without_kernel(declared: "Op", objections: dict[str, str], args: Sequence, kwargs: dict) -> Choice:
     if declared.fused is None:
         return Choice("reference", declared.reference, objections)
+    if declared.fused_unless is not None and (why := declared.fused_unless(*args, **kwargs)):
+        return Choice("reference", declared.reference, objections | {"PyTorch": why})
     return Choice("fused", declared.fused, objections)
 
 

@@ -49,6 +49,7 @@ class Op:
     dtypes: tuple[torch.dtype, ...]
     slack: float
     fused: Callable | None
+    fused_unless: Callable[..., str | None] | None
     baseline: Callable | None
     naive: Callable | None
     derivative_of: "Op | None"
@@ -83,16 +84,20 @@ class Op:
         """The op's name in ``OPS``: with its namespace where that is not ours."""
         return self.name if self.namespace == NAMESPACE else self.qualified
 
-    def example(self, dtype: torch.dtype = torch.float32, **sizes: int) -> dict[str, Any]:
-        """Arguments of the sizes named, by letter, and 1 elsewhere, as meta tensors: to ask ``backends.choose``."""
-        values = {n: 1 if p.default is p.empty else p.default for n, p in self.signature.parameters.items()}
+    def example(
+        self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **sizes: int
+    ) -> dict[str, Any]:
+        """Arguments of the sizes named, by letter, and 64 elsewhere: to ask ``backends.choose``, not to compute with.
+
+        A tensor takes the memory of one element, whatever its shape.
+        """
+        values = {n: 64 if p.default is p.empty else p.default for n, p in self.signature.parameters.items()}
         for name in self.tensors:
             if name not in self.optional:
                 dims, own = _shapes.parse(_shapes.resolve(self.shapes[name], values))
-                leading = (sizes["B"], sizes["T"]) if {"B", "T"} <= set(sizes) else (1,)
-                letters = {d.split("|")[0]: 1 for d in dims if d != "..."} | sizes
-                shape = _shapes.concrete(" ".join(dims), letters, leading)
-                values[name] = torch.empty(shape, dtype=own or dtype, device="meta")
+                letters = {d.split("|")[0]: 64 for d in dims if d != "..."} | sizes
+                shape = _shapes.concrete(" ".join(dims), letters, (64, 64))
+                values[name] = torch.zeros((), dtype=own or dtype, device=device).expand(shape)
         return values
 
     def choose_and_run(self, *args, **kwargs):
@@ -163,6 +168,7 @@ def op(
     derivative_of: Op | None = None,
     check: Callable[..., None] | None = None,
     fused: Callable | None = None,
+    fused_unless: Callable[..., str | None] | None = None,
     baseline: Callable | None = None,
     naive: Callable | None = None,
     namespace: str = NAMESPACE,
@@ -185,8 +191,9 @@ def op(
         derivative_of: the op whose gradients this one computes; it has no derivative itself. Its outputs are named
             ``d`` and the input's name, its arguments ``d`` and the output's name for gradients, the rest as there.
         check: takes the op's arguments and raises ValueError where values other than shapes are wrong.
-        fused: PyTorch's own fastest way to all outputs, in the call's dtype; it runs what no kernel covers. Without it
-            the reference does.
+        fused: PyTorch's own fastest way to all outputs that keeps the parity rule; it runs what no kernel covers.
+            Without it the reference does.
+        fused_unless: why ``fused`` does not compute a call, or None; the reference runs the call then.
         baseline: PyTorch's fastest way to what a call returns, for benchmarks, where ``fused`` computes more than that.
         naive: the plain composition, for benchmarks. All of these take the op's arguments.
     """
@@ -198,7 +205,8 @@ def op(
         schema = torch.library.infer_schema(function, mutates_args=tuple(mutates))
         outputs = () if mutates else (*returns.split(), *saves.split())
         _check_declaration(f"{namespace}::{name}", signature, schema, outputs, shapes, mutates)
-        _check_functions(f"{namespace}::{name}", signature, check=check, fused=fused, baseline=baseline, naive=naive)
+        functions = dict(check=check, fused=fused, fused_unless=fused_unless, baseline=baseline, naive=naive)
+        _check_functions(f"{namespace}::{name}", signature, **functions)
         library, fallbacks = _libraries.setdefault(
             namespace,
             (torch.library.Library(namespace, "FRAGMENT"), torch.library.Library(f"{namespace}_fallback", "FRAGMENT")),
@@ -220,7 +228,7 @@ def op(
         declared = Op(
             name, namespace, reference, signature, schema, shapes, list(cases), tuple(returns.split()),
             tuple(saves.split()), make or {}, flops, autocast, tuple(mutates), tuple(dtypes), slack, fused,
-            baseline, naive, derivative_of, check_call,
+            fused_unless, baseline, naive, derivative_of, check_call,
         )  # fmt: skip
         library.impl(name, reference, "Meta")
         for lib in (library, fallbacks):

@@ -46,7 +46,27 @@ def test_choose_says_what_runs(op):
     else:
         assert choice.backend == "fused" and choice.run is op.fused
         assert choice.why == "the cpu backend has no kernel for it"
-    assert choose(op, **op.example(), device="cpu").backend == choice.backend
+    assert choose(op, **op.example()).backend == choice.backend
+
+
+def test_what_pytorchs_fused_way_does_not_compute_runs_the_reference_and_says_why():
+    q, seed = torch.randn(1, 4, 2, 8), torch.tensor([1])
+    out, lse = OPS["attention"].overload(q, q, q)
+    backward = dict(dout=out, q=q, k=q, v=q, out=out, lse=lse)
+    short = dict(dy=X, x=X, weight=torch.ones(8), mean=X[..., 0], rstd=X[..., 0])
+    for name, args, why in (
+        ("attention_backward", backward | dict(dropout_p=0.1, seed=seed), "has no dropout on the CPU"),
+        ("attention_backward", backward | dict(bias=torch.zeros(1, 1, 1, 4)), "gives no gradient of a bias"),
+        ("attention_backward", backward | dict(window=2), "under a window break the parity rule"),
+        ("layer_norm_backward", short, "rows of up to 32 columns break the parity rule"),
+    ):
+        choice = choose(OPS[name], **args)
+        assert choice.backend == "reference" and why in choice.why, (name, choice)
+        assert (
+            choose(OPS[name], **(backward if name == "attention_backward" else OPS[name].example())).backend == "fused"
+        )
+    choice = choose(OPS["attention"], *(t.to("meta") for t in (q, q, q)), device="xpu")
+    assert choice.backend == "reference" and "on the CPU only" in choice.why
 
 
 @pytest.mark.parametrize("op", [o for o in OPS.values() if not backends.is_native(o)], ids=lambda op: op.name)

@@ -22,7 +22,7 @@ def gradients(model, ids):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 def test_forward_and_backward(dtype):
-    plain, ours, truth = trio(dtype=dtype)
+    plain, ours, truth = trio(dtype=dtype, attn_pdrop=0.0)
     ids = torch.randint(0, plain.config.vocab_size, (2, 19), generator=torch.Generator().manual_seed(0))
     with ptx.machine() as machine:
         report = gpt2fast.report(copy.deepcopy(ours).train())
@@ -38,7 +38,7 @@ def test_forward_and_backward(dtype):
 
 
 def test_inside_the_machine_cpu_tensors_count_as_cuda_tensors():
-    x, weight = torch.randn(2, 8), torch.ones(8)
+    x, weight = torch.randn(2, 64), torch.ones(64)
     with ptx.machine() as machine:
         assert backends.choose(OPS["layer_norm"], x, weight, weight).backend == "triton"
         assert backends.choose(OPS["gelu"], x).backend == "fused"

@@ -19,7 +19,6 @@ from .generation import FastGeneration, native_obstacle
 GELUS = tuple(kind for kind in blocks.ACTIVATIONS if kind.__module__ == blocks.__name__)
 OPS_OF = {blocks.Conv1D: "linear", blocks.LayerNorm: "layer_norm"} | dict.fromkeys(GELUS, "gelu")
 HEADS = ("score", "classifier", "qa_outputs", "multiple_choice_head")
-MANY = dict(B=8, T=128)  # tokens: some choices depend on there being more than a few
 NORMS = {"ln_1": "attn.c_attn", "ln_2": "mlp.c_fc", "ln_cross_attn": "crossattention.q_attn"}  # what each one feeds
 
 
@@ -95,15 +94,23 @@ def report(model: nn.Module) -> Report:
     return Report(lines)
 
 
-def _line(name: str, module: nn.Module, op: str, fused: str | None = None, reason: str | None = None, head=64) -> Line:
+def _line(
+    name: str,
+    module: nn.Module,
+    op: str,
+    fused: str | None = None,
+    reason: str | None = None,
+    head: int = 64,
+    dropout: float = 0.0,
+) -> Line:
     weight = next(module.parameters(), None)
     if weight is None:
         return Line(name, type(module).__name__, op, None, fused, reason)
     with backends.recording() if module.training and backends.records([weight]) else contextlib.nullcontext():
-        backend, why = _backend(OPS[op], weight, head)
+        backend, why, _ = _choice(OPS[op], weight, head, dropout)
     backward = None
     if module.training and OPS[op].backward_ops:
-        found = {other.name: _backend(other, weight, head)[0] for other in OPS[op].backward_ops}
+        found = {other.name: _backward(other, weight, head, dropout) for other in OPS[op].backward_ops}
         if fused not in blocks.ACTIVATIONS.values():
             found = {n: on for n, on in found.items() if op != "linear" or n != "gelu_backward"}
         kinds = sorted(set(found.values()))
@@ -111,14 +118,21 @@ def _line(name: str, module: nn.Module, op: str, fused: str | None = None, reaso
     return Line(name, type(module).__name__, op, backend, fused, reason or why, backward)
 
 
-def _backend(op: Op, weight: Tensor, head: int) -> tuple[str, str | None]:
-    """What runs the op for a model with this weight and head size, and why no kernel of ours does."""
-    example = op.example(_dtype(op.name, weight), D=head, C=weight.shape[-1], K=weight.shape[0], **MANY)
+def _backward(op: Op, weight: Tensor, head: int, dropout: float) -> str:
+    backend, _, not_fused = _choice(op, weight, head, dropout)
+    return f"{backend}, since {not_fused}" if not_fused else backend
+
+
+def _choice(op: Op, weight: Tensor, head: int, dropout: float) -> tuple[str, str | None, str | None]:
+    """What runs the op for such a model; why no kernel of ours does, and why PyTorch's fused way does not."""
+    args = op.example(_dtype(op.name, weight), weight.device, D=head, C=weight.shape[-1], K=weight.shape[0])
+    if "dropout_p" in args:
+        args["dropout_p"] = dropout
     try:
-        choice = backends.choose(op, **example, device=weight.device.type)
+        choice = backends.choose(op, **args)
     except RuntimeError as error:  # a named backend is in force and does not cover it
-        return "an error", str(error)
-    return backends.describe(choice), choice.why
+        return "an error", str(error), None
+    return backends.describe(choice), choice.why, choice.objections.get("PyTorch")
 
 
 def _dtype(op: str, weight: Tensor) -> torch.dtype:
@@ -223,7 +237,8 @@ def _attention_lines(name: str, attn: nn.Module, fused: bool) -> Iterator[Line]:
         yield _own(name, attn, f"transformers' attention: {found}")
     else:
         skipped = obstacle(attn, (blocks.GPT2Attention,))
-        yield _line(name, attn, "attention", reason=skipped, head=attn.head_dim)
+        dropout = attn.attn_dropout.p if attn.training else 0.0
+        yield _line(name, attn, "attention", reason=skipped, head=attn.head_dim, dropout=dropout)
         fused = fused and skipped is None
     for part in ("c_attn", "q_attn"):
         if part in attn._modules:

@@ -119,9 +119,15 @@ def _sdpa_arguments(q, k, v, mask, bias, causal, window):
     return q, k, v, causal and added is None and T > 1, added
 
 
+def _fused_unless(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
+    if q.device.type != "cpu":
+        return "PyTorch's fused attention is taken on the CPU only"
+    if dropout_p > 0:
+        return "PyTorch's fused attention has no dropout on the CPU"
+    return "there is nothing to attend to" if 0 in (*q.shape, *k.shape) else None
+
+
 def _fused(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
-    if q.device.type != "cpu" or dropout_p > 0 or 0 in (*q.shape, *k.shape):
-        return attention.reference(q, k, v, mask, bias, seed, causal, window, scale, dropout_p)
     dtype, bias = q.dtype, None if bias is None else widen(bias)
     q, k, v = map(widen, (q, k, v))  # in 16 bits PyTorch's exponential is rough: lse would break the parity rule
     q, k, v, is_causal, added = _sdpa_arguments(q, k, v, mask, bias, causal, window)
@@ -145,6 +151,7 @@ def _fused(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scal
     autocast="lower",
     check=_check,
     fused=_fused,
+    fused_unless=_fused_unless,
     baseline=_baseline,
     naive=_naive,
 )
@@ -194,14 +201,19 @@ def _check_backward(
     _check_values("attention_backward", window, dropout_p, seed)
 
 
+def _fused_unless_backward(
+    dout, q, k, v, out, lse, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0
+):
+    if bias is not None:
+        return "PyTorch's fused attention gives no gradient of a bias"
+    if window > 0:
+        return "PyTorch's fused gradients under a window break the parity rule"  # dq by a fifth
+    return _fused_unless(q, k, v, dropout_p=dropout_p)
+
+
 def _fused_backward(
     dout, q, k, v, out, lse, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0
 ):
-    # PyTorch gives no gradient of a bias, and under a window its dq breaks the parity rule by a fifth.
-    if q.device.type != "cpu" or bias is not None or window or dropout_p > 0 or 0 in (*q.shape, *k.shape):
-        return attention_backward.reference(
-            dout, q, k, v, out, lse, mask, bias, seed, causal, window, scale, dropout_p
-        )  # fmt: skip
     q, k, v, is_causal, added = _sdpa_arguments(q, k, v, mask, bias, causal, window)
     dout, out = (t.contiguous().transpose(1, 2) for t in (dout, out))
     gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -220,6 +232,7 @@ def _fused_backward(
     derivative_of=attention,
     check=_check_backward,
     fused=_fused_backward,
+    fused_unless=_fused_unless_backward,
 )
 def attention_backward(
     dout: Tensor,

@@ -13,7 +13,7 @@ def table() -> str:
         if op.namespace != NAMESPACE:
             continue
         what = op.summary.replace("|", "\\|").rstrip(".")
-        found = backends.choose(op, **op.example(), device="cpu").backend
+        found = backends.choose(op, **op.example()).backend
         cpu = "C++" if found == "cpu" else found
         triton = "yes" if op.key in backends.BACKENDS["triton"].kernels else "–"
         derivative = "yes" if op.has_derivative else "–"
