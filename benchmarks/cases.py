@@ -104,9 +104,16 @@ def _torch_sample(
     return torch.multinomial(logits.softmax(-1).float(), 1)[:, 0]
 
 
+def _fused(op: Op) -> Callable | None:
+    """PyTorch's fused way, with the reference for the calls that it does not compute."""
+    if op.fused is None or op.fused_unless is None:
+        return op.fused
+    return lambda *args: (op.reference if op.fused_unless(*args) else op.fused)(*args)
+
+
 def rivals(op: Op, case: dict | None = None) -> dict[str, Callable]:
     """PyTorch's ways to compute ``op``, by name; they take the op's arguments by position."""
-    found = dict(fused=op.baseline or op.fused, naive=op.naive)
+    found = dict(fused=op.baseline or _fused(op), naive=op.naive)
     if op.name == "sample":
         found["naive"] = _torch_sample
     if op.name == "decode_attention" and case and case["B"] == case["T"] == 1 and not case.get("starts"):
