@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = dict(build=100, machine=20, parity=80, sanitizer=40, ops=80, counters=40, model=120)  # seconds: 8 minutes
+LIMITS = dict(build=80, machine=20, parity=80, sanitizer=40, ops=100, counters=40, model=120)  # seconds: 8 minutes
 
 
 def make_importable() -> None:

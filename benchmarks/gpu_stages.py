@@ -290,6 +290,7 @@ def ops(where: Where, save) -> None:
                     contenders = {"ours": functools.partial(op.overload, **args)}
                     others = {name: functools.partial(f, *args.values()) for name, f in cases.rivals(op, case).items()}
                     if not where.rehearse:
+                        torch.compiler.reset()  # or the second case would compile for sizes that vary
                         compiled = torch.compile(op.naive or op.fused)
                         others["compiled"] = functools.partial(compiled, *args.values())
                     others |= peers(op, args)
