@@ -1,4 +1,9 @@
 """Triton kernels, one file an op, installed as ``gpt2fast.kernels``. Nothing is imported here."""
 
 # By op the file that holds its kernel; ops of one formula share a file.
-MODULES = dict(layer_norm="layer_norm", add_layer_norm="layer_norm", layer_norm_backward="layer_norm")
+MODULES = dict(
+    layer_norm="layer_norm",
+    add_layer_norm="layer_norm",
+    layer_norm_backward="layer_norm",
+    attention="attention",
+)

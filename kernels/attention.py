@@ -1,0 +1,241 @@
+"""out = softmax(scale q k^T + bias) v without a T x S matrix in memory (FlashAttention-2, Dao, arXiv:2307.08691).
+
+A program holds one tile of queries of one head and streams the tiles of keys that they see. Of each row it keeps the
+greatest score so far, the sum of exponentials and the weighted sum of values, both relative to that greatest score.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from triton.runtime import driver
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # lse of a query that sees nothing: the least float32
+WIDEST = 256  # head size
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@triton.jit
+def load_rows(ptr, rows, stride, d, inside, D: tl.constexpr, BLOCK_D: tl.constexpr, ALL_ROWS: tl.constexpr):
+    """(rows, BLOCK_D) of a tensor whose head dimension is dense; zero where ``inside`` is not set, unless ALL_ROWS."""
+    ptr += rows.to(tl.int64)[:, None] * stride + d[None, :]
+    if ALL_ROWS:
+        if D == BLOCK_D:
+            return tl.load(ptr)
+        return tl.load(ptr, mask=d[None, :] < D, other=0.0)
+    return tl.load(ptr, mask=inside[:, None] & (d[None, :] < D), other=0.0)
+
+
+@triton.jit
+def usable_keys(s, T, S, mask_ptr, window, HAS_MASK: tl.constexpr, HAS_WINDOW: tl.constexpr):
+    """Which keys some query sees. What lies in the others counts nothing, be it NaN: they are read as zero."""
+    usable = s < S
+    if HAS_WINDOW:
+        usable = usable & (s > S - T - window)
+    if HAS_MASK:
+        usable = usable & (tl.load(mask_ptr + s, mask=s < S, other=0) != 0)
+    return usable
+
+
+@triton.jit
+def sees(t, s, T, S, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr):
+    """Whether query t sees key s, for a t and an s of shapes that broadcast; padding is no matter of this function."""
+    seen = (t < T) & (s < S)
+    if CAUSAL:
+        seen = seen & (s <= S - T + t)
+    if HAS_WINDOW:
+        seen = seen & (s > S - T + t - window)
+    return seen
+
+
+@triton.jit
+def keys_of_tile(first, T, S, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, EDGES: tl.constexpr,
+                 BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
+    """The keys that the queries first ... first + BLOCK_M - 1 see: (begin, end), and where the tiles end that all see.
+
+    EDGES says that every tile must be masked, so that none is among the last.
+    """
+    begin, end, clear = 0, S, S
+    if CAUSAL:
+        end = tl.maximum(tl.minimum(S, S - T + first + BLOCK_M), 0)
+        clear = tl.maximum(tl.minimum(S, S - T + first + 1), 0)
+    if HAS_WINDOW:
+        begin = tl.maximum(0, S - T + first - window + 1) // BLOCK_N * BLOCK_N
+    if EDGES:
+        clear = begin
+    return begin, clear // BLOCK_N * BLOCK_N, end
+
+
+@triton.jit
+def kept_by_dropout(seed, row, start, dropout_p, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Which probabilities of the rows (b H + h) T + t and of the keys from ``start`` on are kept: (BLOCK_M, BLOCK_N).
+
+    Word s % 4 of the Philox block with counter (s / 4, row) belongs to key s, as in csrc/math.h.
+    """
+    row = row.to(tl.uint64)[:, None]
+    block = ((start // 4) + tl.arange(0, BLOCK_N // 4))[None, :].to(tl.uint32)
+    zero = tl.zeros([BLOCK_M, BLOCK_N // 4], tl.uint32)
+    low, high = (row & 0xFFFFFFFF).to(tl.uint32), (row >> 32).to(tl.uint32)
+    w0, w1, w2, w3 = tl.philox(seed, block + zero, zero, low + zero, high + zero)
+    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [BLOCK_M, BLOCK_N])
+    return (words >> 8).to(tl.float32) * 5.9604644775390625e-8 >= dropout_p
+
+
+@triton.jit
+def _add_keys(
+    peak, total, sums, q, k_ptr, v_ptr, mask_ptr, bias_ptr, seed, stride_k_s, stride_v_s, stride_bias_t, stride_bias_s,
+    row, t, start, d, T, S, window, scale, dropout_p,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
+    """One tile of keys. EDGE: some query of the tile may not see some key of it."""
+    s = start + tl.arange(0, BLOCK_N)
+    usable = s < S
+    if EDGE:
+        usable = usable_keys(s, T, S, mask_ptr, window, HAS_MASK, HAS_WINDOW)
+    k = load_rows(k_ptr, s, stride_k_s, d, usable, D, BLOCK_D, not EDGE)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    if HAS_BIAS:
+        at = bias_ptr + t.to(tl.int64)[:, None] * stride_bias_t + s.to(tl.int64)[None, :] * stride_bias_s
+        scores += tl.load(at, mask=(t[:, None] < T) & (s[None, :] < S), other=0.0).to(tl.float32)
+    if EDGE:
+        seen = sees(t[:, None], s[None, :], T, S, window, CAUSAL, HAS_WINDOW) & usable[None, :]
+        scores = tl.where(seen, scores, float("-inf"))
+    new_peak = tl.maximum(peak, tl.max(scores, 1))
+    # A row that has seen nothing yet is shifted by 0, since -inf - -inf is NaN. The shift is subtracted before log2(e)
+    # multiplies: the difference of close numbers is exact, however large they are.
+    shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+    p = tl.exp2((scores - shift[:, None]) * LOG2E)
+    decay = tl.exp2((peak - shift) * LOG2E)
+    total = total * decay + tl.sum(p, 1)
+    if DROPOUT:
+        p = tl.where(kept_by_dropout(seed, row, start, dropout_p, BLOCK_M, BLOCK_N), p, 0.0)
+    v = load_rows(v_ptr, s, stride_v_s, d, usable, D, BLOCK_D, not EDGE)
+    sums = tl.dot(p.to(v.dtype), v, sums * decay[:, None], input_precision=PRECISION)
+    return new_peak, total, sums
+
+
+# Sizes are not specialised: a prompt of any length runs the same compiled kernel.
+@triton.jit(do_not_specialize=["H", "T", "S", "window"])
+def attention_kernel(
+    q_ptr, k_ptr, v_ptr, mask_ptr, bias_ptr, seed_ptr, out_ptr, lse_ptr,
+    stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h, stride_v_b, stride_v_s, stride_v_h,
+    stride_mask_b, stride_bias_b, stride_bias_h, stride_bias_t, stride_bias_s, H, T, S, window, scale, dropout_p,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(T, BLOCK_M)
+    head = (tl.program_id(0) // tiles).to(tl.int64)
+    b, h = head // H, head % H
+    # The last queries of a causal head see most keys; they start first, so that short programs fill up the end.
+    first = (tiles - 1 - tl.program_id(0) % tiles) * BLOCK_M
+    t = first + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    row = head * T + t
+    q = load_rows(q_ptr + b * stride_q_b + h * stride_q_h, t, stride_q_t, d, t < T, D, BLOCK_D, False)
+    k_ptr += b * stride_k_b + h * stride_k_h
+    v_ptr += b * stride_v_b + h * stride_v_h
+    mask_ptr += b * stride_mask_b
+    bias_ptr += b * stride_bias_b + h * stride_bias_h
+    seed = tl.load(seed_ptr) if DROPOUT else 0
+    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    begin, clear, end = keys_of_tile(first, T, S, window, CAUSAL, HAS_WINDOW, HAS_MASK or HAS_WINDOW, BLOCK_M, BLOCK_N)
+    if not (HAS_MASK or HAS_WINDOW):
+        for start in tl.range(begin, clear, BLOCK_N):
+            peak, total, sums = _add_keys(
+                peak, total, sums, q, k_ptr, v_ptr, mask_ptr, bias_ptr, seed, stride_k_s, stride_v_s, stride_bias_t,
+                stride_bias_s, row, t, start, d, T, S, window, scale, dropout_p, D, BLOCK_D, BLOCK_M, BLOCK_N, CAUSAL,
+                HAS_WINDOW, HAS_MASK, HAS_BIAS, DROPOUT, PRECISION, False,
+            )  # fmt: skip
+    for start in tl.range(clear, end, BLOCK_N):
+        peak, total, sums = _add_keys(
+            peak, total, sums, q, k_ptr, v_ptr, mask_ptr, bias_ptr, seed, stride_k_s, stride_v_s, stride_bias_t,
+            stride_bias_s, row, t, start, d, T, S, window, scale, dropout_p, D, BLOCK_D, BLOCK_M, BLOCK_N, CAUSAL,
+            HAS_WINDOW, HAS_MASK, HAS_BIAS, DROPOUT, PRECISION, True,
+        )  # fmt: skip
+    some = tl.where(total == 0, 1.0, total)
+    factor = 1 / some
+    if DROPOUT:
+        factor = factor / (1 - dropout_p)
+    out = sums * factor[:, None]
+    tl.store(out_ptr + ((b * T + t)[:, None] * H + h) * D + d[None, :], out.to(out_ptr.dtype.element_ty),
+             mask=(t[:, None] < T) & (d[None, :] < D))  # fmt: skip
+    tl.store(lse_ptr + row, tl.where(total == 0, LOWEST, peak + tl.log(some)), mask=t < T)
+
+
+@functools.cache
+def forward_tile(block_d, wide):
+    """(BLOCK_M, BLOCK_N, num_warps, num_stages); ``wide``: float32, whose products take three TF32 ones each."""
+    if wide:
+        return (64, 32, 4, 1) if block_d <= 64 else (32, 32, 4, 1) if block_d <= 128 else (32, 16, 4, 1)
+    return {128: (128, 64, 8, 2), 256: (64, 32, 4, 2)}.get(block_d, (64, 64, 4, 3))
+
+
+@functools.cache
+def _is_nvidia():
+    return driver.active.get_current_target().backend == "cuda"
+
+
+def dense_heads(*tensors):
+    """The tensors as they are where the head dimension is dense, else copies."""
+    return (x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors)
+
+
+def arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p):
+    """What all kernels of attention take: tensors that may be missing, strides, sizes, and compile-time words."""
+    B, T, H, D = q.shape
+    S = k.shape[1]
+    strides = [*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], 0, 0, 0, 0, 0]
+    if mask is not None:
+        mask = mask if mask.stride(1) == 1 or S == 1 else mask.contiguous()
+        strides[9] = mask.stride(0)
+    if bias is not None:
+        strides[10:] = [0 if n == 1 else step for n, step in zip(bias.shape, bias.stride())]
+    # A tensor that is not there is not read either: any pointer will do.
+    optional = [q if x is None else x for x in (mask, bias, seed)]
+    sizes = (H, T, S, window, D**-0.5 if scale is None else scale, dropout_p)
+    # TF32 alone loses 13 of float32's 24 bits; three products make them good. Heads of a few columns and AMD's matrix
+    # units go without.
+    three = q.dtype == torch.float32 and D >= 16 and _is_nvidia()
+    words = dict(
+        D=D, BLOCK_D=max(16, triton.next_power_of_2(D)), CAUSAL=causal, HAS_WINDOW=window > 0,
+        HAS_MASK=mask is not None, HAS_BIAS=bias is not None, DROPOUT=dropout_p > 0,
+        PRECISION="tf32x3" if three else "ieee", enable_fp_fusion=True,
+    )  # fmt: skip
+    return optional, strides, sizes, words
+
+
+def attention(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
+    B, T, H, D = q.shape
+    out = q.new_empty((B, T, H, D))
+    lse = q.new_empty((B, H, T), dtype=torch.float32)
+    if out.numel():
+        q, k, v = dense_heads(q, k, v)
+        optional, strides, sizes, words = arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p)
+        M, N, warps, stages = forward_tile(words["BLOCK_D"], q.dtype == torch.float32)
+        attention_kernel[(-(-T // M) * B * H,)](
+            q, k, v, *optional, out, lse, *strides, *sizes, **words, BLOCK_M=M, BLOCK_N=N, num_warps=warps,
+            num_stages=stages,
+        )  # fmt: skip
+    return out, lse
+
+
+def objection(q):
+    if q.dtype not in DTYPES:
+        return f"attention in Triton covers float32, bfloat16 and float16, got {str(q.dtype).removeprefix('torch.')}"
+    if not 1 <= q.shape[-1] <= WIDEST:
+        return f"attention in Triton covers head sizes of 1 to {WIDEST}, got {q.shape[-1]}"
+    return None
+
+
+def supports(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
+    return objection(q)
+
+
+KERNELS = {"attention": (attention, supports)}
