@@ -6,4 +6,5 @@ MODULES = dict(
     add_layer_norm="layer_norm",
     layer_norm_backward="layer_norm",
     attention="attention",
+    attention_backward="attention_backward",
 )

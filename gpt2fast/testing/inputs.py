@@ -115,7 +115,8 @@ def work(op: Op, case: dict[str, Any]) -> int:
 def cut(op: Op, case: dict[str, Any], limit: int) -> dict[str, Any]:
     """The case with fewer rows where it costs more than ``limit``: one of the batch, then an odd number of tokens.
 
-    Columns, heads and vocabulary stay, since a kernel holds them whole; so does the number of keys before the tokens.
+    Columns, heads and vocabulary stay, since a kernel holds them whole; so does the number of keys before the tokens,
+    and that of all keys where there are fewer of them than tokens.
     """
     rows = "R" if "R" in case else "T"
     while work(op, case) > limit and (case.get("B", 1) > 1 or case.get(rows, 1) > 3):
@@ -123,7 +124,9 @@ def cut(op: Op, case: dict[str, Any], limit: int) -> dict[str, Any]:
             case = case | dict(B=1)
             continue
         fewer = max(case[rows] // 2, 2) - 1
-        case = case | {rows: fewer} | (dict(S=case["S"] - case["T"] + fewer) if "S" in case else {})
+        if case.get("S", 0) >= case.get("T", 0) and "S" in case:
+            case = case | dict(S=case["S"] - case["T"] + fewer)
+        case = case | {rows: fewer}
     return case
 
 

@@ -1,0 +1,324 @@
+"""Gradients of attention (kernels/attention.py) from out and lse: the probabilities are computed again, tile by tile.
+
+With p the probabilities, dp = dout v^T and delta = rowsum(dout out): ds = p (dp - delta), dq = scale ds k,
+dk = scale ds^T q, dv = p^T dout. The first kernel holds queries and streams keys for dq; it leaves delta and the rows'
+sums for the second, which holds keys and streams queries for dk and dv. Nobody adds to what another program writes, so
+that the gradients are the same bit by bit in every run. dbias has a kernel of its own, which sums where bias broadcasts.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+from .attention import LOG2E, arguments, dense_heads, kept_by_dropout, keys_of_tile, load_rows, objection, sees
+from .attention import usable_keys as usable
+
+
+@triton.jit
+def _scores(q, k, bias_ptr, t, s, T, S, stride_bias_t, stride_bias_s, scale, HAS_BIAS: tl.constexpr,
+            PRECISION: tl.constexpr):  # fmt: skip
+    """(queries, keys) of scale q k^T + bias."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    if HAS_BIAS:
+        at = bias_ptr + t.to(tl.int64)[:, None] * stride_bias_t + s.to(tl.int64)[None, :] * stride_bias_s
+        scores += tl.load(at, mask=(t[:, None] < T) & (s[None, :] < S), other=0.0).to(tl.float32)
+    return scores
+
+
+@triton.jit
+def _add_keys(
+    dq, total, q, dout, lse, delta, k_ptr, v_ptr, mask_ptr, bias_ptr, seed, stride_k_s, stride_v_s, stride_bias_t,
+    stride_bias_s, row, t, start, d, T, S, window, scale, dropout_p,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr, EDGE: tl.constexpr,
+):  # fmt: skip
+    """dq's share of one tile of keys. EDGE: some query of the tile may not see some key of it."""
+    s = start + tl.arange(0, BLOCK_N)
+    inside = s < S
+    if EDGE:
+        inside = usable(s, T, S, mask_ptr, window, HAS_MASK, HAS_WINDOW)
+    k = load_rows(k_ptr, s, stride_k_s, d, inside, D, BLOCK_D, not EDGE)
+    v = load_rows(v_ptr, s, stride_v_s, d, inside, D, BLOCK_D, not EDGE)
+    scores = _scores(q, k, bias_ptr, t, s, T, S, stride_bias_t, stride_bias_s, scale, HAS_BIAS, PRECISION)
+    p = tl.exp2((scores - lse[:, None]) * LOG2E)
+    if EDGE:
+        p = tl.where(sees(t[:, None], s[None, :], T, S, window, CAUSAL, HAS_WINDOW) & inside[None, :], p, 0.0)
+    dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
+    if DROPOUT:
+        dp = tl.where(kept_by_dropout(seed, row, start, dropout_p, BLOCK_M, BLOCK_N), dp / (1 - dropout_p), 0.0)
+    ds = p * (dp - delta[:, None])
+    return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION), total + tl.sum(p, 1)
+
+
+@triton.jit(do_not_specialize=["H", "T", "S", "window"])
+def attention_backward_q_kernel(
+    dout_ptr, out_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, bias_ptr, seed_ptr, lse_ptr, dq_ptr, delta_ptr, total_ptr,
+    stride_dout_b, stride_dout_t, stride_dout_h, stride_out_b, stride_out_t, stride_out_h,
+    stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h, stride_v_b, stride_v_s, stride_v_h,
+    stride_mask_b, stride_bias_b, stride_bias_h, stride_bias_t, stride_bias_s, H, T, S, window, scale, dropout_p,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(T, BLOCK_M)
+    head = (tl.program_id(0) // tiles).to(tl.int64)
+    b, h = head // H, head % H
+    first = (tiles - 1 - tl.program_id(0) % tiles) * BLOCK_M
+    t = first + tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    row = head * T + t
+    q = load_rows(q_ptr + b * stride_q_b + h * stride_q_h, t, stride_q_t, d, t < T, D, BLOCK_D, False)
+    dout_ptr += b * stride_dout_b + h * stride_dout_h
+    dout = load_rows(dout_ptr, t, stride_dout_t, d, t < T, D, BLOCK_D, False)
+    out = load_rows(out_ptr + b * stride_out_b + h * stride_out_h, t, stride_out_t, d, t < T, D, BLOCK_D, False)
+    delta = tl.sum(dout.to(tl.float32) * out.to(tl.float32), 1)
+    tl.store(delta_ptr + row, delta, mask=t < T)
+    lse = tl.load(lse_ptr + row, mask=t < T, other=0.0)
+    k_ptr += b * stride_k_b + h * stride_k_h
+    v_ptr += b * stride_v_b + h * stride_v_h
+    mask_ptr += b * stride_mask_b
+    bias_ptr += b * stride_bias_b + h * stride_bias_h
+    seed = tl.load(seed_ptr) if DROPOUT else 0
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    begin, clear, end = keys_of_tile(first, T, S, window, CAUSAL, HAS_WINDOW, HAS_MASK or HAS_WINDOW, BLOCK_M, BLOCK_N)
+    if not (HAS_MASK or HAS_WINDOW):
+        for start in tl.range(begin, clear, BLOCK_N):
+            dq, total = _add_keys(
+                dq, total, q, dout, lse, delta, k_ptr, v_ptr, mask_ptr, bias_ptr, seed, stride_k_s, stride_v_s,
+                stride_bias_t, stride_bias_s, row, t, start, d, T, S, window, scale, dropout_p, D, BLOCK_D, BLOCK_M,
+                BLOCK_N, CAUSAL, HAS_WINDOW, HAS_MASK, HAS_BIAS, DROPOUT, PRECISION, False,
+            )  # fmt: skip
+    for start in tl.range(clear, end, BLOCK_N):
+        dq, total = _add_keys(
+            dq, total, q, dout, lse, delta, k_ptr, v_ptr, mask_ptr, bias_ptr, seed, stride_k_s, stride_v_s,
+            stride_bias_t, stride_bias_s, row, t, start, d, T, S, window, scale, dropout_p, D, BLOCK_D, BLOCK_M,
+            BLOCK_N, CAUSAL, HAS_WINDOW, HAS_MASK, HAS_BIAS, DROPOUT, PRECISION, True,
+        )  # fmt: skip
+    # A row's p sum to 1 but for the rounding of lse, which loses the sum's digits where scores are large: the division
+    # brings them back.
+    total = tl.where(total == 0, 1.0, total)
+    tl.store(total_ptr + row, total, mask=t < T)
+    dq = dq * (scale / total)[:, None]
+    tl.store(dq_ptr + ((b * T + t)[:, None] * H + h) * D + d[None, :], dq.to(dq_ptr.dtype.element_ty),
+             mask=(t[:, None] < T) & (d[None, :] < D))  # fmt: skip
+
+
+@triton.jit
+def _add_queries(
+    dk, dv, k, v, dout_ptr, q_ptr, lse_ptr, delta_ptr, total_ptr, bias_ptr, seed, stride_dout_t, stride_q_t,
+    stride_bias_t, stride_bias_s, head, s, start, usable, first, d, T, S, window, scale, dropout_p,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
+    EDGE: tl.constexpr,
+):  # fmt: skip
+    """dk's and dv's shares of one tile of queries. Tiles are (keys, queries), so that no product is transposed."""
+    t = first + tl.arange(0, BLOCK_M)
+    row = head * T + t
+    # Rows after the last query are read as zero and add nothing: their q, dout and delta are zero.
+    q = load_rows(q_ptr, t, stride_q_t, d, t < T, D, BLOCK_D, False)
+    dout = load_rows(dout_ptr, t, stride_dout_t, d, t < T, D, BLOCK_D, False)
+    lse = tl.load(lse_ptr + row, mask=t < T, other=0.0)
+    delta = tl.load(delta_ptr + row, mask=t < T, other=0.0)
+    total = tl.load(total_ptr + row, mask=t < T, other=1.0)
+    scores = _scores(k, q, bias_ptr, s, t, S, T, stride_bias_s, stride_bias_t, scale, HAS_BIAS, PRECISION)
+    p = tl.exp2((scores - lse[None, :]) * LOG2E) * (1 / total)[None, :]
+    if EDGE:
+        p = tl.where(sees(t[None, :], s[:, None], T, S, window, CAUSAL, HAS_WINDOW) & usable[:, None], p, 0.0)
+    dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
+    dropped = p
+    if DROPOUT:
+        kept = tl.trans(kept_by_dropout(seed, row, start, dropout_p, BLOCK_M, BLOCK_N))
+        dropped = tl.where(kept, p / (1 - dropout_p), 0.0)
+        dp = tl.where(kept, dp / (1 - dropout_p), 0.0)
+    dv = tl.dot(dropped.to(dout.dtype), dout, dv, input_precision=PRECISION)
+    ds = p * (dp - delta[None, :])
+    return tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION), dv
+
+
+@triton.jit(do_not_specialize=["H", "T", "S", "window"])
+def attention_backward_kv_kernel(
+    dout_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, bias_ptr, seed_ptr, lse_ptr, delta_ptr, total_ptr, dk_ptr, dv_ptr,
+    stride_dout_b, stride_dout_t, stride_dout_h,
+    stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h, stride_v_b, stride_v_s, stride_v_h,
+    stride_mask_b, stride_bias_b, stride_bias_h, stride_bias_t, stride_bias_s, H, T, S, window, scale, dropout_p,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(S, BLOCK_N)
+    head = (tl.program_id(0) // tiles).to(tl.int64)
+    b, h = head // H, head % H
+    start = (tl.program_id(0) % tiles) * BLOCK_N
+    s = start + tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    inside = usable(s, T, S, mask_ptr + b * stride_mask_b, window, HAS_MASK, HAS_WINDOW)
+    k = load_rows(k_ptr + b * stride_k_b + h * stride_k_h, s, stride_k_s, d, inside, D, BLOCK_D, False)
+    v = load_rows(v_ptr + b * stride_v_b + h * stride_v_h, s, stride_v_s, d, inside, D, BLOCK_D, False)
+    q_ptr += b * stride_q_b + h * stride_q_h
+    dout_ptr += b * stride_dout_b + h * stride_dout_h
+    bias_ptr += b * stride_bias_b + h * stride_bias_h
+    seed = tl.load(seed_ptr) if DROPOUT else 0
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    begin, clear, end = 0, 0, T
+    if CAUSAL:
+        # The queries from here on see the tile's first key, those from clear on see all of its keys.
+        begin = tl.maximum(0, start - (S - T)) // BLOCK_M * BLOCK_M
+        clear = tl.cdiv(tl.maximum(0, start + BLOCK_N - 1 - (S - T)), BLOCK_M) * BLOCK_M
+    if HAS_WINDOW:
+        end = tl.minimum(T, tl.maximum(0, start + BLOCK_N - 1 + window - (S - T)))
+    if HAS_MASK or HAS_WINDOW:
+        clear = end
+    clear = tl.minimum(clear, end)
+    for first in tl.range(begin, clear, BLOCK_M):
+        dk, dv = _add_queries(
+            dk, dv, k, v, dout_ptr, q_ptr, lse_ptr, delta_ptr, total_ptr, bias_ptr, seed, stride_dout_t, stride_q_t,
+            stride_bias_t, stride_bias_s, head, s, start, inside, first, d, T, S, window, scale, dropout_p, D, BLOCK_D,
+            BLOCK_M, BLOCK_N, CAUSAL, HAS_WINDOW, HAS_BIAS, DROPOUT, PRECISION, True,
+        )  # fmt: skip
+    if not (HAS_MASK or HAS_WINDOW):
+        for first in tl.range(clear, end, BLOCK_M):
+            dk, dv = _add_queries(
+                dk, dv, k, v, dout_ptr, q_ptr, lse_ptr, delta_ptr, total_ptr, bias_ptr, seed, stride_dout_t,
+                stride_q_t, stride_bias_t, stride_bias_s, head, s, start, inside, first, d, T, S, window, scale,
+                dropout_p, D, BLOCK_D, BLOCK_M, BLOCK_N, CAUSAL, HAS_WINDOW, HAS_BIAS, DROPOUT, PRECISION, False,
+            )  # fmt: skip
+    at = ((b * S + s)[:, None] * H + h) * D + d[None, :]
+    stored = (s[:, None] < S) & (d[None, :] < D)
+    tl.store(dk_ptr + at, (dk * scale).to(dk_ptr.dtype.element_ty), mask=stored)
+    tl.store(dv_ptr + at, dv.to(dv_ptr.dtype.element_ty), mask=stored)
+
+
+@triton.jit(do_not_specialize=["B", "H", "T", "S", "window"])
+def attention_backward_bias_kernel(
+    dout_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, bias_ptr, seed_ptr, lse_ptr, delta_ptr, total_ptr, dbias_ptr,
+    stride_dout_b, stride_dout_t, stride_dout_h,
+    stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h, stride_v_b, stride_v_s, stride_v_h,
+    stride_mask_b, stride_bias_b, stride_bias_h, stride_bias_t, stride_bias_s, H, T, S, window, scale, dropout_p, B,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SUM_B: tl.constexpr, SUM_H: tl.constexpr, SUM_T: tl.constexpr, SUM_S: tl.constexpr,
+):  # fmt: skip
+    """dbias is ds, summed over the axes along which bias broadcasts. A program holds a tile of dbias and walks over all
+    that is added to it, in a fixed order."""
+    tiles_t = 1 if SUM_T else tl.cdiv(T, BLOCK_M)
+    tiles_s = 1 if SUM_S else tl.cdiv(S, BLOCK_N)
+    heads = 1 if SUM_H else H
+    program = tl.program_id(0)
+    tile_s, program = program % tiles_s, program // tiles_s
+    tile_t, program = program % tiles_t, program // tiles_t
+    own_h, own_b = program % heads, program // heads
+    # The axes that are summed, flattened to one loop: tiles of keys go fastest, then tiles of queries, heads, batch.
+    count_t = tl.cdiv(T, BLOCK_M) if SUM_T else 1
+    count_s = tl.cdiv(S, BLOCK_N) if SUM_S else 1
+    count_h = H if SUM_H else 1
+    count_b = B if SUM_B else 1
+    d = tl.arange(0, BLOCK_D)
+    seed = tl.load(seed_ptr) if DROPOUT else 0
+    dbias = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for i in tl.range(0, count_b * count_h * count_t * count_s):
+        t = (tile_t + i // count_s % count_t) * BLOCK_M + tl.arange(0, BLOCK_M)
+        start = (tile_s + i % count_s) * BLOCK_N
+        s = start + tl.arange(0, BLOCK_N)
+        h = (own_h + i // (count_s * count_t) % count_h).to(tl.int64)
+        b = (own_b + i // (count_s * count_t * count_h)).to(tl.int64)
+        row = (b * H + h) * T + t
+        inside = usable(s, T, S, mask_ptr + b * stride_mask_b, window, HAS_MASK, HAS_WINDOW)
+        q = load_rows(q_ptr + b * stride_q_b + h * stride_q_h, t, stride_q_t, d, t < T, D, BLOCK_D, False)
+        k = load_rows(k_ptr + b * stride_k_b + h * stride_k_h, s, stride_k_s, d, inside, D, BLOCK_D, False)
+        v = load_rows(v_ptr + b * stride_v_b + h * stride_v_h, s, stride_v_s, d, inside, D, BLOCK_D, False)
+        dout_row = dout_ptr + b * stride_dout_b + h * stride_dout_h
+        dout = load_rows(dout_row, t, stride_dout_t, d, t < T, D, BLOCK_D, False)
+        lse = tl.load(lse_ptr + row, mask=t < T, other=0.0)
+        delta = tl.load(delta_ptr + row, mask=t < T, other=0.0)
+        total = tl.load(total_ptr + row, mask=t < T, other=1.0)
+        bias_row = bias_ptr + b * stride_bias_b + h * stride_bias_h
+        scores = _scores(q, k, bias_row, t, s, T, S, stride_bias_t, stride_bias_s, scale, HAS_BIAS, PRECISION)
+        seen = sees(t[:, None], s[None, :], T, S, window, CAUSAL, HAS_WINDOW) & inside[None, :]
+        p = tl.where(seen, tl.exp2((scores - lse[:, None]) * LOG2E), 0.0) * (1 / total)[:, None]
+        dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
+        if DROPOUT:
+            dp = tl.where(kept_by_dropout(seed, row, start, dropout_p, BLOCK_M, BLOCK_N), dp / (1 - dropout_p), 0.0)
+        dbias += p * (dp - delta[:, None])
+    t = tile_t * BLOCK_M + tl.arange(0, BLOCK_M)
+    s = tile_s * BLOCK_N + tl.arange(0, BLOCK_N)
+    # dbias is dense, of shape (B or 1, H or 1, T or 1, S or 1).
+    size_t = 1 if SUM_T else T
+    size_s = 1 if SUM_S else S
+    dbias_ptr += (own_b.to(tl.int64) * heads + own_h) * size_t * size_s
+    if SUM_T:
+        column = tl.sum(dbias, 0)
+        if SUM_S:
+            tl.store(dbias_ptr, tl.sum(column, 0).to(dbias_ptr.dtype.element_ty))
+        else:
+            tl.store(dbias_ptr + s, column.to(dbias_ptr.dtype.element_ty), mask=s < S)
+    elif SUM_S:
+        tl.store(dbias_ptr + t, tl.sum(dbias, 1).to(dbias_ptr.dtype.element_ty), mask=t < T)
+    else:
+        at = dbias_ptr + t.to(tl.int64)[:, None] * S + s[None, :]
+        tl.store(at, dbias.to(dbias_ptr.dtype.element_ty), mask=(t[:, None] < T) & (s[None, :] < S))
+
+
+@functools.cache
+def tiles(block_d, wide):
+    """(BLOCK_M, BLOCK_N, num_warps, num_stages) of the kernel that holds queries, and of that which holds keys."""
+    if wide:
+        small = (32, 32, 4, 1) if block_d <= 128 else (16, 16, 4, 1)
+        return small, small
+    if block_d <= 64:
+        return (64, 64, 4, 3), (32, 64, 4, 3)
+    return ((64, 64, 8, 2), (32, 64, 8, 2)) if block_d == 128 else ((32, 32, 8, 1), (32, 32, 8, 1))
+
+
+def attention_backward(
+    dout, q, k, v, out, lse, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0
+):
+    B, T, H, D = q.shape
+    S = k.shape[1]
+    dq, dk, dv = q.new_empty((B, T, H, D)), k.new_empty((B, S, H, D)), v.new_empty((B, S, H, D))
+    dbias = q.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    if 0 in (B, T, S, H):  # nothing attends to anything
+        return dq.zero_(), dk.zero_(), dv.zero_(), dbias.zero_()
+    dout, out, q, k, v = dense_heads(dout, out, q, k, v)
+    lse = lse.contiguous()
+    delta, total = torch.empty_like(lse), torch.empty_like(lse)
+    optional, strides, sizes, words = arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p)
+    strides_dout = dout.stride()[:3]
+    for_q, for_kv = tiles(words["BLOCK_D"], q.dtype == torch.float32)
+    M, N, warps, stages = for_q
+    attention_backward_q_kernel[(-(-T // M) * B * H,)](
+        dout, out, q, k, v, *optional, lse, dq, delta, total, *strides_dout, *out.stride()[:3], *strides, *sizes,
+        **words, BLOCK_M=M, BLOCK_N=N, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    M, N, warps, stages = for_kv
+    attention_backward_kv_kernel[(-(-S // N) * B * H,)](
+        dout, q, k, v, *optional, lse, delta, total, dk, dv, *strides_dout, *strides, *sizes,
+        **words, BLOCK_M=M, BLOCK_N=N, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    if bias is not None:
+        M, N, warps, stages = for_q
+        summed = [size == 1 for size in bias.shape]
+        tiles_of = [B, H, -(-T // M), -(-S // N)]
+        programs = 1
+        for count, is_summed in zip(tiles_of, summed):
+            programs *= 1 if is_summed else count
+        attention_backward_bias_kernel[(programs,)](
+            dout, q, k, v, *optional, lse, delta, total, dbias, *strides_dout, *strides, *sizes, B, **words,
+            BLOCK_M=M, BLOCK_N=N, SUM_B=summed[0], SUM_H=summed[1], SUM_T=summed[2], SUM_S=summed[3],
+            num_warps=warps, num_stages=1,
+        )  # fmt: skip
+    return dq, dk, dv, dbias
+
+
+def supports(
+    dout, q, k, v, out, lse, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0
+):
+    return objection(q)
+
+
+KERNELS = {"attention_backward": (attention_backward, supports)}
