@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = dict(build=80, machine=20, parity=80, sanitizer=40, ops=100, counters=40, model=120)  # seconds: 8 minutes
+LIMITS = dict(build=120, machine=15, parity=110, sanitizer=35, ops=60, counters=30, model=110)  # seconds: 8 minutes
 
 
 def make_importable() -> None:
@@ -79,7 +79,9 @@ def describe(row: dict, rehearsal: bool) -> str:
         words += [f"{n} {r['median']:.2f}x ({r['q10']:.2f}-{r['q90']:.2f})" for n, r in row.get("ratios", {}).items()]
     if row.get("share") and not rehearsal:
         words.append(f"{100 * row['share']:.0f}% of the measured copy bandwidth")
-    words += [f"{n}={row[n]}" for n in ("runs", "wrong", "left", "predicted", "counted", "ended") if n in row]
+    words += [
+        f"{n}={row[n]}" for n in ("runs", "wrong", "left_out", "left", "predicted", "counted", "ended") if n in row
+    ]
     return " ".join(words)
 
 

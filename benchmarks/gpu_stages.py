@@ -98,13 +98,20 @@ def _captured(call: Callable) -> Callable:
     return graph.replay
 
 
+class Found(dict):
+    """What a stage has found so far. A call adds to it and writes it to the stage's file."""
+
+    def __init__(self, into: Path):
+        super().__init__(json.loads(into.read_text()) if into.exists() else {})
+        self.into = into
+
+    def __call__(self, **more) -> None:
+        self.update(more)
+        self.into.write_text(json.dumps(self, default=str))
+
+
 def run(name: str, into: Path, rehearse: bool) -> int:
-    found: dict = {}
-
-    def save(**more) -> None:
-        found.update(more)
-        into.write_text(json.dumps(found, default=str))
-
+    save = Found(into)
     save()
     STAGES[name](Where(rehearse), save)
     return 0
@@ -161,7 +168,11 @@ def ceilings(where: Where) -> dict:
 
 
 def parity(where: Where, save) -> None:
-    """Every op, dtype, case and layout on the device, by the same rule as everywhere; small cases first."""
+    """Every op, dtype, case and layout on the device, by the same rule as everywhere; small cases first.
+
+    After a fault such as a misaligned address nothing runs on the device any more in this process. Another one takes
+    its place and goes on after the run that failed, without what is left of that op on that target.
+    """
     from gpt2fast.testing import assert_parity, find_ops, lacks, on, runs, work
 
     wanted = ("triton:ptx", "fused") if where.rehearse else ("triton:gpu", "fused:gpu")
@@ -169,10 +180,14 @@ def parity(where: Where, save) -> None:
     jobs.sort(key=lambda job: (job[1]["layout"] != "contiguous", work(job[0], job[1]["case"])))
     if where.rehearse:  # the smallest case of every op and target
         jobs = list({(op.key, run["target"]): (op, run) for op, run in reversed(jobs)}.values())
-    rows = {(op.key, t): dict(op=op.name, target=t, runs=0, wrong=0) for op, run in jobs for t in [run["target"]]}
-    failures, begun = [], time.perf_counter()
-    for done, (op, run) in enumerate(jobs):
-        row = rows[op.key, run["target"]]
+    rows = {(op.name, t): dict(op=op.name, target=t, runs=0, wrong=0) for op, run in jobs for t in [run["target"]]}
+    rows |= {(row["op"], row["target"]): row for row in save.get("rows", [])}
+    failures, first, begun = save.get("failures", []), len(jobs) - save.get("left", len(jobs)), time.perf_counter()
+    for done, (op, run) in enumerate(jobs[first:], first + 1):
+        row = rows[op.name, run["target"]]
+        if "left_out" in row:
+            row["left_out"] += 1
+            continue
         try:
             with on(run["target"]) as device:
                 assert_parity(op, run["case"], run["dtype"], run["layout"], device=device)
@@ -181,10 +196,24 @@ def parity(where: Where, save) -> None:
             failures.append(dict(op=op.name, run=run, error=f"{type(error).__name__}: {error}"[:600]))
             row["error"] = failures[-1]["error"] if row["wrong"] == 1 else row["error"]
         row["runs"] += 1
-        if done % 20 == 0 or time.perf_counter() - begun > 80:
-            save(rows=list(rows.values()), failures=failures, left=len(jobs) - done - 1)
+        faulted = not where.rehearse and device_is_lost()
+        if faulted:
+            row["left_out"] = 0
+        if faulted or done % 20 == 0 or time.perf_counter() - begun > 60:
+            save(rows=list(rows.values()), failures=failures, left=len(jobs) - done)
+        if faulted:
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     lacking = {op.name: [t for t in wanted if lacks(op, t)] for op in find_ops([])}
     save(rows=list(rows.values()), failures=failures, left=0, lacking={n: t for n, t in lacking.items() if t})
+
+
+def device_is_lost() -> bool:
+    """Whether a fault of an earlier launch keeps everything else from running on the device in this process."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def kernel_ops() -> list:

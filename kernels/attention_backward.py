@@ -3,7 +3,7 @@
 With p the probabilities, dp = dout v^T and delta = rowsum(dout out): ds = p (dp - delta), dq = scale ds k,
 dk = scale ds^T q, dv = p^T dout. The first kernel holds queries and streams keys for dq; it leaves delta and the rows'
 sums for the second, which holds keys and streams queries for dk and dv. Nobody adds to what another program writes, so
-that the gradients are the same bit by bit in every run. dbias has a kernel of its own, which sums where bias broadcasts.
+that the gradients are the same bit by bit in every run. dbias has its own kernel, which sums where bias broadcasts.
 """
 
 import functools

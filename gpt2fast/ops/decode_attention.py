@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..op import op
 from .attention import attention, attention_backward, zero_unseen
-from .common import within
+from .common import aligned, within
 
 
 def _lengths(shape, case, g):
@@ -59,8 +59,12 @@ def _fused(q, k, v, lengths, starts=None, window=0, scale=None):
     if not (even and T == 1 and starts is None and window == 0):
         seen = _seen(q, k, lengths, starts, window)
         k, v = zero_unseen(seen, k, v)
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    q, k, v = (t.transpose(1, 2) for t in aligned(q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale).transpose(1, 2).contiguous()
+
+
+def _fused_unless(q, k, v, lengths, starts=None, window=0, scale=None):
+    return "there is nothing to attend to" if 0 in (*q.shape, *k.shape) else None
 
 
 def _baseline(q, k, v, lengths, starts=None, window=0, scale=None):
@@ -84,6 +88,7 @@ def _naive(q, k, v, lengths, starts=None, window=0, scale=None):
     autocast="lower",
     check=_check,
     fused=_fused,
+    fused_unless=_fused_unless,
     baseline=_baseline,
     naive=_naive,
 )

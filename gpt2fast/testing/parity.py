@@ -90,10 +90,11 @@ def assert_parity(
 
 
 def _run(op: Op, args: dict[str, Any], device: str) -> tuple[tuple[Tensor, ...], ...]:
+    """What runs, plain PyTorch and the truth, all on ``device``, whose products may sum in another order than a CPU."""
     if device != "cpu":
-        there = {n: _to(v, device) if isinstance(v, Tensor) else v for n, v in args.items()}
-        return tuple(t.cpu() for t in call(op, there)), reference(op, args), truth(op, args)
-    return call(op, args), reference(op, args), truth(op, args)
+        args = {n: _to(v, device) if isinstance(v, Tensor) else v for n, v in args.items()}
+    found = call(op, args), reference(op, args), truth(op, args)
+    return tuple(tuple(t.cpu() for t in outputs) for outputs in found)
 
 
 def _to(tensor: Tensor, device: str) -> Tensor:
