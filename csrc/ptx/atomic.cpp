@@ -1,5 +1,5 @@
-// atom and red. A warp's lanes take their turns in order; order and scope qualifiers change nothing, for what one
-// instruction does is seen at once by all.
+// atom and red. A warp's lanes take their turns in order; what one does is seen at once by all, so that
+// order and scope matter to the search for races only.
 #include <algorithm>
 #include <cstring>
 
@@ -95,13 +95,16 @@ void atomic(Warp& w, const Instruction& i, uint32_t mask) {
   const T* b = w.lanes<T>(o[1]);
   const T* c = w.lanes<T>(i.mode[1] ? o[2] : o[1]);
   T result[kLanes] = {};
+  bool changed = false;
   for_lanes(good, [&](int l) {
     T old;
     std::memcpy(&old, at[l], sizeof old);
     T fresh = F::apply(old, b[l], c[l]);
     std::memcpy(at[l], &fresh, sizeof fresh);
     result[l] = old;
+    changed = changed || fresh != old;
   });
+  if (changed) w.launch->wrote = true;
   if (i.mode[0]) each(mask, w.lanes<T>(i.operand[0]), [&](int l) { return result[l]; });
 }
 
@@ -195,7 +198,12 @@ Handler pick(Op op, Type t, Space space) {
 void decode_atomic(Decoder& d, bool result) {
   d.ins.kind = Class::Memory;
   d.ins.use = Use::Atomic;
-  for (const char* free : {"relaxed", "acquire", "release", "acq_rel", "cta", "gpu", "sys", "cluster"}) d.take(free);
+  d.ins.order = kStrong;
+  if (d.take("acquire")) d.ins.order |= kAcquire;
+  if (d.take("release")) d.ins.order |= kRelease;
+  if (d.take("acq_rel")) d.ins.order |= kAcquire | kRelease;
+  if (d.take("cta")) d.ins.order |= kBlockOnly;
+  for (const char* free : {"relaxed", "gpu", "sys", "cluster"}) d.take(free);
   bool hint = d.take("L2::cache_hint");
   Space space = d.take("global")                            ? Space::Global
                 : d.take("shared") || d.take("shared::cta") ? Space::Shared

@@ -50,6 +50,23 @@ void release(Block& block, uint32_t id) {
   b = {};
 }
 
+// Releases a barrier to which all have come but those that have exited; the latter only where it counts all threads.
+void complete(Block& block, uint32_t id) {
+  BarrierState& b = block.barriers[id];
+  uint32_t gone = 0;
+  if (!b.counted)
+    for (const Warp& w : block.warps) gone += uint32_t(__builtin_popcount(w.exited));
+  if (b.arrived + gone < b.expected) return;
+  if (b.arrived < b.expected)
+    block.launch->note(
+        "exited_before_barrier",
+        std::to_string(b.expected - b.arrived) +
+            " threads have exited without coming to this barrier, and count as arrived: GPUs since Volta "
+            "let the rest go on, but CUDA promises it for none",
+        block.warps[b.waiting.empty() ? 0 : b.waiting.front()], b.pc);
+  release(block, id);
+}
+
 // A warp arrives; with a count, PTX counts warps, each as 32 threads.
 void arrive(Warp& w, uint32_t id, uint32_t threads, bool waits) {
   BarrierState& b = w.block->barriers[id];
@@ -59,7 +76,7 @@ void arrive(Warp& w, uint32_t id, uint32_t threads, bool waits) {
   for (size_t v = 0; v < w.clock.size(); ++v) b.clock[v] = std::max(b.clock[v], w.clock[v]);
   ++w.clock[w.index];
   if (waits) b.waiting.push_back(w.index);
-  if (b.arrived >= b.expected) release(*w.block, id);
+  complete(*w.block, id);
 }
 
 // operand: [result] id [count] [predicate]
@@ -78,7 +95,7 @@ void barrier(Warp& w, const Instruction& i, uint32_t mask) {
     w.refuse("the thread count of a barrier is a multiple of 32, got " + std::to_string(expected), mask);
     return;
   }
-  if (b.arrived == 0) b.expected = expected;
+  if (b.arrived == 0) b.expected = expected, b.counted = counted;
   if (b.expected != expected)
     w.launch->report("barrier",
                      "barrier " + std::to_string(id) + " expects " + std::to_string(expected) + " threads here and " +
@@ -200,6 +217,11 @@ void settle_barrier(Warp& w) {
   if (std::find(b.waiting.begin(), b.waiting.end(), w.index) != b.waiting.end()) return;
   bool counted = w.launch->module.code[w.groups.front().pc].mode[1] & kHasCount;
   arrive(w, id, counted ? kLanes : uint32_t(__builtin_popcount(lanes)), true);
+}
+
+void count_exited(Block& block) {
+  for (uint32_t id = 0; id < 16; ++id)
+    if (block.barriers[id].arrived) complete(block, id);
 }
 
 void Launch::report_deadlock() {

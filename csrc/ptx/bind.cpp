@@ -22,6 +22,7 @@ py::dict to_dict(const Launch& launch, const Error& e) {
   py::dict d;
   d["kind"] = e.kind;
   d["message"] = text(e.message);
+  d["count"] = e.count;
   for (const char* unknown : {"line", "source", "other_source", "thread", "buffer"}) d[unknown] = py::none();
   d["instruction"] = "";
   if (e.pc != kNone) {
@@ -64,7 +65,7 @@ Buffer to_buffer(const py::handle& given, std::vector<py::buffer_info>& held) {
 
 py::dict launch(const Module& module, const std::string& kernel, const Dims& grid, const Dims& block,
                 uint32_t dynamic_shared, const std::string& params, const py::iterable& buffers, uint64_t budget,
-                bool memcheck, bool racecheck) {
+                bool memcheck, bool racecheck, bool same_value_races) {
   LaunchConfig config;
   config.grid = grid;
   config.block = block;
@@ -75,6 +76,7 @@ py::dict launch(const Module& module, const std::string& kernel, const Dims& gri
   config.budget = budget;
   config.memcheck = memcheck;
   config.racecheck = racecheck;
+  config.same_value_races = same_value_races;
   Launch launch(module, kernel, std::move(config));
   {
     py::gil_scoped_release released;
@@ -83,7 +85,10 @@ py::dict launch(const Module& module, const std::string& kernel, const Dims& gri
   py::dict result;
   py::list errors;
   for (const Error& e : launch.errors) errors.append(to_dict(launch, e));
+  py::list notes;
+  for (const Error& e : launch.notes) notes.append(to_dict(launch, e));
   result["errors"] = errors;
+  result["notes"] = notes;
   result["error_count"] = launch.error_count;
   result["counters"] = counters(launch);
   result["per_source"] = counters_per_source(launch);
@@ -141,5 +146,5 @@ PYBIND11_MODULE(_ptx, m) {
           py::arg("kernel"))
       .def("launch", &launch, py::arg("kernel"), py::arg("grid"), py::arg("block"), py::arg("dynamic_shared"),
            py::arg("params"), py::arg("buffers"), py::arg("budget"), py::arg("memcheck") = true,
-           py::arg("racecheck") = true);
+           py::arg("racecheck") = true, py::arg("same_value_races") = false);
 }

@@ -129,6 +129,9 @@ uint32_t in_one_buffer(Warp& w, const Instruction& ins, uint32_t buffer, uint32_
     return 0;
   }
   if (b.written) use_contents(w, b, mask, address, bytes, use);
+  if (use == Use::Write) launch.wrote = true;
+  if (use != Use::Write) launch.polled = w.pc;
+  if (launch.global_races.on() && !b.read_only) launch.global_races.check(w, ins, buffer, mask, address, bytes, use);
   uint64_t sectors = 0;
   Counts constant;  // not counted as global
   count_global(ins.space == Space::Const ? constant : launch.global_counts[w.pc], mask, address, bytes, &sectors);
@@ -221,7 +224,7 @@ uint32_t access_global(Warp& w, const Instruction& ins, uint32_t mask, const uin
                    nearest(launch, address[lane], bytes, pointer),
                lane, address[lane], pointer ? &launch.buffers[pointer - 1u] : nullptr);
       else
-        ++launch.error_count;
+        launch.repeats("bounds", w.pc);
       first = false;
       rest &= rest - 1;
       continue;
@@ -269,6 +272,7 @@ uint32_t access_shared(Warp& w, const Instruction& ins, uint32_t mask, const uin
   for (int l = 0; l < kLanes; ++l) at[l] = block.shared.data() + address[l];
   if (!good) return 0;
   if (launch.config.racecheck) block.races.check(w, good, address, bytes, use, copy);
+  if (use == Use::Write) launch.wrote = true;
   uint8_t* written = block.shared_written.data();
   if (use != Use::Write && launch.config.memcheck) {
     for_lanes(good, [&](int l) {

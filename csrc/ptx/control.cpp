@@ -29,6 +29,7 @@ void branch(Warp& w, const Instruction& i, uint32_t mask) {
 void leave(Warp& w, const Instruction&, uint32_t mask) {
   w.exit(mask);
   settle_barrier(w);
+  count_exited(*w.block);
   w.event = Event::Jump;
 }
 
@@ -62,6 +63,7 @@ void give_back(Warp& w, const Instruction&, uint32_t mask) {
       rest &= ~out;
       w.exit(out);
       settle_barrier(w);
+      count_exited(*w.block);
       continue;
     }
     uint32_t from = w.calls[lane].back(), same = 0;
@@ -237,13 +239,19 @@ void plain(Decoder& d) {
   d.ins.run = run;
 }
 
-// Orders memory, which here is in program order already.
+// Memory is in program order here already: a fence matters to the search for races only. mode[0]: for all blocks.
+void fence(Warp& w, const Instruction& i, uint32_t) {
+  if (w.launch->global_races.on()) w.launch->global_races.fence(w, i.mode[0]);
+}
+
 void decode_fence(Decoder& d) {
   d.ins.kind = Class::Control;
   bool alias = d.take("proxy") && d.take("alias");
   d.choose({"sc", "acq_rel"});
-  if (!alias && d.choose({"cta", "gl", "gpu", "sys"}) < 0) d.fail("expected a scope: .cta, .gl, .gpu or .sys");
-  d.ins.run = nothing;
+  int scope = d.choose({"cta", "gl", "gpu", "sys"});
+  if (!alias && scope < 0) d.fail("expected a scope: .cta, .gl, .gpu or .sys");
+  d.ins.mode[0] = scope > 0;
+  d.ins.run = alias ? nothing : fence;
 }
 
 }  // namespace

@@ -151,10 +151,11 @@ struct Cursor {
     return first == std::string::npos ? "" : s.substr(first, last - first + 1);
   }
 
-  [[noreturn]] void fail(const std::string& why) const { fail_at(line, why); }
-  [[noreturn]] void fail_at(uint32_t where, const std::string& why) const {
-    throw SyntaxError("PTX line " + std::to_string(where) + ": " + why + ": " + line_text(where));
+  std::string error(uint32_t where, const std::string& why) const {
+    return "PTX line " + std::to_string(where) + ": " + why + ": " + line_text(where);
   }
+  [[noreturn]] void fail(const std::string& why) const { fail_at(line, why); }
+  [[noreturn]] void fail_at(uint32_t where, const std::string& why) const { throw SyntaxError(error(where, why)); }
 };
 
 }  // namespace gpt2fast::ptx

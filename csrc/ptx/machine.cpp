@@ -80,6 +80,19 @@ Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
     for (uint32_t callee : f.calls) need(module.functions[callee]);
   };
   need(kernel);
+  int grain = 4;  // shift of the least piece of global memory that is accessed
+  for (uint32_t index : entry_functions_) {
+    const Function& f = module.functions[index];
+    if (!f.error.empty()) throw std::invalid_argument(f.error);
+    for (uint32_t pc = f.first; pc < f.first + f.count; ++pc) {
+      const Instruction& i = module.code[pc];
+      if (i.kind != Class::Memory || i.bytes == 0) continue;
+      while ((1u << grain) > uint32_t(i.bytes) * i.elements) --grain;
+    }
+  }
+  uint64_t blocks = uint64_t(config.grid[0]) * config.grid[1] * config.grid[2];
+  if (config.racecheck && (blocks > 1 || warps > 1))
+    global_races.start(buffers.size(), n, grain, warps, config.same_value_races);
   size_t stride = (module.register_bytes + 63) / 64 * 64;
   register_file_.resize(stride * warps + 64);
   pointer_file_.resize(size_t(module.pointer_slots) * warps);
@@ -236,6 +249,9 @@ void Launch::start_block() {
   std::fill(block.shared_written.begin(), block.shared_written.end(), uint8_t{0});
   std::fill(block.local_written.begin(), block.local_written.end(), uint8_t{0});
   if (config.racecheck) block.races.start_block();
+  if (global_races.on())
+    global_races.start_block(block.id[0] + config.grid[0] * (block.id[1] + config.grid[1] * block.id[2]));
+  quiet = 0;
   for (BarrierState& b : block.barriers) b = {};
   for (Warp& w : block.warps) start_warp(w);
 }
@@ -246,6 +262,8 @@ bool Launch::step(Warp& w, uint64_t quantum) {
   bool fair = w.full_turns >= kPatience;
   if (fair ? !w.choose_others() : !w.active && !w.choose()) return false;
   uint64_t executed = 0;
+  wrote = false;
+  polled = kNone;
   while (executed < quantum) {
     const Instruction& ins = code[w.pc];
     uint32_t mask = w.active;
@@ -290,11 +308,8 @@ bool Launch::step(Warp& w, uint64_t quantum) {
   if (fair && w.active) w.choose();
   w.full_turns = !fair && executed == quantum && w.next_pc != kNone ? w.full_turns + 1 : 0;
   instructions += executed;
-  if (instructions > config.budget && !stopped) {
-    report("budget", "the launch was stopped after " + std::to_string(config.budget) + " warp instructions", w, w.pc,
-           -1);
-    stop();
-  }
+  quiet = wrote ? 0 : quiet + executed;
+  if (instructions > config.budget && !stopped) report_budget(w);
   return true;
 }
 
@@ -323,6 +338,7 @@ void Launch::run() {
         start_block();
         run_block();
         block.races.settle();
+        global_races.settle();
         report_unwritten(block);
       }
 }

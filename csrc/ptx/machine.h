@@ -3,8 +3,9 @@
 #pragma once
 #include <array>
 #include <deque>
-#include <unordered_set>
+#include <unordered_map>
 
+#include "global_race.h"
 #include "race.h"
 
 namespace gpt2fast::ptx {
@@ -28,6 +29,7 @@ struct Buffer {
 
 struct Error {
   std::string kind, message;
+  uint64_t count = 1;  // how many times this was found between these places
   uint32_t pc = kNone, other_pc = kNone;
   std::array<uint32_t, 3> thread{}, block{};
   bool has_thread = false, has_address = false, has_offset = false;
@@ -42,6 +44,7 @@ struct LaunchConfig {
   std::vector<Buffer> buffers;
   uint64_t budget = 0;
   bool memcheck = true, racecheck = true;
+  bool same_value_races = false;  // blocks that store the same in one place race too
 };
 
 // Lanes at one program counter that do not run: they are behind, or wait.
@@ -115,6 +118,7 @@ struct Warp {
 
 struct BarrierState {
   uint32_t arrived = 0, expected = 0, voters = 0, count_true = 0;
+  bool counted = false;  // by a number of threads that the instruction gives
   uint32_t pc = kNone;
   std::vector<uint32_t> waiting;  // warps
   std::vector<uint32_t> clock;    // what those that arrived had done by then
@@ -151,20 +155,25 @@ struct Launch {
   std::vector<Counts> global_counts, shared_counts;  // per pc: the parts of its accesses that fall there
   std::vector<uint32_t> hint;                        // per pc: the buffer of the last access
   uint64_t instructions = 0, barriers = 0, divergent_branches = 0, tensor_flops = 0;
-  std::vector<Error> errors;
+  GlobalRaces global_races;
+  std::vector<Error> errors, notes;  // notes: what is no error, but worth knowing
   uint64_t error_count = 0;
-  std::unordered_set<uint64_t> reported;
+  std::unordered_map<uint64_t, size_t> reported;  // their index in errors
+  bool wrote = false;                             // in this turn: memory that others see has changed
+  uint64_t quiet = 0;                             // instructions since then
+  uint32_t polled = kNone;                        // the last read of global memory in this turn
   bool stopped = false;
   std::string output;  // of printf
 
   Launch(const Module& module, const std::string& kernel, LaunchConfig config);
   void run();
 
-  // Adds one error per kind and places; the rest is only counted, and gives no pointer.
+  // Adds one error per kind and source lines; the rest is only counted, and gives no pointer.
   Error* report(const char* kind, const std::string& message, const Warp& warp, uint32_t pc, int lane,
                 uint32_t other_pc = kNone);
   // Counts a finding that is reported already; for those who would spend long on the message.
   bool repeats(const char* kind, uint32_t pc, uint32_t other_pc = kNone);
+  void note(const char* kind, const std::string& message, const Warp& warp, uint32_t pc);
   void stop() { stopped = true; }
   std::string place(uint32_t pc) const;  // "line 12 (file.py:3)"
   std::array<uint32_t, 3> thread(const Warp& warp, int lane) const;
@@ -177,6 +186,8 @@ struct Launch {
   bool step(Warp& warp, uint64_t quantum);
   void run_block();
   void report_deadlock();
+  void report_budget(const Warp& warp);
+  uint64_t key(const char* kind, uint32_t pc, uint32_t other_pc) const;
 
   std::vector<uint8_t> register_file_;
   std::vector<uint16_t> pointer_file_;

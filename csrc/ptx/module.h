@@ -57,6 +57,9 @@ const char* name_of(Space space);
 // What an access does to memory.
 enum class Use : uint8_t { Read, Write, Atomic };
 
+// What an access means to others. kStrong: atomic, volatile or relaxed; kBlockOnly: to its own block only (.cta).
+enum Order : uint8_t { kStrong = 1, kAcquire = 2, kRelease = 4, kBlockOnly = 8 };
+
 // What an instruction is counted as.
 enum class Class : uint8_t { Int, Float, Half, Convert, Special, Tensor, Control, Memory };
 constexpr int kClasses = 8;
@@ -78,6 +81,7 @@ struct Instruction {
   Type type = Type::B32;
   uint8_t bytes = 0, elements = 1;  // of a memory access, per lane: elements * bytes, to which it is aligned
   Use use = Use::Read;              // of a memory access
+  uint8_t order = 0;                // of a memory access
   bool copies = false;              // cp.async: reads global memory and writes shared memory
   uint8_t mode[4] = {};             // as the handler likes
   uint32_t target = 0;              // of a branch or a call; of a memory access, the address register's pointer slot
@@ -163,6 +167,7 @@ struct Function {
   uint32_t shared_bytes = 0;    // its own .shared variables end here
   uint32_t param_bytes = 0;
   uint32_t max_threads = 0;  // .maxntid, .reqntid
+  std::string error;         // of the first instruction that the machine does not know
 };
 
 struct SyntaxError : std::invalid_argument {

@@ -5,6 +5,15 @@
 #include "parse.h"
 
 namespace gpt2fast::ptx {
+namespace {
+
+bool knows(const std::string& opcode) {
+  for (const char* kind : {"", ".int", ".float", ".half"})
+    if (opcodes().count(opcode + kind)) return true;
+  return false;
+}
+
+}  // namespace
 
 void Parser::body(uint32_t index) {
   cursor_.expect('{');
@@ -166,17 +175,29 @@ void Parser::instruction(FunctionState& state, Body& body, std::string opcode, u
   ins.line = line;
   locations_.note();
   std::vector<Operand> operands;
-  if (!cursor_.accept(';')) {
-    do operands.push_back(operand());
-    while (cursor_.accept(','));
-    cursor_.expect(';');
+  std::string& error = state.function.error;
+  try {
+    if (!cursor_.accept(';')) {
+      do operands.push_back(operand());
+      while (cursor_.accept(','));
+      cursor_.expect(';');
+    }
+  } catch (const SyntaxError&) {  // the operands of an unknown instruction may be of an unknown kind
+    if (knows(opcode.substr(0, opcode.find('.')))) throw;
+    if (error.empty()) error = cursor_.error(line, opcode + ": unknown or unsupported instruction");
+    while (!cursor_.done() && !cursor_.accept(';')) cursor_.advance();
+    return;
   }
   ins.begin = uint32_t(begin);
   ins.end = uint32_t(cursor_.at);
   state.pool_start.push_back(uint32_t(state.pool.size()));
   Decoder decoder(state, cursor_, line, ins, opcode, std::move(operands));
   size_t branches = state.branches.size();
-  decoder.decode();
+  try {
+    decoder.decode();
+  } catch (const SyntaxError& e) {  // refuses the kernels that can come to it, when they are launched
+    if (error.empty()) error = e.what();
+  }
   for (; branches < state.branches.size(); ++branches) {
     state.branches[branches].first = body.code.size();
     state.branch_scopes.push_back(scopes_.current());

@@ -10,7 +10,7 @@ extern "C" __global__ void off_by_one(const float* x, float* y, int n) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (kBug ? i <= n : i < n) {
     float v = x[i];  // bug: off_by_one
-    y[i < n ? i : 0] = v;
+    if (i < n || v > 1e30f) y[i] = v;
   }
 }
 

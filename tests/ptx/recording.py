@@ -31,7 +31,7 @@ class RecordingModule:
             offset += size
         return found
 
-    def launch(self, kernel, grid, block, shared, params, buffers, budget, memcheck, racecheck):
+    def launch(self, kernel, grid, block, shared, params, buffers, budget, *checks):
         self.launches.append((kernel, grid, block, shared, params, buffers))
         for _, _, name, written in buffers:
             if written is not True and name in self.outcome.get("writes", {}):

@@ -141,19 +141,22 @@ def test_block_that_is_no_multiple_of_a_warp() -> None:
 
 
 def test_barrier_that_a_warp_misses() -> None:
-    """The report says where each warp stands."""
-    text = kernel("setp.lt.u32 %p0, %thread, 32;\n@%p0 bra done;\nbar.sync 0;\ndone:\n", 0)
+    """A barrier for a number of threads waits for those who exited too; the report says where each warp stands."""
+    text = kernel("setp.lt.u32 %p0, %thread, 32;\n@%p0 bra done;\nbar.sync 0, 96;\ndone:\n", 0)
     (error,) = launch(text, block=(96, 1, 1))["errors"]
     assert error["kind"] == "deadlock"
-    at = f"at line {line_of(text, 'bar.sync')} 'bar.sync 0;'"
+    at = f"at line {line_of(text, 'bar.sync')} 'bar.sync 0, 96;'"
     assert f"warp 0 has exited; warp 1: {at}; warp 2: {at}" in error["message"]
 
 
 def test_barrier_that_some_lanes_miss() -> None:
-    body = "setp.lt.u32 %p0, %thread, 5;\n@%p0 bra done;\nbar.sync 0;\ndone:\n"
-    (error,) = errors(body, block=(64, 1, 1))
-    assert error["kind"] == "deadlock"
-    assert "27 lanes at" in error["message"] and "5 lanes have exited" in error["message"]
+    """Threads that have exited count as arrived, and a note says so."""
+    text = kernel("setp.lt.u32 %p0, %thread, 5;\n@%p0 bra done;\nbar.sync 0;\ndone:\n", 0)
+    report = launch(text, block=(64, 1, 1))
+    assert report["errors"] == []
+    (note,) = report["notes"]
+    assert note["kind"] == "exited_before_barrier" and "5 threads have exited" in note["message"]
+    assert note["line"] == line_of(text, "bar.sync")
 
 
 def test_warps_at_different_barriers() -> None:

@@ -13,7 +13,10 @@ from .toolchain import WHAT
 
 @dataclass(frozen=True)
 class Error:
-    """One finding. ``source`` is "file:line" by the compiler's line table, ``other_source`` a race's other access."""
+    """One finding. ``source`` is "file:line" by the compiler's line table, ``other_source`` a race's other access.
+
+    ``count`` says how often it was found at these lines; the rest describes the first time.
+    """
 
     kind: str
     message: str
@@ -24,13 +27,15 @@ class Error:
     block: Any = None
     instruction: str = ""
     buffer: str | None = None
+    count: int = 1
 
     def __str__(self):
         where = self.source or (f"PTX line {self.line}" if self.line else "")
         both = f" and {self.other_source}" if self.other_source else ""
         who = f" block {self.block} thread {self.thread}:" if self.block is not None else ""
         what = f" [{self.instruction}]" if self.instruction else ""
-        return f"{self.kind}{f' at {where}{both}' if where else ''}:{who} {self.message}{what}"
+        often = f" ({self.count} times)" if self.count > 1 else ""
+        return f"{self.kind}{f' at {where}{both}' if where else ''}{often}:{who} {self.message}{what}"
 
 
 class MachineError(RuntimeError):
@@ -53,6 +58,7 @@ class Launch:
     ptx: str = field(repr=False)
     errors: list[Error] = field(default_factory=list)
     error_count: int = 0
+    notes: list[Error] = field(default_factory=list)  # no errors, and never raised
     counters: dict[str, int] = field(default_factory=dict, repr=False)
     per_source: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
     per_buffer: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
@@ -96,7 +102,7 @@ class Launch:
         if self.errors:
             count = max(self.error_count, len(self.errors))
             title = f"{self.name}: {count} error{'s' if count > 1 else ''}"
-            raise MachineError(title, self.errors, self, count - len(self.errors))
+            raise MachineError(title, self.errors, self, count - sum(e.count for e in self.errors))
 
 
 @functools.lru_cache(maxsize=1024)

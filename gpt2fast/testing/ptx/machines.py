@@ -18,7 +18,8 @@ _active: "Machine | None" = None
 
 @functools.lru_cache(maxsize=256)
 def parse(ptx: str):
-    """The parsed module; ValueError naming the instruction and its line where the machine does not know it."""
+    """The parsed module; ValueError where the text is no PTX. An instruction that the machine does not know is named
+    when a kernel that has it is launched."""
     try:
         from ... import _ptx
     except ImportError as error:
@@ -30,11 +31,11 @@ def parse(ptx: str):
 class Machine:
     """Made by ``machine()``. ``launches`` holds a report per launch, in order."""
 
-    def __init__(self, raise_errors: bool, budget: int, memcheck: bool, racecheck: bool):
+    def __init__(self, raise_errors: bool, budget: int, memcheck: bool, racecheck: bool, same_value_races: bool):
         self.launches: list[Launch] = []
         self.memory = Memory()
         self.pending: BaseException | None = None  # raised in a callback of C code
-        self._raise, self._budget, self._checks = raise_errors, budget, (memcheck, racecheck)
+        self._raise, self._budget, self._checks = raise_errors, budget, (memcheck, racecheck, same_value_races)
         self._may_stay: set[int] = set()
 
     def __enter__(self) -> "Machine":
@@ -137,10 +138,10 @@ class Machine:
         for buffer in buffers:
             buffer.look_for_writes(None)
         given = [(b.address, b.bytes, b.name, True if b.written is None else b.written) for b in buffers]
-        memcheck, racecheck = self._checks
-        found = module.launch(kernel, grid, block, shared, params, given, self._budget, memcheck, racecheck)
+        found = module.launch(kernel, grid, block, shared, params, given, self._budget, *self._checks)
         launch = Launch(kernel, grid, block, shared, ptx)
         launch.errors = [self._error(e, buffers) for e in found["errors"]]
+        launch.notes = [self._error(e, buffers) for e in found.get("notes", [])]
         launch.error_count = found.get("error_count", len(launch.errors))
         for name in ("counters", "per_source", "per_buffer", "printed"):
             setattr(launch, name, found.get(name, getattr(launch, name)))
@@ -162,16 +163,22 @@ class Machine:
 
 
 def machine(
-    *, raise_errors: bool = True, budget: int = 2_000_000_000, memcheck: bool = True, racecheck: bool = True
+    *,
+    raise_errors: bool = True,
+    budget: int = 2_000_000_000,
+    memcheck: bool = True,
+    racecheck: bool = True,
+    same_value_races: bool = False,
 ) -> Machine:
     """Runs GPU kernels on CPU tensors: a context manager that yields a ``Machine``.
 
     Inside, Triton's ``kernel[grid](...)`` and the launches of ``load_cuda`` run as compiled PTX on the CPU. What a
     launch does wrong is raised as a ``MachineError`` when it ends, or only collected with ``raise_errors=False``.
     ``budget`` is the number of warp instructions after which a launch is stopped. A kernel under ``triton.autotune``
-    runs its first configuration: the machine knows no time.
+    runs its first configuration: the machine knows no time. ``racecheck`` looks for races in shared and in global
+    memory; ``same_value_races`` counts it as a race, too, where two blocks or warps store the same value in one place.
     """
-    return Machine(raise_errors, budget, memcheck, racecheck)
+    return Machine(raise_errors, budget, memcheck, racecheck, same_value_races)
 
 
 def active() -> Machine | None:

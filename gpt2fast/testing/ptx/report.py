@@ -23,8 +23,9 @@ def _launch(index: int, launch: Launch) -> str:
     counters = launch.counters
     title = f"[{index}] {launch.name} grid {launch.grid} block {launch.block}, {launch.shared} bytes dynamic shared"
     lines = [title, *(f"  {error}" for error in launch.errors)]
-    if launch.error_count > len(launch.errors):
-        lines.append(f"  and {launch.error_count - len(launch.errors)} more")
+    if (more := launch.error_count - sum(error.count for error in launch.errors)) > 0:
+        lines.append(f"  and {more} more")
+    lines += [f"  note: {note}" for note in launch.notes]
     count = functools.partial(_count, counters)
     lines.append(f"  {count('thread_instructions')} thread instructions, {count('warp_instructions')} of warps")
     lines.append(f"  {count('divergent_branches')} divergent branches, {count('barriers')} barriers")

@@ -1,0 +1,240 @@
+#include "global_race.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "machine.h"
+
+namespace gpt2fast::ptx {
+namespace {
+
+constexpr int kPageShift = 12;             // cells of a page
+constexpr size_t kMostAccesses = 1 << 24;  // then what was before a block is forgotten
+
+const char* verb(Use use) { return use == Use::Read ? "read" : use == Use::Write ? "write" : "atomic operation"; }
+
+bool has(const std::vector<uint64_t>& bits, uint32_t i) { return i / 64 < bits.size() && bits[i / 64] >> i % 64 & 1; }
+
+std::string name(const Launch& launch, uint32_t block) {
+  const auto& grid = launch.config.grid;
+  return "block (" + std::to_string(block % grid[0]) + ", " + std::to_string(block / grid[0] % grid[1]) + ", " +
+         std::to_string(block / grid[0] / grid[1]) + ")";
+}
+
+}  // namespace
+
+void GlobalRaces::start(size_t buffers, size_t instructions, int grain_shift, uint32_t warps, bool same_value) {
+  shadows_.resize(buffers);
+  accesses_.assign(1, {});
+  last_access_.assign(instructions, 0);
+  shift_ = grain_shift;
+  warps_ = warps;
+  same_value_ = same_value;
+}
+
+void GlobalRaces::start_block(uint32_t block) {
+  block_ = block;
+  joined_.clear();
+  snapshot_ = last_joined_ = nullptr;
+  fenced_.assign(warps_, 0);
+  fenced_here_.assign(warps_, 0);
+  any_fence_ = false;
+  if (accesses_.size() < kMostAccesses) return;
+  accesses_.resize(1);
+  std::fill(last_access_.begin(), last_access_.end(), 0);
+  for (Shadow& s : shadows_) s = {};
+}
+
+uint32_t GlobalRaces::note(const Warp& w, const Instruction& ins, Use use) {
+  uint32_t& last = last_access_[w.pc];
+  const Access& known = accesses_[last];
+  uint32_t stamp = w.clock[w.index];
+  if (last && known.block == block_ && known.warp == w.index && known.stamp == stamp) return last;
+  last = uint32_t(accesses_.size());
+  accesses_.push_back({block_, stamp, w.pc, uint16_t(w.index), ins.order, use});
+  return last;
+}
+
+GlobalRaces::Cell* GlobalRaces::cell(uint32_t buffer, uint64_t address) {
+  Shadow& s = shadows_[buffer];
+  uint64_t at = address >> shift_;
+  std::unique_ptr<Cell[]>& page = s.pages[(at >> kPageShift) - s.first_page];
+  if (!page) page = std::make_unique<Cell[]>(size_t{1} << kPageShift);
+  return &page[at & ((1u << kPageShift) - 1)];
+}
+
+// Whether what another warp did comes before what this warp does now.
+bool GlobalRaces::ordered(const Warp& w, const Access& other) const {
+  if (other.block == block_) return other.warp == w.index || other.stamp <= w.clock[other.warp];
+  return has(joined_, other.block) && other.stamp <= published_[other.block][other.warp];
+}
+
+// Two accesses that are both atomic, or nearly (volatile, relaxed), never race where both say so to each other's block.
+bool GlobalRaces::fine(const Warp& w, const Access& self, uint32_t index) {
+  const Access& other = accesses_[index];
+  uint8_t both = self.order & other.order;
+  if ((both & kStrong) && (other.block == block_ || !((self.order | other.order) & kBlockOnly))) return true;
+  return ordered(w, other);
+}
+
+void GlobalRaces::read(const Warp& w, Cell& c, uint32_t self) {
+  if (c.reader == self) return;
+  if (c.reader) {
+    const Access& last = accesses_[c.reader];
+    if (last.block != block_)
+      c.other_block = c.reader;
+    else if (last.warp != w.index)
+      c.other_warp = c.reader;
+  }
+  c.reader = self;
+}
+
+// Triton lets several warps load the same elements where there are fewer than threads, and one of them store what it
+// made of them. Whether the others load before or after that store is left open, and what they got goes nowhere. So a
+// load that the storing warp executed too, with the same instruction, does not race with its store.
+bool GlobalRaces::replicated(const Warp& w, const Cell& c, uint32_t pc, bool by_self) const {
+  for (uint32_t reader : {c.reader, c.other_warp}) {
+    const Access& r = accesses_[reader];
+    if (reader && r.block == block_ && r.pc == pc && (!by_self || r.warp == w.index)) return true;
+  }
+  return false;
+}
+
+void GlobalRaces::check(Warp& w, const Instruction& ins, uint32_t buffer, uint32_t mask, const uint64_t* address,
+                        uint32_t bytes, Use use) {
+  if (!suspects_.empty()) settle();
+  if (ins.order & kRelease) fence(w, !(ins.order & kBlockOnly));
+  if ((ins.order & kStrong) && use != Use::Write && !publications_.empty())
+    for_lanes(mask, [&](int l) { join(w, address[l]); });
+  uint32_t self = note(w, ins, use), good = self;
+  const Access access = accesses_[self];
+  Shadow& shadow = shadows_[buffer];
+  if (shadow.pages.empty()) {
+    const Buffer& b = w.launch->buffers[buffer];
+    shadow.first_page = b.address >> shift_ >> kPageShift;
+    shadow.pages.resize(((b.address + b.bytes) >> shift_ >> kPageShift) - shadow.first_page + 1);
+  }
+  // good: the last access that was found to be in order before this one, as it is for many cells.
+  auto races = [&](uint32_t other) {
+    if (!other || other == good) return false;
+    if (!fine(w, access, other)) return true;
+    good = other;
+    return false;
+  };
+  // Lanes that all access one place hold a scalar, which every warp goes on to use.
+  auto vector = [&] {
+    uint64_t first = address[__builtin_ctz(mask)], differ = 0;
+    for_lanes(mask, [&](int l) { differ |= address[l] ^ first; });
+    return differ != 0;
+  };
+  for (uint32_t rest = mask; rest; rest &= rest - 1) {
+    int lane = __builtin_ctz(rest);
+    size_t count = ((address[lane] + bytes - 1) >> shift_) - (address[lane] >> shift_) + 1;
+    Cell* c = cell(buffer, address[lane]);
+    for (size_t i = 0; i < count; ++i, ++c) {
+      uint64_t at = i ? ((address[lane] >> shift_) + i) << shift_ : address[lane];
+      if (races(c->writer)) {
+        const Access& other = accesses_[c->writer];
+        if (use == Use::Write && other.use == Use::Write && !same_value_)
+          suspect(w, lane, buffer, at, other);
+        else if (use != Use::Read || other.block != block_ || !replicated(w, *c, w.pc, false) || !vector())
+          report(w, lane, buffer, at, w.pc, use, other);
+      }
+      if (use == Use::Read) {
+        read(w, *c, self);
+        continue;
+      }
+      for (uint32_t reader : {c->reader, c->other_warp, c->other_block})
+        if (races(reader) &&
+            !(accesses_[reader].block == block_ && replicated(w, *c, accesses_[reader].pc, true) && vector()))
+          report(w, lane, buffer, at, w.pc, use, accesses_[reader]);
+      const Access& last = accesses_[c->reader];
+      bool own = last.block == block_ && last.warp == w.index;
+      *c = {self, own ? c->reader : 0, 0, 0};
+    }
+  }
+  if ((ins.order & kStrong) && use != Use::Read && any_fence_) for_lanes(mask, [&](int l) { publish(w, address[l]); });
+}
+
+void GlobalRaces::report(Warp& w, int lane, uint32_t buffer, uint64_t address, uint32_t pc, Use use,
+                         const Access& other) {
+  Launch& launch = *w.launch;
+  if (launch.repeats("global_race", pc, other.pc)) return;
+  const Buffer& b = launch.buffers[buffer];
+  bool near = other.block == block_;
+  std::string message =
+      std::string("global memory ") + verb(use) + " of buffer '" + b.name + "' at byte " +
+      std::to_string(address - b.address) + " by " + (near ? "warp " + std::to_string(w.index) : name(launch, block_)) +
+      " and " + verb(other.use) + " by " +
+      (near ? "warp " + std::to_string(other.warp) + " of its block" : name(launch, other.block)) + " at " +
+      launch.place(other.pc) + " with " + (near ? "no barrier between them" : "nothing that orders them");
+  Error* e = launch.report("global_race", message, w, pc, lane, other.pc);
+  if (!e) return;
+  e->buffer = b.name;
+  e->has_address = e->has_offset = true;
+  e->address = address;
+  e->offset = address - b.address;
+}
+
+void GlobalRaces::suspect(Warp& w, int lane, uint32_t buffer, uint64_t address, const Access& other) {
+  Suspect s{&w, lane, buffer, address, w.pc, other, {0, 0}};
+  uint64_t left = (((address >> shift_) + 1) << shift_) - address;  // a cell may reach past the access
+  std::memcpy(s.content, reinterpret_cast<const void*>(address), left);
+  suspects_.push_back(s);
+}
+
+void GlobalRaces::settle() {
+  for (const Suspect& s : suspects_) {
+    uint64_t left = (((s.address >> shift_) + 1) << shift_) - s.address;
+    if (std::memcmp(s.content, reinterpret_cast<const void*>(s.address), left) != 0)
+      report(*s.warp, s.lane, s.buffer, s.address, s.pc, Use::Write, s.other);
+  }
+  suspects_.clear();
+}
+
+// Later accesses have a later stamp, so that the fence does not cover them.
+void GlobalRaces::fence(Warp& w, bool wide) {
+  any_fence_ = true;
+  uint32_t& stamp = w.clock[w.index];
+  fenced_here_[w.index] = stamp;
+  if (wide)
+    for (uint32_t v = 0; v < warps_; ++v) fenced_[v] = std::max(fenced_[v], w.clock[v]);
+  ++stamp;
+}
+
+void GlobalRaces::join(Warp& w, uint64_t address) {
+  auto it = publications_.find(address);
+  if (it == publications_.end()) return;
+  const Publication& p = it->second;
+  if (p.block == block_) w.clock[p.warp] = std::max(w.clock[p.warp], p.stamp);
+  if (p.block == block_ || p.blocks == last_joined_) return;
+  last_joined_ = p.blocks;
+  if (joined_.size() < p.blocks->size()) joined_.resize(p.blocks->size());
+  for (size_t i = 0; i < p.blocks->size(); ++i) {
+    uint64_t fresh = (*p.blocks)[i] & ~joined_[i];
+    joined_[i] |= fresh;
+    if (fresh) snapshot_ = nullptr;
+  }
+}
+
+// Others that join this block come after what a fence has covered, as far as this warp is ordered after it.
+void GlobalRaces::publish(Warp& w, uint64_t address) {
+  Publication& p = publications_[address];
+  p.block = block_;
+  p.warp = w.index;
+  p.stamp = fenced_here_[w.index];
+  if (published_.size() <= block_) published_.resize(block_ + 1);
+  std::vector<uint32_t>& mine = published_[block_];
+  mine.resize(warps_);
+  for (uint32_t v = 0; v < warps_; ++v)
+    mine[v] = std::max(mine[v], v == w.index ? fenced_[v] : std::min(fenced_[v], w.clock[v]));
+  if (!snapshot_) {
+    auto all = std::make_shared<Blocks>(joined_);
+    all->resize(std::max(all->size(), size_t(block_ / 64 + 1)));
+    (*all)[block_ / 64] |= uint64_t{1} << block_ % 64;
+    snapshot_ = std::move(all);
+  }
+  p.blocks = snapshot_;
+}
+
+}  // namespace gpt2fast::ptx
