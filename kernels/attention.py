@@ -51,35 +51,43 @@ def sees(t, s, T, S, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr):
 
 
 @triton.jit
-def keys_of_tile(first, T, S, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, EDGES: tl.constexpr,
-                 BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):  # fmt: skip
-    """The keys that the queries first ... first + BLOCK_M - 1 see: (begin, end), and where the tiles end that all see.
-
-    EDGES says that every tile must be masked, so that none is among the last.
-    """
+def keys_of_tile(first, T, S, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, BLOCK_M: tl.constexpr,
+                 BLOCK_N: tl.constexpr):  # fmt: skip
+    """(begin, clear, end): the queries first ... first + BLOCK_M - 1 see keys from begin up to end, and all of them see
+    the tiles up to clear. Under a window every tile counts as an edge."""
     begin, end, clear = 0, S, S
     if CAUSAL:
         end = tl.maximum(tl.minimum(S, S - T + first + BLOCK_M), 0)
         clear = tl.maximum(tl.minimum(S, S - T + first + 1), 0)
     if HAS_WINDOW:
         begin = tl.maximum(0, S - T + first - window + 1) // BLOCK_N * BLOCK_N
-    if EDGES:
         clear = begin
     return begin, clear // BLOCK_N * BLOCK_N, end
+
+
+@triton.jit
+def _philox_round(c0, c1, c2, c3, k0, k1):
+    # One 32 x 32 -> 64 bit product gives both halves; two 32-bit products would cost twice as much.
+    p0, p1 = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57
+    return (p1 >> 32).to(tl.uint32) ^ c1 ^ k0, p1.to(tl.uint32), (p0 >> 32).to(tl.uint32) ^ c3 ^ k1, p0.to(tl.uint32)
 
 
 @triton.jit
 def kept_by_dropout(seed, row, start, dropout_p, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Which probabilities of the rows (b H + h) T + t and of the keys from ``start`` on are kept: (BLOCK_M, BLOCK_N).
 
-    Word s % 4 of the Philox block with counter (s / 4, row) belongs to key s, as in csrc/math.h.
+    Word s % 4 of the Philox 4x32-10 block with counter (s / 4, row) and key ``seed`` belongs to key s, as in
+    csrc/math.h (Salmon et al., SC11).
     """
     row = row.to(tl.uint64)[:, None]
-    block = ((start // 4) + tl.arange(0, BLOCK_N // 4))[None, :].to(tl.uint32)
     zero = tl.zeros([BLOCK_M, BLOCK_N // 4], tl.uint32)
-    low, high = (row & 0xFFFFFFFF).to(tl.uint32), (row >> 32).to(tl.uint32)
-    w0, w1, w2, w3 = tl.philox(seed, block + zero, zero, low + zero, high + zero)
-    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [BLOCK_M, BLOCK_N])
+    c0 = ((start // 4) + tl.arange(0, BLOCK_N // 4))[None, :].to(tl.uint32) + zero
+    c1, c2, c3 = zero, row.to(tl.uint32) + zero, (row >> 32).to(tl.uint32) + zero
+    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        c0, c1, c2, c3 = _philox_round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    words = tl.reshape(tl.join(tl.join(c0, c2), tl.join(c1, c3)), [BLOCK_M, BLOCK_N])
     return (words >> 8).to(tl.float32) * 5.9604644775390625e-8 >= dropout_p
 
 
@@ -91,12 +99,11 @@ def _add_keys(
     HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys. EDGE: some query of the tile may not see some key of it."""
+    """One tile of keys. EDGE: some query of the tile may not see some key of it, for other reasons than the mask."""
     s = start + tl.arange(0, BLOCK_N)
-    usable = s < S
-    if EDGE:
-        usable = usable_keys(s, T, S, mask_ptr, window, HAS_MASK, HAS_WINDOW)
-    k = load_rows(k_ptr, s, stride_k_s, d, usable, D, BLOCK_D, not EDGE)
+    usable = usable_keys(s, T, S, mask_ptr, window, HAS_MASK, HAS_WINDOW)
+    ALL_ROWS: tl.constexpr = not (EDGE or HAS_MASK)
+    k = load_rows(k_ptr, s, stride_k_s, d, usable, D, BLOCK_D, ALL_ROWS)
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     if HAS_BIAS:
         at = bias_ptr + t.to(tl.int64)[:, None] * stride_bias_t + s.to(tl.int64)[None, :] * stride_bias_s
@@ -104,6 +111,8 @@ def _add_keys(
     if EDGE:
         seen = sees(t[:, None], s[None, :], T, S, window, CAUSAL, HAS_WINDOW) & usable[None, :]
         scores = tl.where(seen, scores, float("-inf"))
+    elif HAS_MASK:
+        scores = tl.where(usable[None, :], scores, float("-inf"))
     new_peak = tl.maximum(peak, tl.max(scores, 1))
     # A row that has seen nothing yet is shifted by 0, since -inf - -inf is NaN. The shift is subtracted before log2(e)
     # multiplies: the difference of close numbers is exact, however large they are.
@@ -113,7 +122,7 @@ def _add_keys(
     total = total * decay + tl.sum(p, 1)
     if DROPOUT:
         p = tl.where(kept_by_dropout(seed, row, start, dropout_p, BLOCK_M, BLOCK_N), p, 0.0)
-    v = load_rows(v_ptr, s, stride_v_s, d, usable, D, BLOCK_D, not EDGE)
+    v = load_rows(v_ptr, s, stride_v_s, d, usable, D, BLOCK_D, ALL_ROWS)
     sums = tl.dot(p.to(v.dtype), v, sums * decay[:, None], input_precision=PRECISION)
     return new_peak, total, sums
 
@@ -145,8 +154,8 @@ def attention_kernel(
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     sums = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    begin, clear, end = keys_of_tile(first, T, S, window, CAUSAL, HAS_WINDOW, HAS_MASK or HAS_WINDOW, BLOCK_M, BLOCK_N)
-    if not (HAS_MASK or HAS_WINDOW):
+    begin, clear, end = keys_of_tile(first, T, S, window, CAUSAL, HAS_WINDOW, BLOCK_M, BLOCK_N)
+    if not HAS_WINDOW:
         for start in tl.range(begin, clear, BLOCK_N):
             peak, total, sums = _add_keys(
                 peak, total, sums, q, k_ptr, v_ptr, mask_ptr, bias_ptr, seed, stride_k_s, stride_v_s, stride_bias_t,
@@ -173,8 +182,8 @@ def attention_kernel(
 def forward_tile(block_d, wide):
     """(BLOCK_M, BLOCK_N, num_warps, num_stages); ``wide``: float32, whose products take three TF32 ones each."""
     if wide:
-        return (64, 32, 4, 1) if block_d <= 64 else (32, 32, 4, 1) if block_d <= 128 else (32, 16, 4, 1)
-    return {128: (128, 64, 8, 2), 256: (64, 32, 4, 2)}.get(block_d, (64, 64, 4, 3))
+        return (64, 64, 4, 1) if block_d <= 64 else (32, 32, 4, 1) if block_d <= 128 else (32, 16, 4, 1)
+    return {128: (64, 64, 4, 2), 256: (64, 32, 4, 2)}.get(block_d, (64, 64, 4, 3))
 
 
 @functools.cache

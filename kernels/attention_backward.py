@@ -35,17 +35,18 @@ def _add_keys(
     HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    """dq's share of one tile of keys. EDGE: some query of the tile may not see some key of it."""
+    """dq's share of one tile of keys. EDGE: some query of the tile may not see some key of it, mask aside."""
     s = start + tl.arange(0, BLOCK_N)
-    inside = s < S
-    if EDGE:
-        inside = usable(s, T, S, mask_ptr, window, HAS_MASK, HAS_WINDOW)
-    k = load_rows(k_ptr, s, stride_k_s, d, inside, D, BLOCK_D, not EDGE)
-    v = load_rows(v_ptr, s, stride_v_s, d, inside, D, BLOCK_D, not EDGE)
+    inside = usable(s, T, S, mask_ptr, window, HAS_MASK, HAS_WINDOW)
+    ALL_ROWS: tl.constexpr = not (EDGE or HAS_MASK)
+    k = load_rows(k_ptr, s, stride_k_s, d, inside, D, BLOCK_D, ALL_ROWS)
+    v = load_rows(v_ptr, s, stride_v_s, d, inside, D, BLOCK_D, ALL_ROWS)
     scores = _scores(q, k, bias_ptr, t, s, T, S, stride_bias_t, stride_bias_s, scale, HAS_BIAS, PRECISION)
     p = tl.exp2((scores - lse[:, None]) * LOG2E)
     if EDGE:
         p = tl.where(sees(t[:, None], s[None, :], T, S, window, CAUSAL, HAS_WINDOW) & inside[None, :], p, 0.0)
+    elif HAS_MASK:
+        p = tl.where(inside[None, :], p, 0.0)
     dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
     if DROPOUT:
         dp = tl.where(kept_by_dropout(seed, row, start, dropout_p, BLOCK_M, BLOCK_N), dp / (1 - dropout_p), 0.0)
@@ -55,7 +56,7 @@ def _add_keys(
 
 @triton.jit(do_not_specialize=["H", "T", "S", "window"])
 def attention_backward_q_kernel(
-    dout_ptr, out_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, bias_ptr, seed_ptr, lse_ptr, dq_ptr, delta_ptr, total_ptr,
+    dout_ptr, out_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, bias_ptr, seed_ptr, lse_ptr, dq_ptr, delta_ptr, excess_ptr,
     stride_dout_b, stride_dout_t, stride_dout_h, stride_out_b, stride_out_t, stride_out_h,
     stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h, stride_v_b, stride_v_s, stride_v_h,
     stride_mask_b, stride_bias_b, stride_bias_h, stride_bias_t, stride_bias_s, H, T, S, window, scale, dropout_p,
@@ -84,8 +85,8 @@ def attention_backward_q_kernel(
     seed = tl.load(seed_ptr) if DROPOUT else 0
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    begin, clear, end = keys_of_tile(first, T, S, window, CAUSAL, HAS_WINDOW, HAS_MASK or HAS_WINDOW, BLOCK_M, BLOCK_N)
-    if not (HAS_MASK or HAS_WINDOW):
+    begin, clear, end = keys_of_tile(first, T, S, window, CAUSAL, HAS_WINDOW, BLOCK_M, BLOCK_N)
+    if not HAS_WINDOW:
         for start in tl.range(begin, clear, BLOCK_N):
             dq, total = _add_keys(
                 dq, total, q, dout, lse, delta, k_ptr, v_ptr, mask_ptr, bias_ptr, seed, stride_k_s, stride_v_s,
@@ -101,33 +102,42 @@ def attention_backward_q_kernel(
     # A row's p sum to 1 but for the rounding of lse, which loses the sum's digits where scores are large: the division
     # brings them back.
     total = tl.where(total == 0, 1.0, total)
-    tl.store(total_ptr + row, total, mask=t < T)
+    tl.store(excess_ptr + row, tl.log2(total), mask=t < T)
     dq = dq * (scale / total)[:, None]
     tl.store(dq_ptr + ((b * T + t)[:, None] * H + h) * D + d[None, :], dq.to(dq_ptr.dtype.element_ty),
              mask=(t[:, None] < T) & (d[None, :] < D))  # fmt: skip
 
 
 @triton.jit
+def load_statistics(lse_ptr, delta_ptr, excess_ptr, row, inside, ALL_ROWS: tl.constexpr):
+    """A row's lse, delta, and log2 of what its p sum to. Zeros outside, where q and dout are zero: the row adds nothing."""
+    if ALL_ROWS:
+        return tl.load(lse_ptr + row), tl.load(delta_ptr + row), tl.load(excess_ptr + row)
+    lse = tl.load(lse_ptr + row, mask=inside, other=0.0)
+    delta = tl.load(delta_ptr + row, mask=inside, other=0.0)
+    return lse, delta, tl.load(excess_ptr + row, mask=inside, other=0.0)
+
+
+@triton.jit
 def _add_queries(
-    dk, dv, k, v, dout_ptr, q_ptr, lse_ptr, delta_ptr, total_ptr, bias_ptr, seed, stride_dout_t, stride_q_t,
+    dk, dv, k, v, dout_ptr, q_ptr, lse_ptr, delta_ptr, excess_ptr, bias_ptr, seed, stride_dout_t, stride_q_t,
     stride_bias_t, stride_bias_s, head, s, start, usable, first, d, T, S, window, scale, dropout_p,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
-    EDGE: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
+    PRECISION: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
     """dk's and dv's shares of one tile of queries. Tiles are (keys, queries), so that no product is transposed."""
     t = first + tl.arange(0, BLOCK_M)
     row = head * T + t
-    # Rows after the last query are read as zero and add nothing: their q, dout and delta are zero.
-    q = load_rows(q_ptr, t, stride_q_t, d, t < T, D, BLOCK_D, False)
-    dout = load_rows(dout_ptr, t, stride_dout_t, d, t < T, D, BLOCK_D, False)
-    lse = tl.load(lse_ptr + row, mask=t < T, other=0.0)
-    delta = tl.load(delta_ptr + row, mask=t < T, other=0.0)
-    total = tl.load(total_ptr + row, mask=t < T, other=1.0)
+    q = load_rows(q_ptr, t, stride_q_t, d, t < T, D, BLOCK_D, not EDGE)
+    dout = load_rows(dout_ptr, t, stride_dout_t, d, t < T, D, BLOCK_D, not EDGE)
+    lse, delta, excess = load_statistics(lse_ptr, delta_ptr, excess_ptr, row, t < T, not EDGE)
     scores = _scores(k, q, bias_ptr, s, t, S, T, stride_bias_s, stride_bias_t, scale, HAS_BIAS, PRECISION)
-    p = tl.exp2((scores - lse[None, :]) * LOG2E) * (1 / total)[None, :]
+    p = tl.exp2((scores - lse[None, :]) * LOG2E - excess[None, :])
     if EDGE:
         p = tl.where(sees(t[None, :], s[:, None], T, S, window, CAUSAL, HAS_WINDOW) & usable[:, None], p, 0.0)
+    elif HAS_MASK:
+        p = tl.where(usable[:, None], p, 0.0)
     dp = tl.dot(v, tl.trans(dout), input_precision=PRECISION)
     dropped = p
     if DROPOUT:
@@ -141,7 +151,7 @@ def _add_queries(
 
 @triton.jit(do_not_specialize=["H", "T", "S", "window"])
 def attention_backward_kv_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, bias_ptr, seed_ptr, lse_ptr, delta_ptr, total_ptr, dk_ptr, dv_ptr,
+    dout_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, bias_ptr, seed_ptr, lse_ptr, delta_ptr, excess_ptr, dk_ptr, dv_ptr,
     stride_dout_b, stride_dout_t, stride_dout_h,
     stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h, stride_v_b, stride_v_s, stride_v_h,
     stride_mask_b, stride_bias_b, stride_bias_h, stride_bias_t, stride_bias_s, H, T, S, window, scale, dropout_p,
@@ -164,28 +174,37 @@ def attention_backward_kv_kernel(
     seed = tl.load(seed_ptr) if DROPOUT else 0
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    # Queries from begin up to end see some key of the tile, those of the tiles from clear up to whole see all of them.
     begin, clear, end = 0, 0, T
     if CAUSAL:
-        # The queries from here on see the tile's first key, those from clear on see all of its keys.
         begin = tl.maximum(0, start - (S - T)) // BLOCK_M * BLOCK_M
         clear = tl.cdiv(tl.maximum(0, start + BLOCK_N - 1 - (S - T)), BLOCK_M) * BLOCK_M
     if HAS_WINDOW:
         end = tl.minimum(T, tl.maximum(0, start + BLOCK_N - 1 + window - (S - T)))
-    if HAS_MASK or HAS_WINDOW:
         clear = end
     clear = tl.minimum(clear, end)
+    whole = tl.maximum(clear, end // BLOCK_M * BLOCK_M)
     for first in tl.range(begin, clear, BLOCK_M):
         dk, dv = _add_queries(
-            dk, dv, k, v, dout_ptr, q_ptr, lse_ptr, delta_ptr, total_ptr, bias_ptr, seed, stride_dout_t, stride_q_t,
-            stride_bias_t, stride_bias_s, head, s, start, inside, first, d, T, S, window, scale, dropout_p, D, BLOCK_D,
-            BLOCK_M, BLOCK_N, CAUSAL, HAS_WINDOW, HAS_BIAS, DROPOUT, PRECISION, True,
+            dk, dv, k, v, dout_ptr, q_ptr, lse_ptr, delta_ptr, excess_ptr, bias_ptr, seed, stride_dout_t,
+            stride_q_t, stride_bias_t, stride_bias_s, head, s, start, inside, first, d, T, S, window, scale,
+            dropout_p, D, BLOCK_D, BLOCK_M, BLOCK_N, CAUSAL, HAS_WINDOW, HAS_MASK, HAS_BIAS, DROPOUT, PRECISION,
+            True,
         )  # fmt: skip
-    if not (HAS_MASK or HAS_WINDOW):
-        for first in tl.range(clear, end, BLOCK_M):
+    if not HAS_WINDOW:
+        for first in tl.range(clear, whole, BLOCK_M):
             dk, dv = _add_queries(
-                dk, dv, k, v, dout_ptr, q_ptr, lse_ptr, delta_ptr, total_ptr, bias_ptr, seed, stride_dout_t,
+                dk, dv, k, v, dout_ptr, q_ptr, lse_ptr, delta_ptr, excess_ptr, bias_ptr, seed, stride_dout_t,
                 stride_q_t, stride_bias_t, stride_bias_s, head, s, start, inside, first, d, T, S, window, scale,
-                dropout_p, D, BLOCK_D, BLOCK_M, BLOCK_N, CAUSAL, HAS_WINDOW, HAS_BIAS, DROPOUT, PRECISION, False,
+                dropout_p, D, BLOCK_D, BLOCK_M, BLOCK_N, CAUSAL, HAS_WINDOW, HAS_MASK, HAS_BIAS, DROPOUT, PRECISION,
+                False,
+            )  # fmt: skip
+        for first in tl.range(whole, end, BLOCK_M):
+            dk, dv = _add_queries(
+                dk, dv, k, v, dout_ptr, q_ptr, lse_ptr, delta_ptr, excess_ptr, bias_ptr, seed, stride_dout_t,
+                stride_q_t, stride_bias_t, stride_bias_s, head, s, start, inside, first, d, T, S, window, scale,
+                dropout_p, D, BLOCK_D, BLOCK_M, BLOCK_N, CAUSAL, HAS_WINDOW, HAS_MASK, HAS_BIAS, DROPOUT, PRECISION,
+                True,
             )  # fmt: skip
     at = ((b * S + s)[:, None] * H + h) * D + d[None, :]
     stored = (s[:, None] < S) & (d[None, :] < D)
@@ -195,7 +214,7 @@ def attention_backward_kv_kernel(
 
 @triton.jit(do_not_specialize=["B", "H", "T", "S", "window"])
 def attention_backward_bias_kernel(
-    dout_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, bias_ptr, seed_ptr, lse_ptr, delta_ptr, total_ptr, dbias_ptr,
+    dout_ptr, q_ptr, k_ptr, v_ptr, mask_ptr, bias_ptr, seed_ptr, lse_ptr, delta_ptr, excess_ptr, dbias_ptr,
     stride_dout_b, stride_dout_t, stride_dout_h,
     stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h, stride_v_b, stride_v_s, stride_v_h,
     stride_mask_b, stride_bias_b, stride_bias_h, stride_bias_t, stride_bias_s, H, T, S, window, scale, dropout_p, B,
@@ -234,13 +253,11 @@ def attention_backward_bias_kernel(
         v = load_rows(v_ptr + b * stride_v_b + h * stride_v_h, s, stride_v_s, d, inside, D, BLOCK_D, False)
         dout_row = dout_ptr + b * stride_dout_b + h * stride_dout_h
         dout = load_rows(dout_row, t, stride_dout_t, d, t < T, D, BLOCK_D, False)
-        lse = tl.load(lse_ptr + row, mask=t < T, other=0.0)
-        delta = tl.load(delta_ptr + row, mask=t < T, other=0.0)
-        total = tl.load(total_ptr + row, mask=t < T, other=1.0)
+        lse, delta, excess = load_statistics(lse_ptr, delta_ptr, excess_ptr, row, t < T, False)
         bias_row = bias_ptr + b * stride_bias_b + h * stride_bias_h
         scores = _scores(q, k, bias_row, t, s, T, S, stride_bias_t, stride_bias_s, scale, HAS_BIAS, PRECISION)
         seen = sees(t[:, None], s[None, :], T, S, window, CAUSAL, HAS_WINDOW) & inside[None, :]
-        p = tl.where(seen, tl.exp2((scores - lse[:, None]) * LOG2E), 0.0) * (1 / total)[:, None]
+        p = tl.where(seen, tl.exp2((scores - lse[:, None]) * LOG2E - excess[:, None]), 0.0)
         dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
         if DROPOUT:
             dp = tl.where(kept_by_dropout(seed, row, start, dropout_p, BLOCK_M, BLOCK_N), dp / (1 - dropout_p), 0.0)
@@ -268,11 +285,11 @@ def attention_backward_bias_kernel(
 def tiles(block_d, wide):
     """(BLOCK_M, BLOCK_N, num_warps, num_stages) of the kernel that holds queries, and of that which holds keys."""
     if wide:
-        small = (32, 32, 4, 1) if block_d <= 128 else (16, 16, 4, 1)
+        small = (64, 32, 4, 1) if block_d <= 64 else (32, 32, 4, 1) if block_d <= 128 else (16, 16, 4, 1)
         return small, small
     if block_d <= 64:
         return (64, 64, 4, 3), (32, 64, 4, 3)
-    return ((64, 64, 8, 2), (32, 64, 8, 2)) if block_d == 128 else ((32, 32, 8, 1), (32, 32, 8, 1))
+    return ((64, 64, 4, 2), (32, 64, 4, 2)) if block_d == 128 else ((32, 32, 8, 1), (32, 32, 8, 1))
 
 
 def attention_backward(
@@ -286,18 +303,18 @@ def attention_backward(
         return dq.zero_(), dk.zero_(), dv.zero_(), dbias.zero_()
     dout, out, q, k, v = dense_heads(dout, out, q, k, v)
     lse = lse.contiguous()
-    delta, total = torch.empty_like(lse), torch.empty_like(lse)
+    delta, excess = torch.empty_like(lse), torch.empty_like(lse)
     optional, strides, sizes, words = arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p)
     strides_dout = dout.stride()[:3]
     for_q, for_kv = tiles(words["BLOCK_D"], q.dtype == torch.float32)
     M, N, warps, stages = for_q
     attention_backward_q_kernel[(-(-T // M) * B * H,)](
-        dout, out, q, k, v, *optional, lse, dq, delta, total, *strides_dout, *out.stride()[:3], *strides, *sizes,
+        dout, out, q, k, v, *optional, lse, dq, delta, excess, *strides_dout, *out.stride()[:3], *strides, *sizes,
         **words, BLOCK_M=M, BLOCK_N=N, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     M, N, warps, stages = for_kv
     attention_backward_kv_kernel[(-(-S // N) * B * H,)](
-        dout, q, k, v, *optional, lse, delta, total, dk, dv, *strides_dout, *strides, *sizes,
+        dout, q, k, v, *optional, lse, delta, excess, dk, dv, *strides_dout, *strides, *sizes,
         **words, BLOCK_M=M, BLOCK_N=N, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if bias is not None:
@@ -308,7 +325,7 @@ def attention_backward(
         for count, is_summed in zip(tiles_of, summed):
             programs *= 1 if is_summed else count
         attention_backward_bias_kernel[(programs,)](
-            dout, q, k, v, *optional, lse, delta, total, dbias, *strides_dout, *strides, *sizes, B, **words,
+            dout, q, k, v, *optional, lse, delta, excess, dbias, *strides_dout, *strides, *sizes, B, **words,
             BLOCK_M=M, BLOCK_N=N, SUM_B=summed[0], SUM_H=summed[1], SUM_T=summed[2], SUM_S=summed[3],
             num_warps=warps, num_stages=1,
         )  # fmt: skip
