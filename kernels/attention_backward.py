@@ -110,7 +110,7 @@ def attention_backward_q_kernel(
 
 @triton.jit
 def load_statistics(lse_ptr, delta_ptr, excess_ptr, row, inside, ALL_ROWS: tl.constexpr):
-    """A row's lse, delta, and log2 of what its p sum to. Zeros outside, where q and dout are zero: the row adds nothing."""
+    """A row's lse, delta, and log2 of what its p sum to. Outside they are zero, as q and dout are: it adds nothing."""
     if ALL_ROWS:
         return tl.load(lse_ptr + row), tl.load(delta_ptr + row), tl.load(excess_ptr + row)
     lse = tl.load(lse_ptr + row, mask=inside, other=0.0)
