@@ -199,11 +199,9 @@ void decode_atomic(Decoder& d, bool result) {
   d.ins.kind = Class::Memory;
   d.ins.use = Use::Atomic;
   d.ins.order = kStrong;
-  if (d.take("acquire")) d.ins.order |= kAcquire;
-  if (d.take("release")) d.ins.order |= kRelease;
-  if (d.take("acq_rel")) d.ins.order |= kAcquire | kRelease;
+  if (d.take("release") || d.take("acq_rel")) d.ins.order |= kRelease;
   if (d.take("cta")) d.ins.order |= kBlockOnly;
-  for (const char* free : {"relaxed", "gpu", "sys", "cluster"}) d.take(free);
+  for (const char* free : {"relaxed", "acquire", "gpu", "sys", "cluster"}) d.take(free);
   bool hint = d.take("L2::cache_hint");
   Space space = d.take("global")                            ? Space::Global
                 : d.take("shared") || d.take("shared::cta") ? Space::Shared

@@ -10,6 +10,8 @@ namespace {
 
 constexpr int kPageShift = 12;             // cells of a page
 constexpr size_t kMostAccesses = 1 << 24;  // then what was before a block is forgotten
+constexpr uint32_t kMostNumbers = 1u << 31;
+constexpr size_t kMostPages = 1024;  // that are kept from launch to launch: 64 MiB
 
 const char* verb(Use use) { return use == Use::Read ? "read" : use == Use::Write ? "write" : "atomic operation"; }
 
@@ -23,13 +25,40 @@ std::string name(const Launch& launch, uint32_t block) {
 
 }  // namespace
 
+GlobalRaces::Pool& GlobalRaces::pool() {
+  static thread_local Pool pool;
+  return pool;
+}
+
+GlobalRaces::~GlobalRaces() {
+  if (!on()) return;
+  Pool& p = pool();
+  p.next = base_ + uint32_t(accesses_.size());
+  for (Shadow& s : shadows_)
+    for (auto& page : s.pages)
+      if (page && p.pages.size() < kMostPages) p.pages.push_back(std::move(page));
+}
+
 void GlobalRaces::start(size_t buffers, size_t instructions, int grain_shift, uint32_t warps, bool same_value) {
   shadows_.resize(buffers);
-  accesses_.assign(1, {});
-  last_access_.assign(instructions, 0);
+  base_ = pool().next;
+  last_access_.resize(instructions);
+  forget();
   shift_ = grain_shift;
   warps_ = warps;
   same_value_ = same_value;
+}
+
+// All that was done so far is in order before what follows.
+void GlobalRaces::forget() {
+  base_ += uint32_t(accesses_.size());
+  if (base_ > kMostNumbers) {
+    base_ = 0;
+    pool().pages.clear();
+    for (Shadow& s : shadows_) s = {};
+  }
+  accesses_.assign(1, {});
+  std::fill(last_access_.begin(), last_access_.end(), 0);
 }
 
 void GlobalRaces::start_block(uint32_t block) {
@@ -39,28 +68,29 @@ void GlobalRaces::start_block(uint32_t block) {
   fenced_.assign(warps_, 0);
   fenced_here_.assign(warps_, 0);
   any_fence_ = false;
-  if (accesses_.size() < kMostAccesses) return;
-  accesses_.resize(1);
-  std::fill(last_access_.begin(), last_access_.end(), 0);
-  for (Shadow& s : shadows_) s = {};
+  if (accesses_.size() > kMostAccesses) forget();
 }
 
 uint32_t GlobalRaces::note(const Warp& w, const Instruction& ins, Use use) {
-  uint32_t& last = last_access_[w.pc];
+  uint32_t& last = last_access_[w.pc];  // its place in accesses_
   const Access& known = accesses_[last];
   uint32_t stamp = w.clock[w.index];
-  if (last && known.block == block_ && known.warp == w.index && known.stamp == stamp) return last;
-  last = uint32_t(accesses_.size());
-  accesses_.push_back({block_, stamp, w.pc, uint16_t(w.index), ins.order, use});
-  return last;
+  if (!last || known.block != block_ || known.warp != w.index || known.stamp != stamp) {
+    last = uint32_t(accesses_.size());
+    accesses_.push_back({block_, stamp, w.pc, uint16_t(w.index), ins.order, use});
+  }
+  return base_ + last;
 }
 
-GlobalRaces::Cell* GlobalRaces::cell(uint32_t buffer, uint64_t address) {
-  Shadow& s = shadows_[buffer];
-  uint64_t at = address >> shift_;
-  std::unique_ptr<Cell[]>& page = s.pages[(at >> kPageShift) - s.first_page];
+GlobalRaces::Cell* GlobalRaces::page(Shadow& shadow, uint64_t number) {
+  std::unique_ptr<Cell[]>& page = shadow.pages[number - shadow.first_page];
+  std::vector<std::unique_ptr<Cell[]>>& free = pool().pages;
+  if (!page && !free.empty()) {
+    page = std::move(free.back());
+    free.pop_back();
+  }
   if (!page) page = std::make_unique<Cell[]>(size_t{1} << kPageShift);
-  return &page[at & ((1u << kPageShift) - 1)];
+  return page.get();
 }
 
 // Whether what another warp did comes before what this warp does now.
@@ -71,22 +101,10 @@ bool GlobalRaces::ordered(const Warp& w, const Access& other) const {
 
 // Two accesses that are both atomic, or nearly (volatile, relaxed), never race where both say so to each other's block.
 bool GlobalRaces::fine(const Warp& w, const Access& self, uint32_t index) {
-  const Access& other = accesses_[index];
+  const Access& other = at(index);
   uint8_t both = self.order & other.order;
   if ((both & kStrong) && (other.block == block_ || !((self.order | other.order) & kBlockOnly))) return true;
   return ordered(w, other);
-}
-
-void GlobalRaces::read(const Warp& w, Cell& c, uint32_t self) {
-  if (c.reader == self) return;
-  if (c.reader) {
-    const Access& last = accesses_[c.reader];
-    if (last.block != block_)
-      c.other_block = c.reader;
-    else if (last.warp != w.index)
-      c.other_warp = c.reader;
-  }
-  c.reader = self;
 }
 
 // Triton lets several warps load the same elements where there are fewer than threads, and one of them store what it
@@ -94,20 +112,17 @@ void GlobalRaces::read(const Warp& w, Cell& c, uint32_t self) {
 // load that the storing warp executed too, with the same instruction, does not race with its store.
 bool GlobalRaces::replicated(const Warp& w, const Cell& c, uint32_t pc, bool by_self) const {
   for (uint32_t reader : {c.reader, c.other_warp}) {
-    const Access& r = accesses_[reader];
-    if (reader && r.block == block_ && r.pc == pc && (!by_self || r.warp == w.index)) return true;
+    if (reader <= base_) continue;
+    const Access& r = at(reader);
+    if (r.block == block_ && r.pc == pc && (!by_self || r.warp == w.index)) return true;
   }
   return false;
 }
 
-void GlobalRaces::check(Warp& w, const Instruction& ins, uint32_t buffer, uint32_t mask, const uint64_t* address,
-                        uint32_t bytes, Use use) {
-  if (!suspects_.empty()) settle();
-  if (ins.order & kRelease) fence(w, !(ins.order & kBlockOnly));
-  if ((ins.order & kStrong) && use != Use::Write && !publications_.empty())
-    for_lanes(mask, [&](int l) { join(w, address[l]); });
-  uint32_t self = note(w, ins, use), good = self;
-  const Access access = accesses_[self];
+template <bool kReads>
+void GlobalRaces::check_lanes(Warp& w, uint32_t self, uint32_t buffer, uint32_t mask, const uint64_t* address,
+                              uint32_t bytes) {
+  const Access access = at(self);
   Shadow& shadow = shadows_[buffer];
   if (shadow.pages.empty()) {
     const Buffer& b = w.launch->buffers[buffer];
@@ -115,8 +130,9 @@ void GlobalRaces::check(Warp& w, const Instruction& ins, uint32_t buffer, uint32
     shadow.pages.resize(((b.address + b.bytes) >> shift_ >> kPageShift) - shadow.first_page + 1);
   }
   // good: the last access that was found to be in order before this one, as it is for many cells.
+  uint32_t good = self, base = base_;
   auto races = [&](uint32_t other) {
-    if (!other || other == good) return false;
+    if (other <= base || other == good) return false;
     if (!fine(w, access, other)) return true;
     good = other;
     return false;
@@ -127,32 +143,55 @@ void GlobalRaces::check(Warp& w, const Instruction& ins, uint32_t buffer, uint32
     for_lanes(mask, [&](int l) { differ |= address[l] ^ first; });
     return differ != 0;
   };
+  uint64_t number = kNone;
+  Cell* cells = nullptr;
+  uint32_t count = (bytes + (1u << shift_) - 1) >> shift_, last = base;
+  uint32_t Cell::* moved = nullptr;  // where a cell keeps `last`, when another reader comes
   for (uint32_t rest = mask; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
-    size_t count = ((address[lane] + bytes - 1) >> shift_) - (address[lane] >> shift_) + 1;
-    Cell* c = cell(buffer, address[lane]);
-    for (size_t i = 0; i < count; ++i, ++c) {
-      uint64_t at = i ? ((address[lane] >> shift_) + i) << shift_ : address[lane];
+    uint64_t first = address[lane] >> shift_;
+    if (!cells || first >> kPageShift != number) cells = page(shadow, number = first >> kPageShift);
+    Cell* c = cells + (first & ((1u << kPageShift) - 1));
+    for (uint32_t i = 0; i < count; ++i, ++c) {
+      uint64_t place = (first + i) << shift_;
       if (races(c->writer)) {
-        const Access& other = accesses_[c->writer];
-        if (use == Use::Write && other.use == Use::Write && !same_value_)
-          suspect(w, lane, buffer, at, other);
-        else if (use != Use::Read || other.block != block_ || !replicated(w, *c, w.pc, false) || !vector())
-          report(w, lane, buffer, at, w.pc, use, other);
+        const Access& other = at(c->writer);
+        if (access.use == Use::Write && other.use == Use::Write && !same_value_)
+          suspect(w, lane, buffer, place, other);
+        else if (!kReads || other.block != block_ || !replicated(w, *c, w.pc, false) || !vector())
+          report(w, lane, buffer, place, w.pc, access.use, other);
       }
-      if (use == Use::Read) {
-        read(w, *c, self);
+      uint32_t reader = c->reader;
+      if (kReads) {
+        if (reader == self) continue;
+        if (reader > base && reader != last) {
+          const Access& r = at(last = reader);
+          moved = r.block != block_ ? &Cell::other_block : r.warp != w.index ? &Cell::other_warp : nullptr;
+        }
+        if (reader > base && moved) c->*moved = reader;
+        c->reader = self;
         continue;
       }
-      for (uint32_t reader : {c->reader, c->other_warp, c->other_block})
-        if (races(reader) &&
-            !(accesses_[reader].block == block_ && replicated(w, *c, accesses_[reader].pc, true) && vector()))
-          report(w, lane, buffer, at, w.pc, use, accesses_[reader]);
-      const Access& last = accesses_[c->reader];
-      bool own = last.block == block_ && last.warp == w.index;
-      *c = {self, own ? c->reader : 0, 0, 0};
+      for (uint32_t r : {reader, c->other_warp, c->other_block})
+        if (races(r) && !(at(r).block == block_ && replicated(w, *c, at(r).pc, true) && vector()))
+          report(w, lane, buffer, place, w.pc, access.use, at(r));
+      bool own = reader > base && at(reader).block == block_ && at(reader).warp == w.index;
+      *c = {self, own ? reader : 0, 0, 0};
     }
   }
+}
+
+void GlobalRaces::check(Warp& w, const Instruction& ins, uint32_t buffer, uint32_t mask, const uint64_t* address,
+                        uint32_t bytes, Use use) {
+  if (!suspects_.empty()) settle();
+  if (ins.order & kRelease) fence(w, !(ins.order & kBlockOnly));
+  if ((ins.order & kStrong) && use != Use::Write && !publications_.empty())
+    for_lanes(mask, [&](int l) { join(w, address[l]); });
+  uint32_t self = note(w, ins, use);
+  if (use == Use::Read)
+    check_lanes<true>(w, self, buffer, mask, address, bytes);
+  else
+    check_lanes<false>(w, self, buffer, mask, address, bytes);
   if ((ins.order & kStrong) && use != Use::Read && any_fence_) for_lanes(mask, [&](int l) { publish(w, address[l]); });
 }
 
@@ -178,17 +217,14 @@ void GlobalRaces::report(Warp& w, int lane, uint32_t buffer, uint64_t address, u
 
 void GlobalRaces::suspect(Warp& w, int lane, uint32_t buffer, uint64_t address, const Access& other) {
   Suspect s{&w, lane, buffer, address, w.pc, other, {0, 0}};
-  uint64_t left = (((address >> shift_) + 1) << shift_) - address;  // a cell may reach past the access
-  std::memcpy(s.content, reinterpret_cast<const void*>(address), left);
+  std::memcpy(s.content, reinterpret_cast<const void*>(address), size_t{1} << shift_);
   suspects_.push_back(s);
 }
 
 void GlobalRaces::settle() {
-  for (const Suspect& s : suspects_) {
-    uint64_t left = (((s.address >> shift_) + 1) << shift_) - s.address;
-    if (std::memcmp(s.content, reinterpret_cast<const void*>(s.address), left) != 0)
+  for (const Suspect& s : suspects_)
+    if (std::memcmp(s.content, reinterpret_cast<const void*>(s.address), size_t{1} << shift_) != 0)
       report(*s.warp, s.lane, s.buffer, s.address, s.pc, Use::Write, s.other);
-  }
   suspects_.clear();
 }
 

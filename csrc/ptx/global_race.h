@@ -14,6 +14,7 @@ struct Buffer;
 
 class GlobalRaces {
  public:
+  ~GlobalRaces();
   // grain_shift: of the least piece that the kernel's instructions access.
   void start(size_t buffers, size_t instructions, int grain_shift, uint32_t warps, bool same_value);
   void start_block(uint32_t block);
@@ -35,7 +36,7 @@ class GlobalRaces {
     uint8_t order;
     Use use;
   };
-  // The smallest piece of memory. 0: nobody.
+  // The smallest piece of memory. Up to base_: nobody, or somebody of a launch before this one.
   struct Cell {
     uint32_t writer;
     uint32_t reader;       // the last one
@@ -52,6 +53,18 @@ class GlobalRaces {
     Access other;
     uint64_t content[2];
   };
+  struct Shadow {  // pages of cells, by the address
+    uint64_t first_page = 0;
+    std::vector<std::unique_ptr<Cell[]>> pages;
+  };
+  // Pages go from one launch to the next as they are: new accesses have greater numbers than all that is in them.
+  struct Pool {
+    std::vector<std::unique_ptr<Cell[]>> pages;
+    uint32_t next = 0;
+  };
+  static Pool& pool();
+  const Access& at(uint32_t number) const { return accesses_[number - base_]; }
+
   using Blocks = std::vector<uint64_t>;  // a bit for each
   // What an atomic access at an address has published.
   struct Publication {
@@ -60,25 +73,24 @@ class GlobalRaces {
   };
 
   uint32_t note(const Warp& w, const Instruction& ins, Use use);
-  Cell* cell(uint32_t buffer, uint64_t address);
+  Cell* page(Shadow& shadow, uint64_t number);
+  void forget();
   bool ordered(const Warp& w, const Access& other) const;
   bool fine(const Warp& w, const Access& self, uint32_t other);
-  void read(const Warp& w, Cell& c, uint32_t self);
   bool replicated(const Warp& w, const Cell& c, uint32_t pc, bool by_self) const;
   void report(Warp& w, int lane, uint32_t buffer, uint64_t address, uint32_t pc, Use use, const Access& other);
+  template <bool kReads>
+  void check_lanes(Warp& w, uint32_t self, uint32_t buffer, uint32_t mask, const uint64_t* address, uint32_t bytes);
   void suspect(Warp& w, int lane, uint32_t buffer, uint64_t address, const Access& other);
   void join(Warp& w, uint64_t address);
   void publish(Warp& w, uint64_t address);
 
-  struct Shadow {  // pages of cells, by the address
-    uint64_t first_page = kNone;
-    std::vector<std::unique_ptr<Cell[]>> pages;
-  };
   std::vector<Shadow> shadows_;  // per buffer
   std::vector<Access> accesses_;
   std::vector<uint32_t> last_access_;  // per pc
   std::vector<Suspect> suspects_;
   int shift_ = 2;
+  uint32_t base_ = 0;               // the number of accesses_[0], which stands for nobody
   uint32_t warps_ = 0, block_ = 0;  // block_: the running one's number
   bool same_value_ = false;
 

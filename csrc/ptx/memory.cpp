@@ -97,8 +97,7 @@ Handler pick_store(Type t, int width) {
 // Order, scope and caching: accesses here happen in program order and at once. Order and scope are kept for the search
 // for races.
 void memory_modifiers(Decoder& d) {
-  if (d.take("volatile") || d.take("relaxed")) d.ins.order |= kStrong;
-  if (d.take("acquire")) d.ins.order |= kStrong | kAcquire;
+  if (d.take("volatile") || d.take("relaxed") || d.take("acquire")) d.ins.order |= kStrong;
   if (d.take("release")) d.ins.order |= kStrong | kRelease;
   if (d.take("cta")) d.ins.order |= kBlockOnly;
   static const char* const kFree[] = {"weak",

@@ -57,8 +57,10 @@ const char* name_of(Space space);
 // What an access does to memory.
 enum class Use : uint8_t { Read, Write, Atomic };
 
-// What an access means to others. kStrong: atomic, volatile or relaxed; kBlockOnly: to its own block only (.cta).
-enum Order : uint8_t { kStrong = 1, kAcquire = 2, kRelease = 4, kBlockOnly = 8 };
+// What an access means to others. kStrong: atomic, volatile, relaxed, acquire or release; as a read, it comes after
+// what was released at its address, whatever its order, as most code relies on. kBlockOnly: to its own block only
+// (.cta).
+enum Order : uint8_t { kStrong = 1, kRelease = 2, kBlockOnly = 4 };
 
 // What an instruction is counted as.
 enum class Class : uint8_t { Int, Float, Half, Convert, Special, Tensor, Control, Memory };

@@ -15,13 +15,15 @@ from gpt2fast.testing import ptx
 
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
-FILE = Path(__file__).parent / "racing.cu"
+HERE = Path(__file__).parent
+FILE = HERE / "racing.cu"
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 
 
-def marked(name: str, word: str = "bug") -> str:
-    (at,) = [i for i, line in enumerate(FILE.read_text().splitlines(), 1) if re.search(rf"{word}: {name}\b", line)]
-    return f"racing.cu:{at}"
+def marked(name: str, word: str = "bug", file: str = "racing.cu") -> str:
+    lines = (HERE / file).read_text().splitlines()
+    (at,) = [i for i, line in enumerate(lines, 1) if re.search(rf"{word}: {name}\b", line)]
+    return f"{file}:{at}"
 
 
 def launch(name, *args, bug=True, grid=4, block=128, **options):
@@ -84,6 +86,24 @@ def test_a_block_that_waits_for_another():
     (error,) = launch("waits_for_the_next", ints(4), budget=1_000_000).errors
     assert error.kind == "budget" and error.source == marked("waits_for_the_next")
     assert "waits for another block" in error.message
+
+
+@pytest.mark.parametrize("block", [32, 256])
+@pytest.mark.parametrize("name", ["accumulate", "under_a_lock"])
+def test_triton(name, block):
+    """With 32 elements all four warps load all of them: that is no race with the store of one."""
+    pytest.importorskip("triton")
+    import racing
+
+    for bug in (True, False):
+        x, out, extra = torch.ones(4 * block), torch.zeros(block), [ints(1)] if name == "under_a_lock" else []
+        with ptx.machine(raise_errors=False) as m:
+            getattr(racing, name)[(4,)](x, *extra, out, BUG=bug, BLOCK=block)
+        errors = m.launches[0].errors
+        pair = {marked(name, word, "racing.py") for word in ("bug", "other")} if bug else set()
+        assert {e.kind for e in errors} == ({"global_race"} if bug else set()), errors
+        assert {e.source for e in errors} | {e.other_source for e in errors} == pair
+        assert bug or out.tolist() == [4] * block
 
 
 RELEASE = """
