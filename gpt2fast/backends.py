@@ -263,12 +263,16 @@ def _has_amx() -> bool:
 def run(declared: "Op", args: Sequence, kwargs: dict) -> Any:
     """Checks and runs a call for which there is no native kernel, or whose native kernel does not cover it."""
     declared.check_call(*args, **kwargs)
-    chosen = choose(declared, *args, **kwargs).run
+    return run_chosen(choose(declared, *args, **kwargs), args, kwargs)
+
+
+def run_chosen(choice: Choice, args: Sequence, kwargs: dict) -> Any:
+    """Runs a call that has been checked, on its own device."""
     first = next((a for a in args if isinstance(a, Tensor)), None)
     if first is not None and first.is_cuda and first.device.index != torch.cuda.current_device():
         with torch.cuda.device(first.device):  # kernels are launched on the current device
-            return chosen(*args, **kwargs)
-    return chosen(*args, **kwargs)
+            return choice.run(*args, **kwargs)
+    return choice.run(*args, **kwargs)
 
 
 def _device(args: Sequence, kwargs: dict) -> str:
@@ -308,6 +312,10 @@ class use_backend:  # noqa: N801
 def cpu_stands_for_cuda(yes: bool) -> None:
     """Whether CPU tensors count as CUDA tensors, as they do while ``ptx.machine()`` runs GPU kernels on the CPU."""
     _set(_active, yes)
+
+
+def cpu_counts_as_cuda() -> bool:
+    return _stands_for_cuda
 
 
 def _set(name: str, stands_for_cuda: bool) -> None:

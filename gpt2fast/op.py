@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_dynamo_compiling
 
-from . import backends
+from . import backends, direct
 from . import shapes as _shapes
 
 NAMESPACE = "gpt2fast"
@@ -54,20 +54,31 @@ class Op:
     naive: Callable | None
     derivative_of: "Op | None"
     check_call: Callable[..., None]
+    fused_is_differentiable: Callable[..., bool] | None
     has_derivative: bool = False
+    required = inspect.Parameter.empty  # what defaults hold for an argument without one
+    autograd_function: type[torch.autograd.Function] | None = None
     gradient_slack: float = 1.0
     backward_ops: tuple["Op", ...] = ()
 
     def __post_init__(self):
         self.overload = getattr(getattr(torch.ops, self.namespace), self.name).default
         self._entry = self.overload._op  # what the overload calls, without its frame
+        self.names = tuple(self.signature.parameters)
+        self.defaults = tuple(p.default for p in self.signature.parameters.values())
         self.tensors = tuple(n for n, p in self.signature.parameters.items() if _holds_tensor(p.annotation))
         self.optional = tuple(n for n in self.tensors if self.signature.parameters[n].default is None)
         self.outputs = self.returns + self.saves
 
     def __call__(self, *args, **kwargs):
-        # torch.compile knows overloads; a plain call saves a tenth of a small op's time by going below it
-        out = (self.overload if is_dynamo_compiling() else self._entry)(*args, **kwargs)
+        if is_dynamo_compiling():  # it knows overloads
+            out = self.overload(*args, **kwargs)
+        elif args and (backends.cpu_counts_as_cuda() or getattr(args[0], "is_cuda", False)):
+            out = direct.run(self, args, kwargs)
+            if out is NotImplemented:
+                out = self.overload(*args, **kwargs)
+        else:  # a tenth of a small op's time is saved by going below the overload
+            out = self._entry(*args, **kwargs)
         if not self.saves:
             return out
         return out[0] if len(self.returns) == 1 else out[: len(self.returns)]
@@ -146,6 +157,7 @@ class Op:
                 return tuple(found.get(n) if n in needs else None for n in self.signature.parameters)
 
             _register_autograd(self, derivative, setup)
+            self.autograd_function = direct.autograd_function(self, setup, derivative)
             self.has_derivative, self.gradient_slack, self.backward_ops = True, slack, tuple(through)
             return self
 
@@ -169,6 +181,7 @@ def op(
     check: Callable[..., None] | None = None,
     fused: Callable | None = None,
     fused_unless: Callable[..., str | None] | None = None,
+    fused_is_differentiable: Callable[..., bool] | None = None,
     baseline: Callable | None = None,
     naive: Callable | None = None,
     namespace: str = NAMESPACE,
@@ -194,6 +207,8 @@ def op(
         fused: PyTorch's own fastest way to all outputs that keeps the parity rule; it runs what no kernel covers.
             Without it the reference does.
         fused_unless: why ``fused`` does not compute a call, or None; the reference runs the call then.
+        fused_is_differentiable: whether PyTorch's autograd through ``fused`` does what the derivative's own fused ways
+            do for a call; on a GPU it is then left to it, which takes less time on the host.
         baseline: PyTorch's fastest way to what a call returns, for benchmarks, where ``fused`` computes more than that.
         naive: the plain composition, for benchmarks. All of these take the op's arguments.
     """
@@ -206,6 +221,7 @@ def op(
         outputs = () if mutates else (*returns.split(), *saves.split())
         _check_declaration(f"{namespace}::{name}", signature, schema, outputs, shapes, mutates)
         functions = dict(check=check, fused=fused, fused_unless=fused_unless, baseline=baseline, naive=naive)
+        functions |= dict(fused_is_differentiable=fused_is_differentiable)
         _check_functions(f"{namespace}::{name}", signature, **functions)
         library, fallbacks = _libraries.setdefault(
             namespace,
@@ -228,7 +244,7 @@ def op(
         declared = Op(
             name, namespace, reference, signature, schema, shapes, list(cases), tuple(returns.split()),
             tuple(saves.split()), make or {}, flops, autocast, tuple(mutates), tuple(dtypes), slack, fused,
-            fused_unless, baseline, naive, derivative_of, check_call,
+            fused_unless, baseline, naive, derivative_of, check_call, fused_is_differentiable,
         )  # fmt: skip
         library.impl(name, reference, "Meta")
         for lib in (library, fallbacks):

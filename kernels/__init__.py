@@ -7,4 +7,6 @@ MODULES = dict(
     layer_norm_backward="layer_norm",
     attention="attention",
     attention_backward="attention_backward",
+    cross_entropy="cross_entropy",
+    cross_entropy_backward="cross_entropy",
 )

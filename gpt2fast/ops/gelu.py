@@ -42,6 +42,7 @@ def _naive(x, approximate="tanh"):
     flops=lambda n: 12 * n["B"] * n["T"] * n["C"],
     check=lambda x, approximate="tanh": choice("gelu", "approximate", approximate, FORMS),
     fused=lambda x, approximate="tanh": F.gelu(x, approximate=approximate).contiguous(),
+    fused_is_differentiable=lambda x, approximate="tanh": True,
     naive=_naive,
 )
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:

@@ -42,9 +42,25 @@ def _check(x, weight, bias=None, residual=None, activation="none", transposed=Fa
     choice("linear", "activation", activation, ACTIVATIONS)
 
 
+ALIGNED = 8  # columns of 16 bits in the 16 bytes that the matrix units of a GPU read at a time
+MANY_ROWS = 128  # from which a copy of the weight is cheaper than a product over columns that are not aligned
+
+
+def _missing(x: Tensor, columns: int) -> int:
+    """Columns by which a GPU's product of 16-bit numbers is better made wider: GPT-2's vocabulary of 50257 lacks 7.
+
+    cuBLAS has no kernel for its newer matrix units where rows are not aligned; what it takes is several times slower.
+    """
+    many = x.device.type == "cuda" and x.element_size() == 2 and x.numel() >= MANY_ROWS * x.shape[-1]
+    return -columns % ALIGNED if many else 0
+
+
 def _fused(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
     x, weight = x.contiguous(), weight.contiguous()  # see the reference
-    if transposed:
+    if transposed and (missing := _missing(x, weight.shape[0])):
+        wider = F.pad(weight, (0, 0, 0, missing)), None if bias is None else F.pad(bias, (0, missing))
+        before = F.linear(x, *wider)[..., : weight.shape[0]].contiguous()
+    elif transposed:
         before = F.linear(x, weight, bias)
     elif bias is None:
         before = x @ weight
@@ -58,11 +74,25 @@ def _fused(x, weight, bias=None, residual=None, activation="none", transposed=Fa
 def _fused_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
     wanted, none = want.split(), dy.new_empty(0)
     dy, x, weight = dy.contiguous(), x.contiguous(), weight.contiguous()
+    dbias = dy.reshape(-1, dy.shape[-1]).sum(0) if "dbias" in wanted else none
+    N = dy.shape[-1]
+    if transposed and (missing := _missing(x, N)):
+        dy = F.pad(dy, (0, missing))
+        weight = F.pad(weight, (0, 0, 0, missing)) if "dx" in wanted else weight
     rows_dy, rows_x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
     dx = (dy @ weight if transposed else F.linear(dy, weight)).contiguous() if "dx" in wanted else none
     first, second = (rows_dy, rows_x) if transposed else (rows_x, rows_dy)
-    dweight = (first.t() @ second).contiguous() if "dweight" in wanted else none
-    return dx, dweight, rows_dy.sum(0) if "dbias" in wanted else none
+    dweight = none
+    if "dweight" in wanted:
+        dweight = (first.t() @ second)[: weight.shape[0] if not transposed else N].contiguous()
+    return dx, dweight, dbias
+
+
+def _fused_is_differentiable(
+    x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False
+):
+    """PyTorch would keep what comes before the activation, and pads as the forward pass did."""
+    return (activation == "none" or keep_preactivation) and not _missing(x, weight.shape[0 if transposed else 1])
 
 
 def _naive(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
@@ -81,6 +111,7 @@ def _naive(x, weight, bias=None, residual=None, activation="none", transposed=Fa
     autocast="lower",
     check=_check,
     fused=_fused,
+    fused_is_differentiable=_fused_is_differentiable,
     naive=_naive,
 )
 def linear(

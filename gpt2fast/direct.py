@@ -1,0 +1,90 @@
+"""The short way of a call on a GPU: past the dispatcher, whose way through Python takes longer than most kernels there.
+
+It is open where nothing but autograd would take part in the call: no autocast, torch.func, torch.compile or dispatch
+mode, and no tensor of a class that may have its own ideas. Everything else takes the dispatcher's way, with the same
+results. Inside ``ptx.machine()`` CPU tensors take it too, so that it is tested without a GPU.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import backends
+
+if TYPE_CHECKING:
+    from .op import Op
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def run(declared: "Op", args: Sequence, kwargs: dict) -> Any:
+    """All outputs of the op, or NotImplemented where the call must take the dispatcher's way."""
+    values = _by_position(declared, args, kwargs)
+    if values is None or not _is_open(values):
+        return NotImplemented
+    if not torch.is_grad_enabled() or not any(isinstance(v, Tensor) and v.requires_grad for v in values):
+        return backends.run(declared, values, {})
+    if declared.autograd_function is None:
+        return NotImplemented
+    differentiable = declared.fused_is_differentiable
+    if differentiable is not None and differentiable(*values):
+        declared.check_call(*values)
+        choice = backends.choose(declared, *values)
+        if choice.backend == "fused":
+            return backends.run_chosen(choice, values, {})  # PyTorch's own autograd takes it from here
+    return declared.autograd_function.apply(*values)
+
+
+def _by_position(declared: "Op", args: Sequence, kwargs: dict) -> Sequence | None:
+    """Every argument of the op, or None where they do not fit its signature, which the dispatcher words."""
+    defaults = declared.defaults
+    if len(args) + len(kwargs) > len(defaults):
+        return None
+    rest = defaults[len(args) :]
+    if kwargs:
+        names = declared.names[len(args) :]
+        if not kwargs.keys() <= set(names):
+            return None
+        rest = tuple(kwargs.get(name, default) for name, default in zip(names, rest))
+    return None if declared.required in rest else (*args, *rest)
+
+
+def _is_open(values: Sequence) -> bool:
+    first = values[0]
+    return (
+        isinstance(first, Tensor)
+        and (first.is_cuda or (backends.cpu_counts_as_cuda() and first.device.type == "cpu"))
+        and all(type(v) in _PLAIN for v in values if isinstance(v, Tensor))
+        and not any(isinstance(v, (list, tuple)) for v in values)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._is_torch_function_mode_enabled()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and forward_ad._current_level < 0
+        and not torch.is_autocast_enabled(first.device.type)
+    )
+
+
+def autograd_function(declared: "Op", setup: Callable, derivative: Callable) -> type[torch.autograd.Function]:
+    """The op above ``choose`` as a function of autograd, with the ``setup`` and ``derivative`` of the dispatcher's."""
+
+    def forward(ctx, *args):
+        out = backends.run(declared, args, {})
+        setup(ctx, args, out)
+        ctx.set_materialize_grads(False)  # statistics have no gradient: zeros for them would be made for nothing
+        outputs = out if isinstance(out, tuple) else (out,)
+        ctx.like = [(o.shape, o.dtype, o.device) for o in outputs[: len(declared.returns)]]
+        return out
+
+    def backward(ctx, *grads):
+        made = [
+            torch.zeros(shape, dtype=dtype, device=device) if grad is None else grad
+            for grad, (shape, dtype, device) in zip(grads, ctx.like)
+        ]
+        return derivative(ctx, *made, *grads[len(made) :])
+
+    members = dict(forward=staticmethod(forward), backward=staticmethod(backward))
+    return type(declared.name, (torch.autograd.Function,), members)
