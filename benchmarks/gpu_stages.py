@@ -305,50 +305,64 @@ def ops(where: Where, save) -> None:
     from gpt2fast.backends import use_backend
 
     from . import cases
-    from .timing import ratios, summarise
 
     copy = 1.0 if where.rehearse else ceilings(where)["copy_bytes_per_second"]
     rows: list[dict] = []
-    for op in kernel_ops():
-        measured = [dict(B=1, T=3, C=64)] if where.rehearse else cases.bench_cases(op)
-        for case in measured:
-            for dtype in (torch.bfloat16, torch.float32)[: 1 if where.rehearse else 2]:
-
-                def measure(op=op, case=case, dtype=dtype) -> dict:
-                    args = arguments(op, case, dtype, where.device)
-                    contenders = {"ours": functools.partial(op.overload, **args)}
-                    others = {name: functools.partial(f, *args.values()) for name, f in cases.rivals(op, case).items()}
-                    if not where.rehearse:
-                        torch.compiler.reset()  # or the second case would compile for sizes that vary
-                        compiled = torch.compile(op.naive or op.fused)
-                        others["compiled"] = functools.partial(compiled, *args.values())
-                    others |= peers(op, args)
-                    found: dict = {}
-                    for name, call in others.items():
-                        tried = attempt({}, lambda call=call: dict(result=call()))
-                        if "error" in tried:
-                            found.setdefault("left_out", {})[name] = tried["error"][:300]
-                        else:
-                            contenders[name] = call
-                    times = where.times(contenders)
-                    moved = sum(cases.nbytes(op, args))
-                    best = min((n for n in times if n != "ours"), key=lambda n: summarise(times[n])["median"])
-                    return found | dict(
-                        seconds={n: summarise(t) for n, t in times.items()},
-                        ratios={f"vs {best}": ratios(times[best], times["ours"])},
-                        share=moved / summarise(times["ours"])["median"] / copy,
-                        bytes=moved,
-                    )
-
+    for dtype in (torch.bfloat16, torch.float32)[: 1 if where.rehearse else 2]:
+        for op in kernel_ops():
+            for case in [smallest(op)] if where.rehearse else cases.bench_cases(op):
                 with where.machine(), use_backend("triton"):
                     name = str(dtype).removeprefix("torch.")
-                    rows.append(attempt(dict(op=op.name, case=cases.describe(case), dtype=name), measure))
+                    row = dict(op=op.name, case=cases.describe(case), dtype=name)
+                    rows.append(attempt(row, functools.partial(contest, where, op, case, dtype, copy)))
                 save(rows=rows, copy_bytes_per_second=copy)
 
 
-def peers(op, args: dict) -> dict[str, Callable]:
+def smallest(op) -> dict:
+    from gpt2fast.testing import work
+
+    return min((c for c in op.cases if 0 not in c.values()), key=lambda case: work(op, case))
+
+
+def contest(where: Where, op, case: dict, dtype: torch.dtype, copy: float) -> dict:
+    """One case of an op: seconds of ours and of every other way, and ratios to the fastest of those."""
+    from . import cases
+    from .timing import ratios, summarise
+
+    args = arguments(op, case, dtype, where.device)
+    contenders = {"ours": functools.partial(op.overload, **args)}
+    others = {name: functools.partial(f, *args.values()) for name, f in cases.rivals(op, case).items()}
+    if not where.rehearse:
+        torch.compiler.reset()  # or the second case would compile for sizes that vary
+        others["compiled"] = functools.partial(torch.compile(op.naive or op.fused), *args.values())
+    others |= peers(op, case, args)
+    found: dict = {}
+    for name, call in others.items():
+        tried = attempt({}, lambda call=call: dict(result=call()))
+        if "error" in tried:
+            found.setdefault("left_out", {})[name] = tried["error"][:300]
+        else:
+            contenders[name] = call
+    times = where.times(contenders)
+    moved = sum(cases.nbytes(op, args))
+    best = min((n for n in times if n != "ours"), key=lambda n: summarise(times[n])["median"])
+    return found | dict(
+        seconds={n: summarise(t) for n, t in times.items()},
+        ratios={f"vs {best}": ratios(times[best], times["ours"])},
+        share=moved / summarise(times["ours"])["median"] / copy,
+        bytes=moved,
+    )
+
+
+def peers(op, case: dict, args: dict) -> dict[str, Callable]:
     """Other libraries' kernels for the same op, by name, those that can be imported."""
     found: dict[str, Callable] = {}
+    plain = case.get("causal", True) and not any(case.get(k) for k in ("mask", "bias", "window", "dropout_p"))
+    if op.name == "attention_backward" and plain and case["T"] == case["S"]:
+        q, k, v = (args[n].transpose(1, 2).detach().requires_grad_() for n in "qkv")
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        dout = args["dout"].transpose(1, 2)
+        found["sdpa"] = lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
     if op.name not in ("layer_norm", "layer_norm_backward"):
         return found
     with contextlib.suppress(ImportError):

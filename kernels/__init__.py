@@ -8,5 +8,6 @@ MODULES = dict(
     attention="attention",
     attention_backward="attention_backward",
     cross_entropy="cross_entropy",
+    decode_attention="decode_attention",
     cross_entropy_backward="cross_entropy",
 )

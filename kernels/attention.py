@@ -187,7 +187,7 @@ def forward_tile(block_d, wide):
 
 
 @functools.cache
-def _is_nvidia():
+def is_nvidia():
     return driver.active.get_current_target().backend == "cuda"
 
 
@@ -211,7 +211,7 @@ def arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p):
     sizes = (H, T, S, window, D**-0.5 if scale is None else scale, dropout_p)
     # TF32 alone loses 13 of float32's 24 bits; three products make them good. Heads of a few columns and AMD's matrix
     # units go without.
-    three = q.dtype == torch.float32 and D >= 16 and _is_nvidia()
+    three = q.dtype == torch.float32 and D >= 16 and is_nvidia()
     words = dict(
         D=D, BLOCK_D=max(16, triton.next_power_of_2(D)), CAUSAL=causal, HAS_WINDOW=window > 0,
         HAS_MASK=mask is not None, HAS_BIAS=bias is not None, DROPOUT=dropout_p > 0,
