@@ -80,13 +80,15 @@ def truth(op: Op, args: dict[str, Any]) -> tuple[Tensor, ...]:
     if op.derivative_of is None:
         return reference(op, args, torch.float64)
     forward, args = op.derivative_of, cast(args, torch.float64)
+    device = next(v.device for v in args.values() if isinstance(v, Tensor))
     sizes = op.check(args) | {n: v for n, v in args.items() if n.isupper()}
     values: dict[str, Any] = {}
     for name, parameter in forward.signature.parameters.items():
         values[name] = args[name] if name in args else parameter.default
         if name in forward.tensors and name not in args and f"d{name}" in op.returns:
             spec = _shapes.resolve(forward.shapes[name], values)  # saved by no one: the gradients do not depend on it
-            values[name] = torch.zeros(_shapes.concrete(spec, sizes, sizes.get("...", ())), dtype=torch.float64)
+            shape = _shapes.concrete(spec, sizes, sizes.get("...", ()))
+            values[name] = torch.zeros(shape, dtype=torch.float64, device=device)
     wanted = [n[1:] for n in op.returns if values.get(n[1:]) is not None]
     values |= {n: values[n].detach().requires_grad_() for n in wanted}
     outs = dict(zip(forward.outputs, reference(forward, values)))
@@ -95,7 +97,8 @@ def truth(op: Op, args: dict[str, Any]) -> tuple[Tensor, ...]:
         [outs[n] for n in given], [values[n] for n in wanted], [args[f"d{n}"] for n in given], materialize_grads=True
     )
     gradients = dict(zip(wanted, found))
-    return tuple(gradients.get(n[1:], torch.empty(0, dtype=torch.float64)) for n in op.returns)
+    none = torch.empty(0, dtype=torch.float64, device=device)
+    return tuple(gradients.get(n[1:], none) for n in op.returns)
 
 
 def work(op: Op, case: dict[str, Any]) -> int:
