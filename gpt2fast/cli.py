@@ -178,7 +178,7 @@ def _choices() -> dict[str, dict[str, str]]:
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         for name, declared in OPS.items():
             try:
-                choice = backends.choose(declared, **declared.example(device=device))
+                choice = backends.choose(declared, **declared.example(device=device, T=1))
                 found.setdefault(device, {})[name] = backends.describe(choice)
             except RuntimeError:  # a named backend is in force
                 found.setdefault(device, {})[name] = "an error"
