@@ -1,8 +1,8 @@
 """The short way of a call on a GPU: past the dispatcher, whose way through Python takes longer than most kernels there.
 
 It is open where nothing but autograd would take part in the call: no autocast, torch.func, torch.compile or dispatch
-mode, and no tensor of a class that may have its own ideas. Everything else takes the dispatcher's way, with the same
-results. Inside ``ptx.machine()`` CPU tensors take it too, so that it is tested without a GPU.
+mode, no tensor of a subclass, no argument that the op changes in place, and no CUDA kernel that someone registered with
+the dispatcher. Everything else takes the dispatcher's way, with the same results. Inside ``ptx.machine()`` CPU tensors take it too, so that it is tested without a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +22,8 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 def run(declared: "Op", args: Sequence, kwargs: dict) -> Any:
     """All outputs of the op, or NotImplemented where the call must take the dispatcher's way."""
+    if declared.mutates or torch._C._dispatch_has_kernel_for_dispatch_key(declared.qualified, "CUDA"):
+        return NotImplemented
     values = _by_position(declared, args, kwargs)
     if values is None or not _is_open(values):
         return NotImplemented

@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
 from gpt2fast import direct, ops
-from gpt2fast.op import OPS
+from gpt2fast.op import OPS, op
 from gpt2fast.testing import ptx
 from gpt2fast.testing.inputs import build
 
@@ -30,14 +30,14 @@ def gradients(call, args):
 
 @pytest.mark.parametrize("name", ("layer_norm", "add_layer_norm", "linear", "gelu", "embedding", "cross_entropy"))
 def test_results_and_gradients_are_the_dispatchers(machine, name, monkeypatch):
-    op = OPS[name]
-    args = build(op, op.cases[-2], torch.float32)
+    declared = OPS[name]
+    args = build(declared, declared.cases[-2], torch.float32)
     gone = []
     monkeypatch.setattr(direct, "run", lambda *a, run=direct.run: gone.append(run(*a)) or gone[-1])
-    found = gradients(op, args)
+    found = gradients(declared, args)
     assert gone and not any(out is NotImplemented for out in gone)
     monkeypatch.setattr(direct, "run", lambda *a: NotImplemented)
-    expected = gradients(op, args)
+    expected = gradients(declared, args)
     for ours, others in zip(found, expected):
         torch.testing.assert_close(ours, others)
 
@@ -99,6 +99,30 @@ def test_who_takes_the_dispatchers_way(machine):
     needy["x"].requires_grad_()
     assert direct.run(OPS["layer_norm_backward"], (), needy) is NotImplemented  # it has no derivative, and says so
     assert direct.run(OPS["layer_norm"], (x.to("meta"), weight, bias), {}) is NotImplemented
+
+
+def test_in_place_ops_and_those_with_a_cuda_kernel_of_their_own_take_the_dispatchers_way(machine):
+    @op(shapes=dict(x="... C"), cases=[], mutates=["x"], namespace="gpt2fast_test")
+    def double_(x: Tensor) -> None:
+        """Doubles x in place."""
+        x.mul_(2)
+
+    x = torch.ones(3)
+    version = x._version
+    assert direct.run(double_, (x,), {}) is NotImplemented
+    double_(x)
+    assert x.tolist() == [2, 2, 2] and x._version > version
+
+    @op(shapes=dict(x="... C"), cases=[], namespace="gpt2fast_test")
+    def tripled(x: Tensor) -> Tensor:
+        """3 x."""
+        return 3 * x
+
+    assert direct.run(tripled, (x,), {}).tolist() == [6, 6, 6]
+    library = torch.library.Library("gpt2fast_test", "IMPL")
+    library.impl("tripled", lambda x: x + x + x, "CUDA")
+    assert direct.run(tripled, (x,), {}) is NotImplemented
+    library._destroy()
 
 
 @pytest.mark.parametrize("bias", (False, True))
