@@ -2,7 +2,8 @@
 
 It is open where nothing but autograd would take part in the call: no autocast, torch.func, torch.compile or dispatch
 mode, no tensor of a subclass, no argument that the op changes in place, and no CUDA kernel that someone registered with
-the dispatcher. Everything else takes the dispatcher's way, with the same results. Inside ``ptx.machine()`` CPU tensors take it too, so that it is tested without a GPU.
+the dispatcher. Everything else takes the dispatcher's way, with the same results. Inside ``ptx.machine()`` CPU tensors
+take it too, so that it is tested without a GPU.
 """
 
 from collections.abc import Callable, Sequence
