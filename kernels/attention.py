@@ -92,6 +92,17 @@ def kept_by_dropout(seed, row, start, dropout_p, BLOCK_M: tl.constexpr, BLOCK_N:
 
 
 @triton.jit
+def scores_of_tile(q, k, bias_ptr, t, s, T, S, stride_bias_t, stride_bias_s, scale, HAS_BIAS: tl.constexpr,
+            PRECISION: tl.constexpr):  # fmt: skip
+    """scale q k^T + bias, (queries, keys); with q and k, t and s and the strides exchanged, (keys, queries)."""
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    if HAS_BIAS:
+        at = bias_ptr + t.to(tl.int64)[:, None] * stride_bias_t + s.to(tl.int64)[None, :] * stride_bias_s
+        scores += tl.load(at, mask=(t[:, None] < T) & (s[None, :] < S), other=0.0).to(tl.float32)
+    return scores
+
+
+@triton.jit
 def _add_keys(
     peak, total, sums, q, k_ptr, v_ptr, mask_ptr, bias_ptr, seed, stride_k_s, stride_v_s, stride_bias_t, stride_bias_s,
     row, t, start, d, T, S, window, scale, dropout_p,
@@ -104,10 +115,7 @@ def _add_keys(
     usable = usable_keys(s, T, S, mask_ptr, window, HAS_MASK, HAS_WINDOW)
     ALL_ROWS: tl.constexpr = not (EDGE or HAS_MASK)
     k = load_rows(k_ptr, s, stride_k_s, d, usable, D, BLOCK_D, ALL_ROWS)
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    if HAS_BIAS:
-        at = bias_ptr + t.to(tl.int64)[:, None] * stride_bias_t + s.to(tl.int64)[None, :] * stride_bias_s
-        scores += tl.load(at, mask=(t[:, None] < T) & (s[None, :] < S), other=0.0).to(tl.float32)
+    scores = scores_of_tile(q, k, bias_ptr, t, s, T, S, stride_bias_t, stride_bias_s, scale, HAS_BIAS, PRECISION)
     if EDGE:
         seen = sees(t[:, None], s[None, :], T, S, window, CAUSAL, HAS_WINDOW) & usable[None, :]
         scores = tl.where(seen, scores, float("-inf"))

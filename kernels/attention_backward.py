@@ -12,19 +12,18 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention import LOG2E, arguments, dense_heads, kept_by_dropout, keys_of_tile, load_rows, objection, sees
-from .attention import usable_keys as usable
-
-
-@triton.jit
-def _scores(q, k, bias_ptr, t, s, T, S, stride_bias_t, stride_bias_s, scale, HAS_BIAS: tl.constexpr,
-            PRECISION: tl.constexpr):  # fmt: skip
-    """(queries, keys) of scale q k^T + bias."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    if HAS_BIAS:
-        at = bias_ptr + t.to(tl.int64)[:, None] * stride_bias_t + s.to(tl.int64)[None, :] * stride_bias_s
-        scores += tl.load(at, mask=(t[:, None] < T) & (s[None, :] < S), other=0.0).to(tl.float32)
-    return scores
+from .attention import (
+    LOG2E,
+    arguments,
+    dense_heads,
+    kept_by_dropout,
+    keys_of_tile,
+    load_rows,
+    objection,
+    scores_of_tile,
+    sees,
+    usable_keys,
+)
 
 
 @triton.jit
@@ -37,11 +36,11 @@ def _add_keys(
 ):  # fmt: skip
     """dq's share of one tile of keys. EDGE: some query of the tile may not see some key of it, mask aside."""
     s = start + tl.arange(0, BLOCK_N)
-    inside = usable(s, T, S, mask_ptr, window, HAS_MASK, HAS_WINDOW)
+    inside = usable_keys(s, T, S, mask_ptr, window, HAS_MASK, HAS_WINDOW)
     ALL_ROWS: tl.constexpr = not (EDGE or HAS_MASK)
     k = load_rows(k_ptr, s, stride_k_s, d, inside, D, BLOCK_D, ALL_ROWS)
     v = load_rows(v_ptr, s, stride_v_s, d, inside, D, BLOCK_D, ALL_ROWS)
-    scores = _scores(q, k, bias_ptr, t, s, T, S, stride_bias_t, stride_bias_s, scale, HAS_BIAS, PRECISION)
+    scores = scores_of_tile(q, k, bias_ptr, t, s, T, S, stride_bias_t, stride_bias_s, scale, HAS_BIAS, PRECISION)
     p = tl.exp2((scores - lse[:, None]) * LOG2E)
     if EDGE:
         p = tl.where(sees(t[:, None], s[None, :], T, S, window, CAUSAL, HAS_WINDOW) & inside[None, :], p, 0.0)
@@ -132,7 +131,7 @@ def _add_queries(
     q = load_rows(q_ptr, t, stride_q_t, d, t < T, D, BLOCK_D, not EDGE)
     dout = load_rows(dout_ptr, t, stride_dout_t, d, t < T, D, BLOCK_D, not EDGE)
     lse, delta, excess = load_statistics(lse_ptr, delta_ptr, excess_ptr, row, t < T, not EDGE)
-    scores = _scores(k, q, bias_ptr, s, t, S, T, stride_bias_s, stride_bias_t, scale, HAS_BIAS, PRECISION)
+    scores = scores_of_tile(k, q, bias_ptr, s, t, S, T, stride_bias_s, stride_bias_t, scale, HAS_BIAS, PRECISION)
     p = tl.exp2((scores - lse[None, :]) * LOG2E - excess[None, :])
     if EDGE:
         p = tl.where(sees(t[None, :], s[:, None], T, S, window, CAUSAL, HAS_WINDOW) & usable[:, None], p, 0.0)
@@ -165,7 +164,7 @@ def attention_backward_kv_kernel(
     start = (tl.program_id(0) % tiles) * BLOCK_N
     s = start + tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
-    inside = usable(s, T, S, mask_ptr + b * stride_mask_b, window, HAS_MASK, HAS_WINDOW)
+    inside = usable_keys(s, T, S, mask_ptr + b * stride_mask_b, window, HAS_MASK, HAS_WINDOW)
     k = load_rows(k_ptr + b * stride_k_b + h * stride_k_h, s, stride_k_s, d, inside, D, BLOCK_D, False)
     v = load_rows(v_ptr + b * stride_v_b + h * stride_v_h, s, stride_v_s, d, inside, D, BLOCK_D, False)
     q_ptr += b * stride_q_b + h * stride_q_h
@@ -247,7 +246,7 @@ def attention_backward_bias_kernel(
         h = (own_h + i // (count_s * count_t) % count_h).to(tl.int64)
         b = (own_b + i // (count_s * count_t * count_h)).to(tl.int64)
         row = (b * H + h) * T + t
-        inside = usable(s, T, S, mask_ptr + b * stride_mask_b, window, HAS_MASK, HAS_WINDOW)
+        inside = usable_keys(s, T, S, mask_ptr + b * stride_mask_b, window, HAS_MASK, HAS_WINDOW)
         q = load_rows(q_ptr + b * stride_q_b + h * stride_q_h, t, stride_q_t, d, t < T, D, BLOCK_D, False)
         k = load_rows(k_ptr + b * stride_k_b + h * stride_k_h, s, stride_k_s, d, inside, D, BLOCK_D, False)
         v = load_rows(v_ptr + b * stride_v_b + h * stride_v_h, s, stride_v_s, d, inside, D, BLOCK_D, False)
@@ -255,7 +254,7 @@ def attention_backward_bias_kernel(
         dout = load_rows(dout_row, t, stride_dout_t, d, t < T, D, BLOCK_D, False)
         lse, delta, excess = load_statistics(lse_ptr, delta_ptr, excess_ptr, row, t < T, False)
         bias_row = bias_ptr + b * stride_bias_b + h * stride_bias_h
-        scores = _scores(q, k, bias_row, t, s, T, S, stride_bias_t, stride_bias_s, scale, HAS_BIAS, PRECISION)
+        scores = scores_of_tile(q, k, bias_row, t, s, T, S, stride_bias_t, stride_bias_s, scale, HAS_BIAS, PRECISION)
         seen = sees(t[:, None], s[None, :], T, S, window, CAUSAL, HAS_WINDOW) & inside[None, :]
         p = tl.where(seen, tl.exp2((scores - lse[:, None]) * LOG2E - excess[:, None]), 0.0)
         dp = tl.dot(dout, tl.trans(v), input_precision=PRECISION)
