@@ -73,7 +73,7 @@ setup(
     ext_modules=[
         CppExtension(
             "gpt2fast._C",
-            ["csrc/torch/ops.cpp", "csrc/torch/module.cpp", "csrc/cpu/dispatch.cpp"],
+            [*sorted(glob.glob("csrc/torch/*.cpp")), "csrc/cpu/dispatch.cpp"],
             extra_compile_args=["-std=c++20", *FLAGS, "-fopenmp"],
             depends=headers,
         ),

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import declaration
+
 if TYPE_CHECKING:
     from .op import Op
 
@@ -92,6 +94,12 @@ class _NativeKernels(Mapping):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def declare(declared: "Op") -> None:
+    """Hands the op's shapes and values to the bindings of kernels in C++, which obey them: csrc/torch/declaration.h."""
+    if _C is not None and not any(callable(spec) for spec in declared.shapes.values()):
+        _C.declare(declared.qualified, *declaration.rows(declared))
 
 
 def _native_objection(declared: "Op", *args, **kwargs) -> str | None:

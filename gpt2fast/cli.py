@@ -178,7 +178,8 @@ def _choices() -> dict[str, dict[str, str]]:
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         for name, declared in OPS.items():
             try:
-                choice = backends.choose(declared, **declared.example(device=device, T=1))
+                tokens = 1 if declared.derivative_of is None else 64  # as in decoding, and in a backward pass
+                choice = backends.choose(declared, **declared.example(device=device, T=tokens))
                 found.setdefault(device, {})[name] = backends.describe(choice)
             except RuntimeError:  # a named backend is in force
                 found.setdefault(device, {})[name] = "an error"

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .ops.sample import check_sampling
 
 MOST_NEW_TOKENS = 20
 
@@ -66,7 +65,7 @@ def generate(
         repetition_penalty=float(repetition_penalty),
     )
     _need(not do_sample or temperature > 0, "temperature", "above 0 where do_sample", temperature)
-    check_sampling(**options)
+    ops.sample.check_values(**options)
     eos = _end_tokens(eos_token_id, config)
     pad = config.pad_token_id if pad_token_id is None else pad_token_id
     plan = Plan(

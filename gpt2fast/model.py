@@ -16,7 +16,7 @@ from . import weights as checkpoint
 from .cache import Cache
 from .config import Config
 from .generate import generate
-from .ops.common import within
+from .values import within
 
 IGNORED = -100
 

@@ -20,6 +20,7 @@ from torch.compiler import is_dynamo_compiling
 
 from . import backends, direct
 from . import shapes as _shapes
+from . import values as _values
 
 NAMESPACE = "gpt2fast"
 OPS: dict[str, "Op"] = {}
@@ -39,6 +40,7 @@ class Op:
     signature: inspect.Signature
     schema: str
     shapes: dict[str, Any]
+    rules: list[_values.Rule]
     cases: list[dict]
     returns: tuple[str, ...]
     saves: tuple[str, ...]
@@ -123,6 +125,10 @@ class Op:
         """Raises ValueError or TypeError, naming op, argument, expected and got; returns the sizes by letter."""
         return _shapes.check(self.qualified, self.shapes, args)
 
+    def check_values(self, **values: Any) -> None:
+        """Raises ValueError where one of these arguments, each judged alone, is not what the declaration wants."""
+        _values.check(self.qualified, [rule for rule in self.rules if rule.name in values], values, {})
+
     def bind(self, args: Sequence, kwargs: dict) -> dict[str, Any]:
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -170,6 +176,7 @@ def op(
     cases: list[dict],
     returns: str = "y",
     saves: str = "",
+    values: dict[str, str] | None = None,
     make: dict[str, Callable] | None = None,
     flops: Callable | None = None,
     autocast: str = "widest",
@@ -178,7 +185,6 @@ def op(
     slack: float = 1.0,
     derivative: bool = True,
     derivative_of: Op | None = None,
-    check: Callable[..., None] | None = None,
     fused: Callable | None = None,
     fused_unless: Callable[..., str | None] | None = None,
     fused_is_differentiable: Callable[..., bool] | None = None,
@@ -191,7 +197,9 @@ def op(
     Args:
         shapes: per tensor argument its dimensions by letter, ``"B T C"``; ``...`` for any leading ones, ``C|1`` for a
             broadcast one, a digit for itself, ``: int64`` for a dtype other than that of the first floating tensor;
-            or a function from the arguments to such a text.
+            ``"N K if transposed else K N"`` by an argument, or a function from the arguments to such a text, which
+            no kernel in C++ can obey.
+        values: per argument what its values must be, ``"[0, V)"`` or ``"tanh | none"``; gpt2fast/values.py has it all.
         cases: sizes by letter, plus non-tensor arguments by name and ``name=True`` for optional tensors to include.
         returns, saves: names of the outputs that a call returns, and of those kept for the backward pass.
         make: per argument a function ``(shape, case, generator) -> tensor`` where random normals are wrong.
@@ -203,7 +211,6 @@ def op(
         derivative: whether ``@name.backward`` will follow; if not, a backward pass through it raises.
         derivative_of: the op whose gradients this one computes; it has no derivative itself. Its outputs are named
             ``d`` and the input's name, its arguments ``d`` and the output's name for gradients, the rest as there.
-        check: takes the op's arguments and raises ValueError where values other than shapes are wrong.
         fused: PyTorch's own fastest way to all outputs that keeps the parity rule; it runs what no kernel covers.
             Without it the reference does.
         fused_unless: why ``fused`` does not compute a call, or None; the reference runs the call then.
@@ -220,7 +227,7 @@ def op(
         schema = torch.library.infer_schema(function, mutates_args=tuple(mutates))
         outputs = () if mutates else (*returns.split(), *saves.split())
         _check_declaration(f"{namespace}::{name}", signature, schema, outputs, shapes, mutates)
-        functions = dict(check=check, fused=fused, fused_unless=fused_unless, baseline=baseline, naive=naive)
+        functions = dict(fused=fused, fused_unless=fused_unless, baseline=baseline, naive=naive)
         functions |= dict(fused_is_differentiable=fused_is_differentiable)
         _check_functions(f"{namespace}::{name}", signature, **functions)
         library, fallbacks = _libraries.setdefault(
@@ -229,12 +236,8 @@ def op(
         )
         for lib in (library, fallbacks):
             lib.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        fits = _shapes.compile_check(f"{namespace}::{name}", signature, shapes)
-
-        def check_call(*args, **kwargs):
-            fits(*args, **kwargs)
-            if check is not None:
-                check(*args, **kwargs)
+        rules = _values.parse(f"{namespace}::{name}", values or {}, tuple(signature.parameters))
+        check_call = _shapes.compile_check(f"{namespace}::{name}", signature, shapes, rules)
 
         @functools.wraps(function)
         def reference(*args, **kwargs):
@@ -242,7 +245,7 @@ def op(
             return function(*args, **kwargs)
 
         declared = Op(
-            name, namespace, reference, signature, schema, shapes, list(cases), tuple(returns.split()),
+            name, namespace, reference, signature, schema, shapes, rules, list(cases), tuple(returns.split()),
             tuple(saves.split()), make or {}, flops, autocast, tuple(mutates), tuple(dtypes), slack, fused,
             fused_unless, baseline, naive, derivative_of, check_call, fused_is_differentiable,
         )  # fmt: skip
@@ -256,6 +259,7 @@ def op(
         _register_autocast(declared, library)
         functools.update_wrapper(declared, function)
         OPS[declared.key] = declared
+        backends.declare(declared)
         backends.hide_native_kernel(declared)
         return declared
 

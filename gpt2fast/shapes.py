@@ -1,4 +1,4 @@
-"""Shapes by letter: one small language for every op's checks, test inputs and messages, as in csrc/torch/check.h."""
+"""Shapes by letter: one small language for every op's checks, test inputs and messages."""
 
 import inspect
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from . import values as _values
 
 
 def parse(spec: str) -> tuple[list[str], torch.dtype | None]:
@@ -15,7 +17,20 @@ def parse(spec: str) -> tuple[list[str], torch.dtype | None]:
 
 
 def resolve(spec: Any, args: dict[str, Any]) -> str:
-    return spec(args) if callable(spec) else spec
+    """A shape's text for these arguments: it may be a function of them, or ``"N K if transposed else K N"``."""
+    if callable(spec):
+        return spec(args)
+    if not (found := alternatives(spec)):
+        return spec
+    yes, condition, no = found
+    return yes if args.get(condition) else no
+
+
+def alternatives(spec: str) -> tuple[str, str, str] | None:
+    """``"N K if transposed else K N"`` to its three parts, None for a text without a condition."""
+    yes, _, rest = spec.partition(" if ")
+    condition, _, no = rest.partition(" else ")
+    return (yes, condition, no) if rest else None
 
 
 def concrete(spec: str, sizes: dict[str, int], leading: tuple[int, ...] = ()) -> tuple[int, ...]:
@@ -63,11 +78,14 @@ def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, An
     return sizes
 
 
-def compile_check(op: str, signature: inspect.Signature, shapes: dict[str, Any]) -> Callable[..., None]:
-    """``check`` as a function of the op's own arguments, fast where they fit: all else is left to ``check`` to word."""
+def compile_check(
+    op: str, signature: inspect.Signature, shapes: dict[str, Any], rules: list[_values.Rule]
+) -> Callable[..., None]:
+    """``check``, of values too, as a function of the op's own arguments: what does not fit is left to be worded."""
     by_specs: dict[tuple[str, ...], Callable[..., bool]] = {}
-    varying = any(callable(spec) for spec in shapes.values())
-    constant = None if varying else _compile(signature, dict(shapes))
+    varying = any(callable(spec) or alternatives(spec) for spec in shapes.values())
+    conditions = _values.conditions(rules, tuple(shapes))
+    constant = None if varying else _compile(signature, dict(shapes), conditions)
 
     by_name = _arguments_by_name(signature)
 
@@ -75,12 +93,13 @@ def compile_check(op: str, signature: inspect.Signature, shapes: dict[str, Any])
         fits = constant
         if fits is None:
             values = by_name(*args, **kwargs)
-            key = tuple([spec(values) if callable(spec) else spec for spec in shapes.values()])
+            key = tuple([resolve(spec, values) for spec in shapes.values()])
             fits = by_specs.get(key)
             if fits is None:
-                fits = by_specs[key] = _compile(signature, dict(zip(shapes, key)))
+                fits = by_specs[key] = _compile(signature, dict(zip(shapes, key)), conditions)
         if not fits(*args, **kwargs):
-            check(op, shapes, by_name(*args, **kwargs))
+            values = by_name(*args, **kwargs)
+            _values.check(op, rules, values, check(op, shapes, values))
 
     return check_call
 
@@ -94,7 +113,7 @@ def _arguments_by_name(signature: inspect.Signature) -> Callable[..., dict[str, 
     return scope["by_name"]
 
 
-def _compile(signature: inspect.Signature, specs: dict[str, str]) -> Callable[..., bool]:
+def _compile(signature: inspect.Signature, specs: dict[str, str], conditions: list[str]) -> Callable[..., bool]:
     """A function of the op's arguments that answers True only where ``check`` would raise nothing.
 
     It may answer False where ``check`` finds nothing: for what is rare (float64, broadcast sizes seen first) and for
@@ -127,9 +146,12 @@ def _compile(signature: inspect.Signature, specs: dict[str, str]) -> Callable[..
         lines += [f"if {name} is not None:", *(f"    {line}" for line in body)] if optional else body
     letters = {dim.split("|")[0] for spec in specs.values() for dim in parse(spec)[0]}
     head = [f"_{letter} = None" for letter in sorted(letters) if letter.isalpha()]
-    arguments = ", ".join(n if p.default is p.empty else f"{n}=None" for n, p in signature.parameters.items())
+    lines += [f"if not ({condition}): return False" for condition in conditions]
+    scope: dict[str, Any] = {f"_{n}": p.default for n, p in signature.parameters.items()}
+    arguments = ", ".join(n if p.default is p.empty else f"{n}=_{n}" for n, p in signature.parameters.items())
     text = f"def fits({arguments}):\n" + "\n".join(f"    {line}" for line in [*head, *lines, "return True"])
-    scope: dict[str, Any] = dict(torch=torch, FAST=frozenset((torch.float32, torch.bfloat16, torch.float16)))
+    scope |= dict(torch=torch, FAST=frozenset((torch.float32, torch.bfloat16, torch.float16)))
+    scope |= dict(lies_in=_values.lies_in, has_nan=_values.has_nan)
     exec(text, scope)
     return scope["fits"]
 

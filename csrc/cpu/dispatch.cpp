@@ -3,6 +3,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -50,6 +51,17 @@ static const Table* find(const char* isa) {
     choices += (choices.empty() ? "" : ", ") + std::string(t->isa);
   }
   throw std::invalid_argument("gpt2fast: CPU ISA must be one that this CPU runs (" + choices + "), got '" + isa + "'");
+}
+
+static void* take_aligned(size_t nbytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, nbytes)) throw std::bad_alloc();
+  return memory;
+}
+
+Workspace& workspace() {
+  static Workspace here{take_aligned, std::free};
+  return here;
 }
 
 static std::atomic<const Table*> chosen{nullptr};

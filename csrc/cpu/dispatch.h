@@ -1,5 +1,7 @@
 // The table of CPU kernels of one instruction set, and the choice of the table at run time.
 #pragma once
+#include <cstddef>
+
 #include "../ops.h"
 
 namespace gpt2fast::cpu {
@@ -11,6 +13,14 @@ struct Kernel {
   int64_t (*tasks)(const Args&);
   void (*run)(const Args&, int64_t begin, int64_t end);
 };
+
+// Where kernels get memory of their own, which each thread keeps and reuses: what runs the kernels says so, once,
+// before the first runs. take never answers null: it throws.
+struct Workspace {
+  void* (*take)(size_t nbytes);  // aligned to 64 bytes
+  void (*give_back)(void* memory);
+};
+Workspace& workspace();
 
 // What benchmarks/peak.py measures: n floats of x read, or copied to y; or repeats steps of multiply-adds in registers.
 enum class Peak : int32_t { kRead, kCopy, kStream, kFma, kDot };

@@ -1,9 +1,9 @@
 // Functions of a Vec that are the same on every instruction set, and what all kernels need: task cutting, scratch.
 #pragma once
 #include <cstdint>
-#include <cstdlib>
 
 #include "../math.h"
+#include "dispatch.h"
 
 namespace gpt2fast {
 namespace {
@@ -49,14 +49,16 @@ inline void* scratch(size_t bytes) {
   struct Buffer {
     void* data = nullptr;
     size_t size = 0;
-    ~Buffer() { std::free(data); }
+    ~Buffer() {
+      if (data) cpu::workspace().give_back(data);
+    }
   };
   static thread_local Buffer buffer;
   if (buffer.size < bytes) {
-    std::free(buffer.data);
-    buffer.size = 0;
+    if (buffer.data) cpu::workspace().give_back(buffer.data);
     buffer.data = nullptr;
-    if (posix_memalign(&buffer.data, 64, (bytes + 4095) & ~size_t(4095))) std::abort();
+    buffer.size = 0;
+    buffer.data = cpu::workspace().take((bytes + 4095) & ~size_t(4095));
     buffer.size = bytes;
   }
   return buffer.data;

@@ -3,6 +3,7 @@
 #pragma once
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty.h>
 #include <c10/core/CPUAllocator.h>
 #include <sys/mman.h>
 
@@ -10,7 +11,7 @@
 #include <mutex>
 #include <vector>
 
-#include "check.h"
+#include "declaration.h"
 
 namespace gpt2fast {
 

@@ -1,6 +1,9 @@
 // What is no op, by pybind11: the choice of the instruction set, coverage, huge-page memory.
+#include <c10/core/impl/alloc_cpu.h>
 #include <torch/extension.h>
 
+#include "coverage.h"
+#include "declare.h"
 #include "guard.h"
 #include "launch.h"
 #include "memory.h"
@@ -25,6 +28,8 @@ at::Tensor huge_empty(int64_t nbytes) {
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  // An allocation that fails raises torch's error in the call, where the kernels' own would be a bare bad_alloc.
+  gpt2fast::cpu::workspace() = {c10::alloc_cpu, c10::free_cpu};
   m.def("cpu_isa", [] { return std::string(gpt2fast::cpu::table().isa); }, "The instruction set in use");
   m.def("set_cpu_isa", [](const std::string& isa) { gpt2fast::cpu::set_isa(isa.c_str()); });
   m.def("compiled_isas", [] { return isas(false); }, "Instruction sets in this binary, best first");
@@ -32,10 +37,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "cpu_objection",
       [](const std::string& op, const at::Tensor& first) -> std::optional<std::string> {
-        const char* why = gpt2fast::objection(op, first);
+        auto found = gpt2fast::objections().find(op);
+        const char* why = found == gpt2fast::objections().end() ? nullptr : found->second(first);
         return why ? std::optional<std::string>(why) : std::nullopt;
       },
       "Why the kernel of an op does not cover a call, by the call's first floating tensor, or None");
+  m.def("declare", &gpt2fast::declare_rows, "What the kernels' bindings check: an op's tensors and values, as rows");
   m.def("set_recording_with_amx", [](bool value) { gpt2fast::recording_with_amx() = value; });
   m.def("huge_empty", &huge_empty);
   m.def(

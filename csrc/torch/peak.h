@@ -2,6 +2,7 @@
 #pragma once
 #include <chrono>
 
+#include "declaration.h"
 #include "launch.h"
 
 namespace gpt2fast {
@@ -30,7 +31,7 @@ inline std::tuple<double, double> measure_peak(const std::string& what, const Te
       peak,   x.const_data_ptr<float>(), copies ? y->mutable_data_ptr<float>() : nullptr, sink.data(), x.numel(), tasks,
       repeats};
   auto start = std::chrono::steady_clock::now();
-  launch(cpu::table().peak, args);
+  launch(&cpu::Table::peak, args);
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   double flops = double(cpu::table().peak_flops) * double(repeats) * double(tasks) * (peak == cpu::Peak::kDot ? 2 : 1);
   return {seconds, computes ? flops : double(x.nbytes()) * (copies ? 2 : 1)};

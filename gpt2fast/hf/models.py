@@ -15,7 +15,7 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .. import ops
-from ..ops.common import within
+from ..values import within
 from .blocks import needs_their_mask
 from .checks import embedding_obstacle, is_autocast, keep_forwards, stands_in, weight_obstacle
 from .convert import Optimized

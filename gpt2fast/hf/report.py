@@ -125,7 +125,8 @@ def _backward(op: Op, weight: Tensor, head: int, dropout: float) -> str:
 
 def _choice(op: Op, weight: Tensor, head: int, dropout: float) -> tuple[str, str | None, str | None]:
     """What runs the op for such a model; why no kernel of ours does, and why PyTorch's fused way does not."""
-    args = op.example(_dtype(op.name, weight), weight.device, D=head, T=1, C=weight.shape[-1], K=weight.shape[0])
+    sizes = dict(T=1 if op.derivative_of is None else 64)  # decoding asks for one new token, a backward pass for many
+    args = op.example(_dtype(op.name, weight), weight.device, D=head, C=weight.shape[-1], K=weight.shape[0], **sizes)
     if "dropout_p" in args:
         args["dropout_p"] = dropout
     try:

@@ -31,6 +31,7 @@ CASES = [
     dict(B=0, T=3, S=3, H=2, D=64),
 ]
 MAKE = dict(mask=_mask, seed=lambda shape, case, g: torch.tensor([1234567890123]))
+VALUES = dict(window="[0, inf); 0: unlimited", dropout_p="[0, 1)", seed="given if dropout_p")
 SHAPES = dict(q="B T H D", k="B S H D", v="B S H D", mask="B S: bool", bias="B|1 H|1 T|1 S|1", seed="1: int64")
 
 
@@ -92,19 +93,6 @@ def _naive(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scal
     return torch.einsum("bhts,bshd->bthd", F.dropout(scores.softmax(-1), dropout_p), v)
 
 
-def _check_values(op_name: str, window: int, dropout_p: float, seed: Tensor | None) -> None:
-    if window < 0:
-        raise ValueError(f"gpt2fast::{op_name}: window must be at least 0 (0: unlimited), got {window}")
-    if not 0 <= dropout_p < 1:
-        raise ValueError(f"gpt2fast::{op_name}: dropout_p must lie in [0, 1), got {dropout_p:g}")
-    if dropout_p > 0 and seed is None:
-        raise ValueError(f"gpt2fast::{op_name}: seed must be given where dropout_p > 0, got None")
-
-
-def _check(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
-    _check_values("attention", window, dropout_p, seed)
-
-
 def _sdpa_arguments(q, k, v, mask, bias, causal, window):
     """What PyTorch's flash attention for the CPU takes: (B, H, T, D) tensors dense inside, is_causal, attn_mask."""
     T, S = q.shape[1], k.shape[1]
@@ -143,13 +131,13 @@ def _fused(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scal
 
 @op(
     shapes=SHAPES,
+    values=VALUES,
     returns="out",
     saves="lse",
     cases=CASES,
     make=MAKE,
     flops=lambda n: 4 * n["B"] * n["H"] * n["D"] * _pairs(n),
     autocast="lower",
-    check=_check,
     fused=_fused,
     fused_unless=_fused_unless,
     baseline=_baseline,
@@ -195,10 +183,7 @@ def attention(
     return out.to(q.dtype).contiguous(), lse.contiguous()
 
 
-def _check_backward(
-    dout, q, k, v, out, lse, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0
-):
-    _check_values("attention_backward", window, dropout_p, seed)
+FEW = 1024  # its exponential is off by up to 20 ulp, which shows where few terms are summed
 
 
 def _fused_unless_backward(
@@ -208,7 +193,10 @@ def _fused_unless_backward(
         return "PyTorch's fused attention gives no gradient of a bias"
     if window > 0:
         return "PyTorch's fused gradients under a window break the parity rule"  # dq by a fifth
-    return _fused_unless(q, k, v, dropout_p=dropout_p)
+    if why := _fused_unless(q, k, v, dropout_p=dropout_p):
+        return why
+    few = q.shape[1] * k.shape[1] <= FEW
+    return f"PyTorch's fused gradients of up to {FEW} pairs of query and key break the parity rule" if few else None
 
 
 def _fused_backward(
@@ -224,13 +212,13 @@ def _fused_backward(
 
 @op(
     shapes=dict(dout="B T H D", **SHAPES, out="B T H D", lse="B H T: float32"),
+    values=VALUES,
     returns="dq dk dv dbias",
     cases=CASES,
     make=MAKE,
     flops=lambda n: 10 * n["B"] * n["H"] * n["D"] * _pairs(n),
     autocast="lower",
     derivative_of=attention,
-    check=_check_backward,
     fused=_fused_backward,
     fused_unless=_fused_unless_backward,
 )

@@ -2,15 +2,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..op import op
-from .common import choice, widen
-from .gelu import CASES, FORMS, gelu, gelu_backward
+from .common import widen
+from .gelu import CASES, VALUES, gelu, gelu_backward
 
 
 @op(
     shapes=dict(x="... C", bias="C"),
+    values=VALUES,
     cases=CASES,
     flops=lambda n: 13 * n["B"] * n["T"] * n["C"],
-    check=lambda x, bias, approximate="tanh": choice("bias_gelu", "approximate", approximate, FORMS),
     fused=lambda x, bias, approximate="tanh": F.gelu(x + bias, approximate=approximate).contiguous(),
     naive=lambda x, bias, approximate="tanh": gelu.naive(x + bias, approximate),
 )

@@ -1,4 +1,4 @@
-"""What several references share: widening, value checks that cost nothing on meta tensors, and Philox in PyTorch."""
+"""What several references share: widening, memory as a GPU needs it, and Philox in PyTorch."""
 
 import torch
 from torch import Tensor
@@ -7,37 +7,6 @@ from torch import Tensor
 def widen(x: Tensor) -> Tensor:
     """float16 and bfloat16 to float32; float32 and float64 as they are."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def choice(op: str, name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        words = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
-        raise ValueError(f"gpt2fast::{op}: {name} must be {words}, got {value!r}")
-
-
-def checkable(tensor: Tensor) -> bool:
-    """Whether values may be looked at: on the CPU, and not inside torch.func's transforms, vmap among them."""
-    return tensor.device.type == "cpu" and torch._C._functorch.peek_interpreter_stack() is None
-
-
-def within(op: str, name: str, tensor: Tensor | None, high: int, allowed: int | None = None) -> None:
-    """Raises where a value of a CPU tensor is outside [0, high) and not ``allowed``; on a GPU kernels assert it."""
-    if tensor is None or not checkable(tensor) or not tensor.numel():
-        return
-    least, most = tensor.aminmax()
-    if least >= 0 and most < high:
-        return
-    wrong = (tensor < 0) | (tensor >= high)
-    if allowed is not None:
-        wrong &= tensor != allowed
-    if wrong.any():
-        at = tuple(wrong.nonzero()[0].tolist())
-        where = f"({at[0]},)" if len(at) == 1 else str(at)
-        raise ValueError(
-            f"gpt2fast::{op}: {name} must lie in [0, {high})"
-            + (f" or be {allowed}" if allowed is not None else "")
-            + f", got {tensor[at].item()} at {where}"
-        )
 
 
 def aligned(*tensors: Tensor) -> tuple[Tensor, ...]:

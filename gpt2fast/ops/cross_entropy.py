@@ -3,9 +3,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..op import op
-from .common import choice, widen, within
+from .common import widen
 
-REDUCTIONS = ("none", "mean", "sum")
+REDUCTION = "none | mean | sum"
+VALUES = dict(targets="[0, V) or ignore_index", label_smoothing="[0, 1]", reduction=REDUCTION)
 
 
 def _targets(shape, case, g):
@@ -32,13 +33,6 @@ def _baseline(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction
     )
 
 
-def _check(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
-    choice("cross_entropy", "reduction", reduction, REDUCTIONS)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"gpt2fast::cross_entropy: label_smoothing must lie in [0, 1], got {label_smoothing:g}")
-    within("cross_entropy", "targets", targets, logits.shape[1], allowed=ignore_index)
-
-
 def _naive(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
     log_probabilities = logits - logits.logsumexp(1, keepdim=True)
     counts = targets != ignore_index
@@ -60,7 +54,7 @@ def _naive(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction="m
     make=dict(targets=_targets),
     flops=lambda n: 4 * n["R"] * n["V"],
     autocast="widest",
-    check=_check,  # no fused=: F.cross_entropy keeps no lse, and making it anew costs what the reference does
+    values=VALUES,  # no fused=: F.cross_entropy keeps no lse, and making it anew costs what the reference does
     baseline=_baseline,
     naive=_naive,
 )
@@ -96,10 +90,6 @@ def _dloss_shape(args):
     return "R: float32" if args.get("reduction", "mean") == "none" else ": float32"
 
 
-def _check_backward(dloss, logits, targets, lse, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
-    choice("cross_entropy_backward", "reduction", reduction, REDUCTIONS)
-
-
 def _fused_backward(dloss, logits, targets, lse, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
     counts = targets != ignore_index
     scale = torch.where(counts, dloss / counts.sum() if reduction == "mean" else dloss, 0.0)[:, None]
@@ -121,7 +111,7 @@ def _fused_backward(dloss, logits, targets, lse, ignore_index=-100, label_smooth
     make=dict(targets=_targets),
     flops=lambda n: 4 * n["R"] * n["V"],
     derivative_of=cross_entropy,
-    check=_check_backward,
+    values=dict(reduction=REDUCTION),
     fused=_fused_backward,
 )
 def cross_entropy_backward(

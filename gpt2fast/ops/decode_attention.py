@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..op import op
 from .attention import attention, attention_backward, zero_unseen
-from .common import aligned, within
+from .common import aligned
 
 
 def _lengths(shape, case, g):
@@ -43,13 +43,6 @@ def _for_attention(q, k, v, lengths, starts, window) -> tuple[Tensor, Tensor, Te
     return *zero_unseen(seen, k, v), zero.masked_fill(~seen, -torch.inf)
 
 
-def _check(q, k, v, lengths, starts=None, window=0, scale=None):
-    within("decode_attention", "lengths", lengths, k.shape[1] + 1)
-    within("decode_attention", "starts", starts, k.shape[1] + 1)
-    if window < 0:
-        raise ValueError(f"gpt2fast::decode_attention: window must be at least 0 (0: unlimited), got {window}")
-
-
 def _fused(q, k, v, lengths, starts=None, window=0, scale=None):
     T, even = q.shape[1], False
     if q.device.type == "cpu" and lengths.numel():  # a GPU would have to wait for the lengths
@@ -86,7 +79,7 @@ def _naive(q, k, v, lengths, starts=None, window=0, scale=None):
     make=dict(lengths=_lengths, starts=lambda shape, case, g: torch.arange(shape[0]) % 2),
     flops=lambda n: 4 * n["B"] * n["H"] * n["T"] * n["S"] * n["D"],
     autocast="lower",
-    check=_check,
+    values=dict(lengths="[0, S]", starts="[0, S]", window="[0, inf); 0: unlimited"),
     fused=_fused,
     fused_unless=_fused_unless,
     baseline=_baseline,

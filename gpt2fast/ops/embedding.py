@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..op import op
-from .common import widen, within
+from .common import widen
 
 
 def _integers(high):
@@ -26,15 +26,6 @@ def _positions(positions: Tensor | None, start: int, T: int, device: torch.devic
     return torch.arange(start, start + T, device=device) if positions is None else positions
 
 
-def _check(tokens, wte, wpe, positions=None, token_types=None, start=0):
-    T, P = tokens.shape[1], wpe.shape[0]
-    if positions is None and (start < 0 or start + T > P):
-        raise ValueError(f"gpt2fast::embedding: positions must lie in [0, {P}), got start = {start} and T = {T}")
-    within("embedding", "tokens", tokens, wte.shape[0])
-    within("embedding", "positions", positions, P)
-    within("embedding", "token_types", token_types, wte.shape[0])
-
-
 def _fused(tokens, wte, wpe, positions=None, token_types=None, start=0):
     y = F.embedding(tokens, wte) + F.embedding(_positions(positions, start, tokens.shape[1], tokens.device), wpe)
     return y if token_types is None else y + F.embedding(token_types, wte)
@@ -50,7 +41,7 @@ def _naive(tokens, wte, wpe, positions=None, token_types=None, start=0):
     cases=CASES,
     make=MAKE,
     flops=lambda n: n["B"] * n["T"] * n["C"],
-    check=_check,
+    values=dict(tokens="[0, V)", positions="[0, P) else start + T", token_types="[0, V)"),
     fused=_fused,
     naive=_naive,
 )

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..op import op
-from .common import choice, widen
+from .common import widen
 
 CASES = [
     dict(B=1, T=1, C=3072, approximate="tanh"),
@@ -17,7 +17,7 @@ CASES = [
     dict(B=2, T=3, C=5, approximate="none"),
     dict(B=0, T=3, C=768, approximate="tanh"),
 ]
-FORMS = ("tanh", "none")
+VALUES = dict(approximate="tanh | none")
 
 
 def gelu_derivative(x: Tensor, approximate: str) -> Tensor:
@@ -38,9 +38,9 @@ def _naive(x, approximate="tanh"):
 
 @op(
     shapes=dict(x="... C"),
+    values=VALUES,
     cases=CASES,
     flops=lambda n: 12 * n["B"] * n["T"] * n["C"],
-    check=lambda x, approximate="tanh": choice("gelu", "approximate", approximate, FORMS),
     fused=lambda x, approximate="tanh": F.gelu(x, approximate=approximate).contiguous(),
     fused_is_differentiable=lambda x, approximate="tanh": True,
     naive=_naive,
@@ -56,11 +56,11 @@ def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
 
 @op(
     shapes=dict(dy="... C", x="... C"),
+    values=VALUES,
     returns="dx",
     cases=[c for c in CASES if c["B"] < 4],
     flops=lambda n: 20 * n["B"] * n["T"] * n["C"],
     derivative_of=gelu,
-    check=lambda dy, x, approximate="tanh": choice("gelu_backward", "approximate", approximate, FORMS),
     fused=lambda dy, x, approximate="tanh": torch.ops.aten.gelu_backward(dy, x, approximate=approximate).contiguous(),
 )
 def gelu_backward(dy: Tensor, x: Tensor, approximate: str = "tanh") -> Tensor:

@@ -3,11 +3,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..op import op
-from .common import choice, widen
+from .common import widen
 from .gelu import gelu, gelu_backward
 
 FORMS = dict(gelu_tanh="tanh", gelu_erf="none")  # of gelu, by activation
-ACTIVATIONS = ("none", *FORMS)
+WEIGHT = "N K if transposed else K N"
 CASES = [
     dict(B=1, T=1, K=768, N=2304, bias=True),
     dict(B=1, T=512, K=768, N=3072, bias=True, activation="gelu_tanh"),
@@ -25,10 +25,6 @@ CASES = [
 ]
 
 
-def _weight(args):
-    return "N K" if args.get("transposed", False) else "K N"
-
-
 def _scaled(shape, case, g):
     """Normals over sqrt(K), so that outputs are of order one."""
     return torch.randn(shape, generator=g) * case["K"] ** -0.5
@@ -36,10 +32,6 @@ def _scaled(shape, case, g):
 
 def _activate(y: Tensor, activation: str) -> Tensor:
     return y if activation == "none" else F.gelu(y, approximate=FORMS[activation])
-
-
-def _check(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
-    choice("linear", "activation", activation, ACTIVATIONS)
 
 
 ALIGNED = 8  # columns of 16 bits in the 16 bytes that the matrix units of a GPU read at a time
@@ -103,13 +95,13 @@ def _naive(x, weight, bias=None, residual=None, activation="none", transposed=Fa
 
 
 @op(
-    shapes=dict(x="... K", weight=_weight, bias="N", residual="... N"),
+    shapes=dict(x="... K", weight=WEIGHT, bias="N", residual="... N"),
+    values=dict(activation="none | gelu_tanh | gelu_erf"),
     saves="preactivation",
     cases=CASES,
     make=dict(weight=_scaled),
     flops=lambda n: 2 * n["B"] * n["T"] * n["K"] * n["N"],
     autocast="lower",
-    check=_check,
     fused=_fused,
     fused_is_differentiable=_fused_is_differentiable,
     naive=_naive,
@@ -145,7 +137,7 @@ def linear(
 
 
 @op(
-    shapes=dict(dy="... N", x="... K", weight=_weight),
+    shapes=dict(dy="... N", x="... K", weight=WEIGHT),
     returns="dx dweight dbias",
     cases=[{k: v for k, v in c.items() if k in ("B", "T", "K", "N", "transposed")} for c in CASES],
     make=dict(weight=_scaled),

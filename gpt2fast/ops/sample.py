@@ -2,7 +2,7 @@ import torch
 from torch import Tensor
 
 from ..op import op
-from .common import checkable, uniform53, widen, within
+from .common import uniform53, widen
 
 CASES = [
     dict(B=1, T=4, V=50257),
@@ -20,31 +20,16 @@ MAKE = dict(
     rows=lambda shape, case, g: torch.arange(shape[0]) * 3,
     logits=lambda shape, case, g: 3 * torch.randn(shape, generator=g),
 )
-
-
-def check_sampling(temperature: float, top_k: int, top_p: float, min_p: float, repetition_penalty: float) -> None:
-    def need(fine: bool, name: str, expected: str, got: float) -> None:
-        if not fine:
-            raise ValueError(f"gpt2fast::sample: {name} must {expected}, got {got:g}")
-
-    need(temperature >= 0, "temperature", "be at least 0 (0: the likeliest token)", temperature)
-    need(top_k >= 0, "top_k", "be at least 0 (0: off)", top_k)
-    need(0 < top_p <= 1, "top_p", "lie in (0, 1]", top_p)
-    need(0 <= min_p <= 1, "min_p", "lie in [0, 1]", min_p)
-    need(repetition_penalty > 0, "repetition_penalty", "be above 0", repetition_penalty)
-
-
-def _check(
-    logits, seed, positions, tokens=None, rows=None,
-    temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
-):  # fmt: skip
-    check_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    if not logits.shape[1]:
-        raise ValueError("gpt2fast::sample: logits must have V of at least 1, got 0")
-    within("sample", "tokens", tokens, logits.shape[1], allowed=-1)
-    if checkable(logits) and logits.isnan().any():
-        row = int(logits.isnan().any(1).nonzero()[0])
-        raise ValueError(f"gpt2fast::sample: logits must not hold NaN, got NaN in row {row}")
+VALUES = dict(
+    V="[1, inf)",
+    logits="no NaN",
+    tokens="[0, V) or -1",
+    temperature="[0, inf); 0: the likeliest token",
+    top_k="[0, inf); 0: off",
+    top_p="(0, 1]",
+    min_p="[0, 1]",
+    repetition_penalty="(0, inf)",
+)
 
 
 @op(
@@ -56,7 +41,7 @@ def _check(
     make=MAKE,
     flops=lambda n: 4 * n["B"] * n["V"],
     derivative=False,
-    check=_check,  # no fused=: PyTorch has no such op, and another composition would draw other tokens
+    values=VALUES,  # no fused=: PyTorch has no such op, and another composition would draw other tokens
 )  # fmt: skip
 def sample(
     logits: Tensor,

@@ -1,0 +1,192 @@
+"""What the values of an op's arguments must be: one small language beside that of the shapes.
+
+``window="[0, inf); 0: unlimited"`` is an interval, with a hint for the error's words. A bound is a number or the letter
+of a size, as in ``tokens="[0, V)"``, which speaks of every value of a tensor; ``"[0, V) or ignore_index"`` also allows
+the value of that argument. ``"[0, P) else start + T"`` says that without the tensor its values run from ``start`` on,
+T of them. ``"tanh | none"`` are the strings to choose from, ``"given if dropout_p"`` holds for a tensor that must be
+there where that number is above 0, and ``"no NaN"`` speaks for itself. The name may be a letter: ``V="[1, inf)"``.
+
+A declaration is read once: Python's compiled check (``shapes.compile_check``) and the kernels in C++
+(csrc/torch/declaration.h) only find out whether a call fits; ``check`` words what does not.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])(?: or (\S+))?(?: else (\w+) \+ ([A-Z]))?(?:; (.+))?")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of ``values=``; ``kind`` is "choice", "interval", "given" or "no NaN"."""
+
+    name: str
+    kind: str
+    choices: tuple[str, ...] = ()
+    low: float | str = -math.inf  # a letter stands for a size
+    high: float | str = math.inf
+    closed: tuple[bool, bool] = (True, True)
+    also: int | str | None = None
+    start: str | None = None  # what the values of an absent tensor start with, and the letter of their count
+    count: str | None = None
+    condition: str | None = None
+    hint: str | None = None
+
+
+def parse(op: str, values: dict[str, str], arguments: tuple[str, ...]) -> list[Rule]:
+    """The rules of a declaration; ValueError for a text that is none, or that names what is no argument."""
+    return [_parse(op, name, text, arguments) for name, text in values.items()]
+
+
+def _parse(op: str, name: str, text: str, arguments: tuple[str, ...]) -> Rule:
+    rule = None
+    if text == "no NaN":
+        rule = Rule(name, "no NaN")
+    elif text.startswith("given if "):
+        rule = Rule(name, "given", condition=text.removeprefix("given if "))
+    elif match := _INTERVAL.fullmatch(text):
+        left, low, high, right, also, start, count, hint = match.groups()
+        if also is not None and re.fullmatch(r"-?\d+", also):
+            also = int(also)
+        closed = left == "[", right == "]"
+        rule = Rule(name, "interval", (), _bound(low), _bound(high), closed, also, start, count, None, hint)
+    elif re.fullmatch(r"\w+( \| \w+)*", text):
+        rule = Rule(name, "choice", tuple(text.split(" | ")))
+    if rule is None:
+        raise ValueError(f"{op}: values= must be an interval, choices, 'given if NAME' or 'no NaN', got {text!r}")
+    for used in (name, rule.also, rule.start, rule.condition):
+        if isinstance(used, str) and used not in arguments and not re.fullmatch("[A-Z]", used):
+            raise ValueError(f"{op}: values= must name arguments, {', '.join(arguments)}, got {used!r}")
+    return rule
+
+
+def _bound(text: str) -> float | str:
+    if re.fullmatch("[A-Z]", text):
+        return text
+    number = float(text)
+    return int(number) if number == round(number, 0) and math.isfinite(number) else number
+
+
+def checkable(tensor: Tensor) -> bool:
+    """Whether values may be looked at: on the CPU, and not inside torch.func's transforms, vmap among them."""
+    return tensor.device.type == "cpu" and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def lies_in(tensor: Tensor, low: int, high: int, also: int | None = None) -> bool:
+    """Whether each value of a tensor that may be looked at is in [low, high] or is ``also``."""
+    if not checkable(tensor) or not tensor.numel():
+        return True
+    least, most = tensor.aminmax()
+    if least >= low and most <= high:
+        return True
+    return also is not None and not _outside(tensor, low, high, also).any()
+
+
+def has_nan(tensor: Tensor) -> bool:
+    return checkable(tensor) and bool(tensor.isnan().any())
+
+
+def _outside(tensor: Tensor, low: int, high: int, also: int | None) -> Tensor:
+    wrong = (tensor < low) | (tensor > high)
+    return wrong if also is None else wrong & (tensor != also)
+
+
+def conditions(rules: list[Rule], tensors: tuple[str, ...]) -> list[str]:
+    """Python expressions that are true where the rules hold; ``_V`` stands for the size of letter V."""
+    found = []
+    for rule in rules:
+        name, (closed_low, closed_high) = rule.name, rule.closed
+        if rule.kind == "choice":
+            found.append(f"{name} in {rule.choices!r}")
+        elif rule.kind == "given":
+            found.append(f"({name} is not None or not {rule.condition} > 0)")
+        elif rule.kind == "no NaN":
+            found.append(f"not has_nan({name})")
+        elif name in tensors:
+            low, high = _word(rule.low, closed_low, "+"), _word(rule.high, closed_high, "-")
+            absent = "True" if rule.start is None else f"{low} <= {rule.start} <= {high} - _{rule.count} + 1"
+            found.append(f"({absent} if {name} is None else lies_in({name}, {low}, {high}, {rule.also}))")
+        else:
+            low, high = (f"_{b}" if isinstance(b, str) else f"float('{b}')" for b in (rule.low, rule.high))
+            value = f"_{name}" if re.fullmatch("[A-Z]", name) else name
+            found.append(f"{low} {'<=' if closed_low else '<'} {value} {'<=' if closed_high else '<'} {high}")
+    return found
+
+
+def _word(bound: float | str, closed: bool, step: str) -> str:
+    """A bound of whole numbers, made closed."""
+    name = f"_{bound}" if isinstance(bound, str) else str(bound)
+    return name if closed else f"({name} {step} 1)"
+
+
+def check(op: str, rules: list[Rule], args: dict[str, Any], sizes: dict[str, Any]) -> None:
+    """Raises ValueError naming op, argument, expected and got, where a rule does not hold."""
+    for rule in rules:
+        value = args.get(rule.name, sizes.get(rule.name))
+        if wrong := _objection(rule, value, args, sizes):
+            expected, got = wrong
+            raise ValueError(f"{op}: {rule.name} must {expected}, got {got}")
+
+
+def _objection(rule: Rule, value: Any, args: dict[str, Any], sizes: dict[str, Any]) -> tuple[str, str] | None:
+    """What was expected and what came, or None where the rule holds."""
+    if rule.kind == "choice":
+        *first, last = map(repr, rule.choices)
+        return None if value in rule.choices else (f"be {', '.join(first)} or {last}", repr(value))
+    if rule.kind == "given":
+        missing = value is None and args[rule.condition] > 0
+        return (f"be given where {rule.condition} > 0", "None") if missing else None
+    if rule.kind == "no NaN":
+        if not has_nan(value):
+            return None
+        return "not hold NaN", f"NaN at {_index(value.isnan())}"
+    low, high = (sizes[b] if isinstance(b, str) else b for b in (rule.low, rule.high))
+    closed_low, closed_high = rule.closed
+    if isinstance(value, Tensor) or rule.start is not None:
+        return _outside_of_tensor(rule, value, low, high, args, sizes)
+    if value is None or (
+        (low <= value if closed_low else low < value) and (value <= high if closed_high else value < high)
+    ):
+        return None
+    if high == math.inf:
+        words = f"be {'at least' if closed_low else 'above'} {low}"
+    else:
+        words = f"lie in {_interval(rule, low, high)}"
+    return words + (f" ({rule.hint})" if rule.hint else ""), f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _outside_of_tensor(rule, value, low, high, args, sizes) -> tuple[str, str] | None:
+    first, last = low + (not rule.closed[0]), high - (not rule.closed[1])
+    words = f"lie in {_interval(rule, low, high)}"
+    if value is None:
+        start, count = args[rule.start], sizes[rule.count]
+        fine = first <= start <= last - count + 1
+        return None if fine else (words, f"{rule.start} = {start} and {rule.count} = {count}")
+    also = args[rule.also] if isinstance(rule.also, str) else rule.also
+    if lies_in(value, first, last, also):
+        return None
+    wrong = _outside(value, first, last, also)
+    words += "" if also is None else f" or be {also}"
+    return words, f"{value[tuple(wrong.nonzero()[0])].item()} at {_index(wrong)}"
+
+
+def _index(wrong: Tensor) -> str:
+    """Where the first True is, as a tuple is written."""
+    at = wrong.nonzero()[0].tolist()
+    return f"({at[0]},)" if len(at) == 1 else f"({', '.join(map(str, at))})"
+
+
+def _interval(rule: Rule, low: Any, high: Any) -> str:
+    return f"{'[' if rule.closed[0] else '('}{low}, {high}{']' if rule.closed[1] else ')'}"
+
+
+def within(op: str, name: str, tensor: Tensor | None, high: int, allowed: int | None = None) -> None:
+    """Raises where a value of a CPU tensor is outside [0, high) and not ``allowed``: for checks before an op's own."""
+    if tensor is not None:
+        rule = Rule(name, "interval", low=0, high=high, closed=(True, False), also=allowed)
+        check(f"gpt2fast::{op}", [rule], {name: tensor}, {})
