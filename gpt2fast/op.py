@@ -227,6 +227,7 @@ def op(
         schema = torch.library.infer_schema(function, mutates_args=tuple(mutates))
         outputs = () if mutates else (*returns.split(), *saves.split())
         _check_declaration(f"{namespace}::{name}", signature, schema, outputs, shapes, mutates)
+        rules = _values.parse(f"{namespace}::{name}", values or {}, tuple(signature.parameters))
         functions = dict(fused=fused, fused_unless=fused_unless, baseline=baseline, naive=naive)
         functions |= dict(fused_is_differentiable=fused_is_differentiable)
         _check_functions(f"{namespace}::{name}", signature, **functions)
@@ -236,7 +237,6 @@ def op(
         )
         for lib in (library, fallbacks):
             lib.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        rules = _values.parse(f"{namespace}::{name}", values or {}, tuple(signature.parameters))
         check_call = _shapes.compile_check(f"{namespace}::{name}", signature, shapes, rules)
 
         @functools.wraps(function)

@@ -16,6 +16,12 @@ from gpt2fast.testing import build
         (dict(shapes=dict()), "shapes= must say the shape of every tensor, got none for 'x'"),
         (dict(saves="mean"), "returns= and saves= must name its 1 outputs, got 2 (y, mean)"),
         (dict(returns=""), "returns= and saves= must name its 1 outputs, got 0 (none)"),
+        (
+            dict(values=dict(scale="at least 0")),
+            "values= must be an interval, choices, 'given if NAME' or 'no NaN', got 'at least 0'",
+        ),
+        (dict(values=dict(factor="[0, 1]")), "values= must name arguments, x, scale, got 'factor'"),
+        (dict(values=dict(x="[0, C) or limit")), "values= must name arguments, x, scale, got 'limit'"),
         (dict(autocast="bfloat16"), "autocast must be 'lower', 'float32' or 'widest', got 'bfloat16'"),
     ],
 )
