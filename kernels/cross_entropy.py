@@ -12,6 +12,7 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK, WARPS, ALIGNED = 4096, 8, 8  # columns a tile, and columns after which a tile may begin
+LARGE = tl.constexpr(256.0)  # |lse| beyond which its rounding to 24 bits puts e^(logit - lse) off by more than 1.5e-5
 
 
 @triton.jit
@@ -67,8 +68,21 @@ def cross_entropy_kernel(
 
 
 @triton.jit
-def _gradient(x, lse, target, first, lane, before, scale, uniform, label_smoothing):
-    p = tl.exp2((x.to(tl.float32) - lse) * LOG2E) - uniform
+def _top_and_log2_total(tile_ptr, lane, before, end, BLOCK_V: tl.constexpr):
+    """A row's greatest logit, and log2 of the sum of e^(logit - that)."""
+    peak = tl.full([BLOCK_V], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_V], tl.float32)
+    for first in tl.range(0, end, BLOCK_V):
+        inside = (first + lane >= before) & (first + lane < end)
+        x = tl.load(tile_ptr + first + lane, mask=inside, other=0.0)
+        peak, total, _ = _add_tile(peak, total, total, x, inside, False)
+    top = tl.max(peak, 0)
+    return top, tl.log2(tl.sum(total * tl.exp2((peak - top) * LOG2E), 0))
+
+
+@triton.jit
+def _gradient(x, shift, log2_total, target, first, lane, before, scale, uniform, label_smoothing):
+    p = tl.exp2((x.to(tl.float32) - shift) * LOG2E - log2_total) - uniform
     return scale * tl.where(first + lane - before == target, p - (1 - label_smoothing), p)
 
 
@@ -94,19 +108,24 @@ def cross_entropy_backward_kernel(
         scale = scale / tl.load(count_ptr).to(tl.float32)
     scale = tl.where(target == ignore_index, 0.0, scale)
     uniform = label_smoothing / V
+    # p = e^(x - lse). Where lse is large, the log of the sum is lost among its digits, so that the row is read twice.
+    shift = lse
+    log2_total = 0.0
+    if tl.abs(lse) > LARGE:
+        shift, log2_total = _top_and_log2_total(tile_ptr, lane, before, end, BLOCK_V)
     inside = (lane >= before) & (lane < end)
     x = tl.load(tile_ptr + lane, mask=inside, other=0.0)
-    dx = _gradient(x, lse, target, 0, lane, before, scale, uniform, label_smoothing)
+    dx = _gradient(x, shift, log2_total, target, 0, lane, before, scale, uniform, label_smoothing)
     tl.store(out_ptr + lane, dx.to(dlogits_ptr.dtype.element_ty), mask=inside)
     whole = tl.maximum(end // BLOCK_V * BLOCK_V, BLOCK_V)
     for first in tl.range(BLOCK_V, whole, BLOCK_V):
         x = tl.load(tile_ptr + first + lane)
-        dx = _gradient(x, lse, target, first, lane, before, scale, uniform, label_smoothing)
+        dx = _gradient(x, shift, log2_total, target, first, lane, before, scale, uniform, label_smoothing)
         tl.store(out_ptr + first + lane, dx.to(dlogits_ptr.dtype.element_ty))
     if whole < end:
         inside = whole + lane < end
         x = tl.load(tile_ptr + whole + lane, mask=inside, other=0.0)
-        dx = _gradient(x, lse, target, whole, lane, before, scale, uniform, label_smoothing)
+        dx = _gradient(x, shift, log2_total, target, whole, lane, before, scale, uniform, label_smoothing)
         tl.store(out_ptr + whole + lane, dx.to(dlogits_ptr.dtype.element_ty), mask=inside)
 
 

@@ -1,6 +1,6 @@
 // Flash-style attention of a block of queries: blocks of kKeys keys from key 0 on, a running maximum and sum. Lanes
-// hold keys, then head elements; each q.k is one chain over d, each output one chain over keys: a row's bits depend
-// neither on the rows beside it nor on keys that it does not see.
+// hold keys, then head elements; each q.k is a sum of chains over d, each output one chain over keys: a row's bits
+// depend neither on the rows beside it nor on keys that it does not see.
 #pragma once
 #include "attention_pack.h"
 
@@ -10,7 +10,6 @@ namespace {
 constexpr int kBandRows = 48;         // queries whose scores against one block stay in the first-level cache
 constexpr int kQueriesPerTask = 192;  // queries that share a packed block
 constexpr float kLog2E = 1.44269504088896341f;
-constexpr double kLn2 = 0.6931471805599453;          // double: lse is a difference of large numbers in backward
 constexpr float kLowest = -3.40282346638528860e38f;  // lse of a row that attends to nothing
 
 // 2^t for t <= 0 or NaN: degree-6 minimax polynomial, error below 1 ulp; 1 at 0, 0 below -150.
@@ -26,6 +25,10 @@ inline Vec exp2_nonpositive(Vec t) {
   p = fma(p, r, Vec::broadcast(1.f));
   return scale2(p, n);
 }
+
+// e^x for x <= 0, of scores less their maximum: a difference of two floats near each other is exact at any magnitude,
+// where a maximum times log2 e is rounded and would put the largest score above 2^0.
+inline Vec exp_nonpositive(Vec x) { return exp2_nonpositive(x * Vec::broadcast(kLog2E)); }
 
 // acc[i][j] += the sum over steps s of a[i] (one row each) times b(s, j) (kLanes columns), in the order of the steps.
 template <class O, int kRows, int kVectors, class B>
@@ -62,6 +65,7 @@ class AttentionTile {
   using O = AttentionOperand<T>;
   using Element = typename O::Element;
   static constexpr int kLanes = Vec::kLanes, kPair = O::kPair;
+  static constexpr int64_t kChain = 128 / kPair;  // steps of q.k that are one chain: its error grows with its length
 
  public:
   AttentionTile(PackedBlocks<T>& keys, int64_t begin, int64_t end)
@@ -123,19 +127,26 @@ class AttentionTile {
       if (column == 0) t.keys.fetch_ahead(at * kKeys / t.rows, (at + kRows) * kKeys / t.rows, t.last);
       if (column * kLanes >= t.high[row + kRows - 1] || (column + kVectors) * kLanes <= t.low[row]) return;
       float* to = t.score + row * kKeys + column * kLanes;
-      Vec scale = Vec::broadcast(t.h.scale), s[kRows][kVectors];
-#pragma GCC unroll 8
-      for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) s[i][j] = Vec::zero();
       const Element* key = t.keys.key + column * kLanes * kPair;
-      multiply_tile<O>(
-          t.query + at * t.steps * kPair, t.steps * kPair, 0, t.steps,
-          [&](int64_t step, int j) { return O::Chunk::load(key + (step * kKeys + j * kLanes) * kPair); }, s);
+      for (int64_t from = 0; from < t.steps; from += kChain) {
+        bool ends = from + kChain >= t.steps;
+        Vec scale = Vec::broadcast(ends ? t.h.scale : 1.f), s[kRows][kVectors];
 #pragma GCC unroll 8
-      for (int i = 0; i < kRows; ++i)
+        for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
-        for (int j = 0; j < kVectors; ++j) (s[i][j] * scale).store(to + i * kKeys + j * kLanes);
+          for (int j = 0; j < kVectors; ++j) s[i][j] = Vec::zero();
+        multiply_tile<O>(
+            t.query + at * t.steps * kPair, t.steps * kPair, from, ends ? t.steps : from + kChain,
+            [&](int64_t step, int j) { return O::Chunk::load(key + (step * kKeys + j * kLanes) * kPair); }, s);
+#pragma GCC unroll 8
+        for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+          for (int j = 0; j < kVectors; ++j) {
+            float* total = to + i * kKeys + j * kLanes;
+            if (from > 0) s[i][j] = Vec::load(total) + s[i][j];
+            (s[i][j] * scale).store(total);
+          }
+      }
     }
   };
 
@@ -183,9 +194,11 @@ class AttentionTile {
       for (int m = 0; m < kRows; ++m) s[m] = O::multiply(O::broadcast(q + m * steps * kPair), O::from_vec(key), s[m]);
     };
     for (int c = low[0] / kLanes; c * kLanes < high[kRows - 1]; ++c) {
-      Vec s[kRows];
-      for (int m = 0; m < kRows; ++m) s[m] = Vec::zero();
+      Vec s[kRows], total[kRows];
+      for (int m = 0; m < kRows; ++m) s[m] = total[m] = Vec::zero();
       for (int64_t step = 0; step < steps; step += kLanes) {
+        if (step > 0 && step % kChain == 0)
+          for (int m = 0; m < kRows; ++m) total[m] = total[m] + s[m], s[m] = Vec::zero();
         Vec k[kLanes];
         keys.transposed_keys(c * kLanes, step, k);
         const Element* q = query + step * kPair;
@@ -196,7 +209,7 @@ class AttentionTile {
           for (int i = 0; i < steps - step; ++i) step_of(k[i], q + i * kPair, s);
         }
       }
-      for (int m = 0; m < kRows; ++m) (s[m] * scale).store(score + m * kKeys + c * kLanes);
+      for (int m = 0; m < kRows; ++m) ((total[m] + s[m]) * scale).store(score + m * kKeys + c * kLanes);
     }
   }
 
@@ -229,13 +242,13 @@ class AttentionTile {
       now.store(peak + band + r);
       now = select_less(Vec::broadcast(-kInfinity), now, now, Vec::zero());
       now.store(shift + r);
-      exp2_nonpositive(old - now).store(decay + r);
+      exp_nonpositive(old - now).store(decay + r);
     }
     for (int r = 0; r < n; ++r) exponentiate(r, low[0] / kLanes, int(ceil_div(high[n - 1], kLanes)));
     cover(Outputs{*this}, 0, n, vectors);
   }
 
-  // Adds the bias, hides what row r does not see, and returns its new running maximum times log2 e.
+  // Adds the bias, hides what row r does not see, and returns its new running maximum.
   float row_peak(int r) {
     Vec top = Vec::broadcast(-kInfinity), none = top;
     Vec from = Vec::broadcast(float(low[r])), to = Vec::broadcast(float(high[r]));
@@ -252,7 +265,7 @@ class AttentionTile {
       if (h.bias || partial || keys.hidden) s.store(at);
       top = max(top, s);
     }
-    float now = reduce_max(top) * kLog2E, old = peak[band + r];
+    float now = reduce_max(top), old = peak[band + r];
     return now > old ? now : old;
   }
 
@@ -271,13 +284,13 @@ class AttentionTile {
     float kept[kKeys];
     if (h.dropout_p > 0) dropout(r, seen * kLanes, unseen * kLanes, kept);
     float* sums = sum + (band + r) * kLanes;
-    Vec total = Vec::load(sums) * Vec::broadcast(decay[r]), minus = Vec::broadcast(-shift[r]);
+    Vec total = Vec::load(sums) * Vec::broadcast(decay[r]), top = Vec::broadcast(shift[r]);
     for (int c = first & ~1; c < end; c += 2) {
       Vec p[2] = {Vec::zero(), Vec::zero()};
       for (int i = 0; i < 2; ++i) {
         int at = (c + i) * kLanes;
         if (c + i < seen || c + i >= unseen) continue;
-        p[i] = exp2_nonpositive(fma(Vec::load(score + r * kKeys + at), Vec::broadcast(kLog2E), minus));
+        p[i] = exp_nonpositive(Vec::load(score + r * kKeys + at) - top);
         total = total + p[i];
         if (h.dropout_p > 0) p[i] = p[i] * Vec::load(kept + at);
       }
@@ -303,7 +316,7 @@ class AttentionTile {
         if (total != 0) o = Vec::load(acc + (r * vectors + c) * kLanes) / Vec::broadcast(total) * Vec::broadcast(keep);
         o.store(out + c * kLanes, int(min64(h.D - c * kLanes, kLanes)));
       }
-      if (h.lse) h.lse[begin + r] = total == 0 ? kLowest : float(peak[r] * kLn2 + __builtin_log(total));
+      if (h.lse) h.lse[begin + r] = total == 0 ? kLowest : float(peak[r] + __builtin_log(total));
     }
   }
 

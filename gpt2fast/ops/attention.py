@@ -72,6 +72,14 @@ def _scores(q, k, seen, bias, scale) -> Tensor:
     return scores.masked_fill(~seen, -torch.inf)
 
 
+def _softmax(scores: Tensor, nothing: Tensor) -> Tensor:
+    """Softmax over the keys, 0 in rows that see nothing, of which both softmax and its derivative would be NaN.
+
+    Not exp(scores - lse): where lse is large, its last digit is worth more than the log of the sum in it.
+    """
+    return torch.softmax(scores.masked_fill(nothing, 0.0), -1).masked_fill(nothing, 0.0)
+
+
 def _baseline(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
     T, S = q.shape[1], k.shape[1]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -173,9 +181,9 @@ def attention(
     lowest = torch.finfo(torch.float32).min
     if S == 0:
         return q.new_zeros(B, T, H, D), scores.new_full((B, H, T), lowest)
-    nothing = (scores == -torch.inf).all(-1, keepdim=True)  # logsumexp's own derivative there would be NaN
+    nothing = (scores == -torch.inf).all(-1, keepdim=True)
     lse = torch.logsumexp(scores.masked_fill(nothing, lowest), dim=-1).clamp(min=lowest)
-    probabilities = torch.exp(scores - lse[..., None])
+    probabilities = _softmax(scores, nothing)
     if dropout_p > 0:
         kept = dropout_kept(seed, dropout_p, B, H, T, S)
         probabilities = torch.where(kept, probabilities / (1 - dropout_p), 0.0)
@@ -183,6 +191,7 @@ def attention(
     return out.to(q.dtype).contiguous(), lse.contiguous()
 
 
+LARGE = 256  # an lse beyond which e^(score - lse) is off by more than 1.5e-5, as lse is rounded to 24 bits
 FEW = 1024  # its exponential is off by up to 20 ulp, which shows where few terms are summed
 
 
@@ -202,6 +211,8 @@ def _fused_unless_backward(
 def _fused_backward(
     dout, q, k, v, out, lse, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0
 ):
+    if lse.abs().masked_fill(lse == torch.finfo(torch.float32).min, 0).max() > LARGE:  # it takes lse as it is
+        return attention_backward.reference(dout, q, k, v, out, lse, mask, None, None, causal, window, scale)
     q, k, v, is_causal, added = _sdpa_arguments(q, k, v, mask, bias, causal, window)
     dout, out = (t.contiguous().transpose(1, 2) for t in (dout, out))
     gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -248,9 +259,7 @@ def attention_backward(
     wide_q, wide_dout = widen(q), widen(dout)
     wide_k, wide_v = map(widen, zero_unseen(seen, k, v))
     scores = _scores(wide_q, wide_k, seen, bias, scale)
-    probabilities = torch.exp(scores - lse[..., None])
-    total = probabilities.sum(-1, keepdim=True)  # 1, but for lse's rounding and scores summed in another order
-    probabilities = probabilities / torch.where(total > 0, total, 1.0)
+    probabilities = _softmax(scores, (scores == -torch.inf).all(-1, keepdim=True))
     dprobabilities = torch.einsum("bthd,bshd->bhts", wide_dout, wide_v)
     dropped = probabilities
     if dropout_p > 0:

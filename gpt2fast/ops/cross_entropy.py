@@ -93,14 +93,15 @@ def _dloss_shape(args):
 def _fused_backward(dloss, logits, targets, lse, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
     counts = targets != ignore_index
     scale = torch.where(counts, dloss / counts.sum() if reduction == "mean" else dloss, 0.0)[:, None]
+    index = torch.where(counts, targets, 0)[:, None]
     dlogits = torch.softmax(logits, 1)
+    p = dlogits.gather(1, index).to(lse.dtype)
+    # At the target p - 1 loses all digits where p is near 1, so that it is minus the sum of the others there.
+    others = dlogits.scatter_(1, index, 0.0).sum(1, keepdim=True, dtype=torch.float64).to(lse.dtype)
+    at_target = label_smoothing * (1 - 1 / logits.shape[1]) - torch.where(p < 0.5, 1 - p, others)
     if label_smoothing > 0:
         dlogits -= label_smoothing / logits.shape[1]
     dlogits *= scale.to(logits.dtype)
-    index = torch.where(counts, targets, 0)[:, None]
-    # At the target p - 1 loses all digits where p is near 1, so that it is computed from the logit.
-    at_target = torch.expm1(widen(logits.gather(1, index)) - lse[:, None])
-    at_target = at_target + label_smoothing * (1 - 1 / logits.shape[1])
     return dlogits.scatter_(1, index, (at_target * scale).to(logits.dtype)).contiguous()
 
 
@@ -131,7 +132,8 @@ def cross_entropy_backward(
     counts = targets != ignore_index
     scale = dloss / counts.sum() if reduction == "mean" else dloss
     scale = torch.where(counts, scale, 0.0)[:, None]
-    dlogits = torch.exp(wide - lse[:, None]) - label_smoothing / V
+    # Not exp(logits - lse): where lse is large, its last digit is worth more than the log of the sum in it.
+    dlogits = torch.softmax(wide, 1) - label_smoothing / V
     onehot = torch.arange(V, device=logits.device) == targets[:, None]
     dlogits = torch.where(onehot, dlogits - (1 - label_smoothing), dlogits)
     return (dlogits * scale).to(logits.dtype).contiguous()

@@ -76,7 +76,7 @@ def sample(
     if 0 < top_k < V:
         scores = scores.masked_fill(scores < scores.topk(top_k).values[:, -1:], -torch.inf)
     if top_p < 1:
-        ascending, order = scores.sort(dim=-1)
+        ascending, order = scores.sort(dim=-1, stable=True)  # of equal scores the first go first
         below = ascending.double().softmax(-1).cumsum(-1) <= 1 - top_p
         below = below & (torch.arange(V, device=logits.device) < V - 1)
         scores = scores.masked_fill(torch.zeros_like(below).scatter(1, order, below), -torch.inf)
