@@ -11,6 +11,17 @@ ALIASES = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
+# Keys that are none of GPT-2's own but change what transformers computes: they must say what is computed here.
+_AS_COMPUTED = {
+    "is_causal": (lambda v: v in (True, None), "true"),
+    "sliding_window": (lambda v: v is None, "null"),
+    "attention_chunk_size": (lambda v: v is None, "null"),
+    "layer_types": (lambda v: v is None or set(v) <= {"full_attention"}, "null or full_attention in every layer"),
+    "pruned_heads": (lambda v: not v, "empty"),
+    "quantization_config": (lambda v: v is None, "null"),
+    "auto_map": (lambda v: not v, "null: code of its own is not run"),
+    "is_encoder_decoder": (lambda v: not v, "false"),
+}
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -64,6 +75,10 @@ class Config:
         ids = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
         self._need(ids == [None] or all(map(_is_int, ids)), "eos_token_id", "None, an integer or a list of integers")
         self._need(self.dtype is None or self.dtype in DTYPES, "dtype", f"None or one of {', '.join(DTYPES)}")
+
+        for name, (fine, expected) in _AS_COMPUTED.items():
+            if name in self.extra and not fine(self.extra[name]):
+                raise ValueError(f"gpt2fast.Config: {name} must be {expected}, got {self.extra[name]!r}")
 
     def _need(self, fine: bool, name: str, expected: str) -> None:
         if not fine:

@@ -204,8 +204,12 @@ class GPT2(nn.Module):
     def from_transformers(cls, model: nn.Module, block: Callable = Block) -> "GPT2":
         """The native twin of a transformers GPT2Model, or of one with a language-model head; it shares the parameters.
 
-        Errors: ValueError listing the parameters that do not fit the config.
+        Errors: ValueError listing the parameters that do not fit the config, or naming what of the model is not stock.
         """
+        from .hf.native import twin_obstacle  # which needs transformers, as the model at hand does
+
+        if found := twin_obstacle(model):
+            raise ValueError(f"gpt2fast: GPT2.from_transformers takes a stock GPT-2, got one of which {found}")
         config = Config.from_dict(model.config.to_dict())
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
         config.tie_word_embeddings = head is None or head.weight is embedding.weight

@@ -14,7 +14,7 @@ from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import ops
 from .checks import is_autocast, is_plain, keep_forwards, keeps_grad, obstacle, stands_in, weight_obstacle
-from .masks import Visible, from_theirs, theirs
+from .masks import Visible, from_theirs, maker_obstacle, theirs
 
 _SDPA_OPTIONS = ("is_causal", "position_bias", "softcap", "cache")
 
@@ -117,6 +117,8 @@ def attention_obstacle(attn: nn.Module, options: dict) -> str | None:
         return f"attn_implementation is {implementation!r}"
     if ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward:
         return "another function is registered as 'sdpa'"
+    if found := maker_obstacle():
+        return found
     if attn.is_causal == attn.is_cross_attention:
         return "is_causal was changed"
     if attn.training and attn.attn_dropout.p >= 1:

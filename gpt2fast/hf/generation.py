@@ -15,39 +15,15 @@ from transformers import GenerationMixin
 from transformers.generation import logits_process as processors
 from transformers.generation import stopping_criteria as criteria
 
-from .. import activations
 from ..config import Config
 from ..model import GPT2
 from . import blocks
-from .checks import embedding_obstacle, is_autocast, obstacle, weight_obstacle
+from .checks import is_autocast, obstacle
+from .native import parts_obstacle
 
 _STEPS = {  # what a turn of transformers' loop calls, as of now
     name: getattr(GenerationMixin, name)
     for name in ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
-}
-_NORM = (blocks.LayerNorm, nn.LayerNorm)
-_MODEL = {  # the modules of a model and of a block, with the classes that the native model stands for
-    "transformer.wte": (nn.Embedding,),
-    "transformer.wpe": (nn.Embedding,),
-    "transformer.drop": blocks.DROPOUT,
-    "transformer.h": (nn.ModuleList,),
-    "transformer.ln_f": _NORM,
-    "lm_head": (nn.Linear,),
-}
-_BLOCK = {
-    "": (blocks.GPT2Block,),
-    "ln_1": _NORM,
-    "attn": (blocks.GPT2Attention,),
-    "attn.c_attn": blocks.CONV1D,
-    "attn.c_proj": blocks.CONV1D,
-    "attn.attn_dropout": blocks.DROPOUT,
-    "attn.resid_dropout": blocks.DROPOUT,
-    "ln_2": _NORM,
-    "mlp": (blocks.GPT2MLP,),
-    "mlp.c_fc": blocks.CONV1D,
-    "mlp.act": tuple(blocks.ACTIVATIONS),
-    "mlp.c_proj": blocks.CONV1D,
-    "mlp.dropout": blocks.DROPOUT,
 }
 _PROCESSORS = {  # in the order in which transformers applies them, and ops.sample does
     processors.RepetitionPenaltyLogitsProcessor: "repetition_penalty",
@@ -160,43 +136,12 @@ def native_obstacle(model: nn.Module) -> str | None:
         config = Config.from_dict(model.config.to_dict())
     except (ValueError, TypeError) as error:
         return f"its config: {error}"
-    for name, module in model.named_modules(remove_duplicate=False):
-        if module is not model and module is not model.transformer and (found := _part_obstacle(name, module, config)):
-            return f"{name}: {found}"
-    return _twin_obstacle(model, config)
-
-
-def _part_obstacle(name: str, module: nn.Module, config: Config) -> str | None:
-    if name.startswith(GPT2.UNUSED):
-        return obstacle(module, (type(module),))
-    layer, _, leaf = name.removeprefix("transformer.h.").partition(".")
-    stock = _BLOCK.get(leaf) if layer.isdigit() else _MODEL.get(name)
-    if stock is None:
-        return "no part of a GPT-2"
-    if getattr(module, "weight", None) is None:
-        found = obstacle(module, stock)
-    elif stock == _MODEL["transformer.wte"]:
-        found = embedding_obstacle(module, trained=False)
-    else:
-        found = weight_obstacle(module, stock)
-    if found is None and isinstance(module, nn.LayerNorm) and module.eps != config.layer_norm_epsilon:
-        found = "its eps is not the config's"
-    if found is None and isinstance(module, nn.Dropout) and module.training and module.p > 0:
-        found = "dropout is active"
-    if found is None and leaf == "mlp.act":
-        same = blocks.ACTIVATIONS[type(module)] == activations.FUSED.get(config.activation_function)
-        found = None if same else f"it is not the config's {config.activation_function!r}"
-    return found or (_attention_obstacle(module, int(layer), config) if leaf == "attn" else None)
-
-
-def _attention_obstacle(attn: nn.Module, layer: int, config: Config) -> str | None:
-    if found := blocks.attention_obstacle(attn, {}):
+    if found := parts_obstacle(model, config, for_text=True):
         return found
-    if attn.training and attn.attn_dropout.p > 0:
-        return "dropout is active"
-    sizes = (attn.num_heads, attn.head_dim, attn.split_size) == (config.n_head, config.head_size, config.n_embd)
-    same = sizes and attn.scaling == config.scale(layer) and attn.layer_idx == layer
-    return None if same else "its heads, scaling or layer are not the config's"
+    for attn in (block.attn for block in model.transformer.h):
+        if found := blocks.attention_obstacle(attn, {}):
+            return f"attention: {found}"
+    return _twin_obstacle(model, config)
 
 
 def _twin_obstacle(model: nn.Module, config: Config) -> str | None:

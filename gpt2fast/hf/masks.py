@@ -1,11 +1,13 @@
 """Attention masks kept small: a padding mask (B, S) and "causal", never (B, 1, T, S) unless something asks for it."""
 
+import inspect
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import masking_utils
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.models.gpt2 import modeling_gpt2 as stock
 from transformers.utils.import_utils import is_tracing
 
 
@@ -19,12 +21,38 @@ class Visible(NamedTuple):
     theirs: Tensor | None = None
 
 
+# What makes transformers' masks, as of now.
+_MAKERS = {name: getattr(stock, name) for name in ("create_causal_mask", "create_bidirectional_mask")}
+_SDPA_MASK = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+
+
+def maker_obstacle() -> str | None:
+    """Whether somebody has replaced what makes the masks, so that ours would not be theirs."""
+    for name, known in _MAKERS.items():
+        if getattr(stock, name) is not known:
+            return f"{name} is replaced"
+    return None if ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] is _SDPA_MASK else "another mask is registered as 'sdpa'"
+
+
+def _make(name: str, config, embeds: Tensor, mask, **options):
+    """Calls what stands under that name now by keyword, as transformers does; releases differ in the words."""
+    words = list(inspect.signature(_MAKERS[name]).parameters)[:3]
+    return getattr(stock, name)(**dict(zip(words, (config, embeds, mask))), **options)
+
+
 def theirs(mask):
     return mask.theirs if isinstance(mask, Visible) else mask
 
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask for torch's attention (bool: True is seen; else added) as a 4D additive one."""
+    """A mask for torch's attention (bool: True is seen; else added) as a 4D additive one.
+
+    Errors: ValueError for numbers that torch's attention does not add either, such as 0 and 1 in int64.
+    """
+    if mask.dtype not in (torch.bool, torch.float32, dtype):
+        raise ValueError(
+            f"gpt2fast: a 4D attention_mask must be bool, float32 or as the model is, {dtype}, got {mask.dtype}"
+        )
     mask = mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape))
     if mask.dtype == torch.bool:
         return torch.zeros((), dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
@@ -78,7 +106,7 @@ def self_attention_mask(config, embeds: Tensor, mask, past, positions: Tensor | 
     """
 
     def full_mask():
-        return create_causal_mask(config, embeds, mask, past_key_values=past, position_ids=positions)
+        return _make("create_causal_mask", config, embeds, mask, past_key_values=past, position_ids=positions)
 
     if not fused:
         return full_mask()
@@ -114,7 +142,7 @@ def _small(embeds: Tensor, mask, past, positions, T: int) -> Visible | None:
 
 def cross_attention_mask(config, embeds: Tensor, mask, encoder: Tensor, fused: bool, full: bool):
     def full_mask():
-        return create_bidirectional_mask(config, embeds, mask, encoder_hidden_states=encoder)
+        return _make("create_bidirectional_mask", config, embeds, mask, encoder_hidden_states=encoder)
 
     if not fused:
         return full_mask()

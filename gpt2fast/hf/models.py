@@ -83,6 +83,12 @@ class GPT2Model(Optimized, stock.GPT2Model):
         if T == 0:
             raise ValueError(f"gpt2fast: there must be at least one token a row, got shape {tuple(shape)}")
         past = self._cache(past_key_values, use_cache)
+        checkpointing = self.gradient_checkpointing and self.training
+        if checkpointing and past is not None and (seen := past.get_seq_length()) > 0:
+            raise ValueError(
+                "gpt2fast: past_key_values must be empty under gradient checkpointing, which runs every block twice, "
+                f"got one of {int(seen)} tokens: model.gradient_checkpointing_disable() or pass the tokens themselves"
+            )
         embeds = self._embed(input_ids, inputs_embeds, token_type_ids, position_ids, past, T)
         if attention_mask is not None and attention_mask.ndim < 4:
             attention_mask = padding_mask(attention_mask, embeds.shape[0], T, past)
@@ -99,7 +105,6 @@ class GPT2Model(Optimized, stock.GPT2Model):
             position_ids = (torch.arange(T, device=embeds.device) + before).unsqueeze(0)
 
         x = self.drop(embeds)
-        checkpointing = self.gradient_checkpointing and self.training
         for block, asks in zip(self.h, asking):
             x = block(
                 x,
