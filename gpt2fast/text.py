@@ -1,6 +1,12 @@
-"""Text to tokens and back: GPT-2's byte-level BPE, by the tokenizers library. Streaming never splits a character."""
+"""Text to tokens and back: GPT-2's byte-level BPE, by the tokenizers library. Streaming never splits a character.
+
+What stands beside the vocabulary is obeyed as transformers' GPT2Tokenizer does: added and special tokens,
+``add_prefix_space``, ``add_bos_token``. Text is never "cleaned up": ``decode`` gives what the tokens say.
+"""
 
 import codecs
+import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,24 +27,36 @@ def _bytes_by_character() -> dict[str, int]:
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer, from ``tokenizer.json`` or from ``vocab.json`` and ``merges.txt``."""
+    """A tokenizer from ``tokenizer.json``, or GPT-2's byte-level BPE from ``vocab.json`` and ``merges.txt``.
 
-    def __init__(self, tokenizer):
+    ``end`` is the end-of-text token, ``pad`` what ``batch`` fills rows with, ``start`` what every text begins with;
+    None where there is none.
+    """
+
+    def __init__(self, tokenizer, end: str = END, pad: str | None = None, start: str | None = None):
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._bytes = _bytes_by_character()
         self._added = {number: str(token) for number, token in tokenizer.get_added_tokens_decoder().items()}
+        decoder = json.loads(tokenizer.to_str())["decoder"]
+        _check_decoder(decoder)
+        self._falls_back = "ByteFallback" in json.dumps(decoder)
+        self.is_byte_level = decoder is not None and decoder["type"] == "ByteLevel"
+        self.end, self.pad, self.start = (
+            None if token is None else tokenizer.token_to_id(token) for token in (end, pad, start)
+        )
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **hub: Any) -> "Tokenizer":
         """From a folder or, by name, from the Hugging Face hub (``hub``: revision, token, cache_dir).
 
-        Errors: FileNotFoundError where neither is in the folder, ValueError where a file is corrupt, OSError where the
-        hub does not give it.
+        ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` are read where they are.
+        Errors: FileNotFoundError where neither is in the folder, ValueError where a file is corrupt or asks for what
+        cannot be done, OSError where the hub does not give it.
         """
         try:
-            from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+            from tokenizers import Tokenizer, decoders, models, pre_tokenizers
         except ImportError:
             raise ImportError("gpt2fast.Tokenizer needs the tokenizers library (pip install tokenizers)") from None
         folder = locate(source, weights=False, **hub)
@@ -47,26 +65,29 @@ class Tokenizer:
             raise FileNotFoundError(f"gpt2fast: {folder} must hold tokenizer.json, or vocab.json and merges.txt")
         try:
             if whole.is_file():
-                return cls(Tokenizer.from_file(str(whole)))
-            tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+                tokenizer = Tokenizer.from_file(str(whole))
+            else:
+                tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+                tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+                tokenizer.decoder = decoders.ByteLevel()
         except Exception as error:  # the library raises plain Exception
             raise ValueError(f"gpt2fast: the tokenizer in {folder} cannot be read: {error}") from error
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        if tokenizer.token_to_id(END) is not None:
-            tokenizer.add_special_tokens([AddedToken(END, special=True, normalized=False)])
-        return cls(tokenizer)
+        beside = SideFiles(folder)
+        beside.add_tokens(tokenizer)
+        beside.set_prefix_space(tokenizer)
+        return cls(
+            tokenizer,
+            beside.name("eos_token", END),
+            beside.name("pad_token"),
+            None if whole.is_file() else beside.start(),
+        )
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
 
-    @property
-    def end(self) -> int | None:
-        """The end-of-text token, None without one."""
-        return self._tokenizer.token_to_id(END)
-
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids if self.start is None else [self.start, *ids]
 
     def decode(self, tokens: Sequence[int] | Tensor, skip_special_tokens: bool = False) -> str:
         tokens = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
@@ -76,7 +97,7 @@ class Tokenizer:
         """input_ids and attention_mask, (B, T) int64, padded on the left as ``generate`` wants it."""
         rows = [self.encode(text) for text in texts]
         longest = max(map(len, rows), default=0)
-        pad = (self.end or 0) if pad is None else pad
+        pad = next(token for token in (pad, self.pad, self.end, 0) if token is not None)
         ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows], dtype=torch.int64)
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], dtype=torch.int64)
         return ids, mask
@@ -88,8 +109,146 @@ class Tokenizer:
         text = self._tokenizer.id_to_token(token) or ""
         return b"".join(bytes([self._bytes[c]]) if c in self._bytes else c.encode() for c in text)
 
-    def stream(self) -> "Stream":
-        return Stream(self)
+    def is_part(self, token: int) -> bool:
+        """Whether it is one of several bytes that are decoded together, in a tokenizer with tokens like ``<0xE2>``."""
+        return (
+            self._falls_back and re.fullmatch("<0x[0-9A-F]{2}>", self._tokenizer.id_to_token(token) or "") is not None
+        )
+
+    def stream(self) -> "Stream | StreamOfAny":
+        return Stream(self) if self.is_byte_level else StreamOfAny(self)
+
+
+class SideFiles:
+    """What stands beside a vocabulary, as transformers reads it: the config and, where it lists no tokens, the maps."""
+
+    NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = self._read("tokenizer_config.json")
+        self.listed = "added_tokens_decoder" in self.config
+        if not self.listed:
+            self.config |= self._read("special_tokens_map.json")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        if not path.is_file():
+            return {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"gpt2fast: {path} is not valid JSON: {error}") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"gpt2fast: {path} must hold a JSON object, got {type(found).__name__}")
+        return found
+
+    def name(self, key: str, default: str | None = None) -> str | None:
+        """The text of a named token, which may be written as a string or as an object with its ``content``."""
+        value = self.config.get(key, default)
+        return value["content"] if isinstance(value, dict) else value
+
+    def start(self) -> str | None:
+        return self.name("bos_token", END) if self.config.get("add_bos_token") else None
+
+    def set_prefix_space(self, tokenizer) -> None:
+        wanted = self.config.get("add_prefix_space")
+        if wanted is None or not hasattr(tokenizer.pre_tokenizer, "add_prefix_space"):
+            return
+        if not isinstance(wanted, bool):
+            raise ValueError(f"gpt2fast: add_prefix_space of {self.folder} must be true or false, got {wanted!r}")
+        tokenizer.pre_tokenizer.add_prefix_space = wanted
+
+    def add_tokens(self, tokenizer) -> None:
+        """Adds the tokens that are listed, by their numbers, then the named ones; what the vocabulary has stays so."""
+        specials = self._specials(tokenizer, self.NAMED, "extra_special_tokens")
+        listed = self._listed({str(token) for token in specials})
+        specials += self._specials(tokenizer, (), "additional_special_tokens")
+        known = {str(token) for token in tokenizer.get_added_tokens_decoder().values()}
+        known |= {str(token) for token in listed.values()}
+        tokenizer.add_tokens([token for _, token in sorted(listed.items())])
+        for token in specials:
+            if str(token) not in known:
+                tokenizer.add_tokens([token])
+        for number, token in listed.items():
+            if (got := tokenizer.token_to_id(str(token))) != number:
+                raise ValueError(f"gpt2fast: token {str(token)!r} of {self.folder} must be number {number}, got {got}")
+
+    def _listed(self, specials: set[str]) -> dict[int, Any]:
+        from tokenizers import AddedToken
+
+        if self.listed:
+            tokens = self.config["added_tokens_decoder"].items()
+            return {int(number): AddedToken(**_without_type(token)) for number, token in tokens}
+        numbers = self._read("added_tokens.json").items()
+        return {
+            number: AddedToken(text, normalized=text not in specials, special=text in specials)
+            for text, number in numbers
+        }
+
+    def _specials(self, tokenizer, named: Sequence[str], further: str) -> list[Any]:
+        """Special tokens by their names and of a list; GPT-2's end of text where the vocabulary has it."""
+        from tokenizers import AddedToken
+
+        found = [self.config.get(name) for name in named]
+        more = self.config.get(further) or []
+        found += more.values() if isinstance(more, dict) else more
+        if tokenizer.token_to_id(END) is not None:
+            found.append(END)
+        return [
+            AddedToken(**_without_type(token) | dict(special=True)) if isinstance(token, dict)
+            else AddedToken(token, special=True)
+            for token in found if token
+        ]  # fmt: skip
+
+
+def _without_type(token: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in token.items() if key != "__type"}
+
+
+def _check_decoder(decoder: dict[str, Any] | None) -> None:
+    """Raises ValueError for a decoder by which a later token changes the text of those before it."""
+    if decoder is None:
+        return
+    for part in decoder.get("decoders", [decoder]):
+        if part["type"] == "CTC" or (part["type"] == "Strip" and part["stop"]):
+            raise ValueError(
+                "gpt2fast.Tokenizer: the decoder must be one whose text only grows, as ByteLevel, WordPiece, Metaspace "
+                f"or ByteFallback, got {part['type']}"
+            )
+
+
+class StreamOfAny:
+    """As Stream, for tokenizers whose tokens are no bytes: a token's text may depend on those around it.
+
+    It decodes the tokens since the last but one piece, and gives what that adds to the last piece.
+    """
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._begin()
+
+    def _begin(self) -> None:
+        self._tokens: list[int] = []
+        self._from, self._to, self._given = 0, 0, 0  # the last piece is of tokens [from, to); characters given so far
+
+    def put(self, token: int) -> str:
+        self._tokens.append(token)
+        if self._tokenizer.is_part(token):
+            return ""
+        known = self._tokenizer.decode(self._tokens[self._from : self._to])
+        piece = self._tokenizer.decode(self._tokens[self._from :])[len(known) :]
+        if known:  # without it the next token would be the window's first, of which some decoders take off the space
+            self._from = self._to
+        self._to = len(self._tokens)
+        self._given += len(piece)
+        return piece
+
+    def end(self) -> str:
+        """What is left where the last tokens were not yet a whole character."""
+        rest = self._tokenizer.decode(self._tokens)[self._given :]
+        self._begin()
+        return rest
 
 
 class Stream:

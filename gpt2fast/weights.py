@@ -16,7 +16,10 @@ from . import memory, safetensors
 from .config import Config
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-TOKENIZER_FILES = ["tokenizer.json", "vocab.json", "merges.txt"]
+TOKENIZER_FILES = [
+    *("tokenizer.json", "vocab.json", "merges.txt"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+]
 HUB_FILES = TOKENIZER_FILES + ["config.json", "generation_config.json", "model*.safetensors", "model*.json"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")

@@ -1,0 +1,143 @@
+"""What stands beside a vocabulary, against transformers' GPT2Tokenizer; streams of tokenizers of any kind."""
+
+import json
+import random
+
+import pytest
+import tokenizers
+from test_text import TEXTS, train
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import GPT2Tokenizer
+
+from gpt2fast.text import END, Tokenizer
+
+NEXT = 500  # the first number that the vocabulary leaves free
+ADDED = {"<tool>": NEXT, "New York": NEXT + 1, "<pad>": NEXT + 2}
+SPECIAL = dict(lstrip=False, rstrip=False, normalized=False, single_word=False, special=True)
+PROMPTS = [
+    "call <tool>  now in New York, NewYork",
+    f"Hello{END}<pad> world<mask>!",
+    "<tool><tool>",
+    " leading",
+    "",
+    "leading  <strip>  both",
+    *TEXTS[:3],
+]
+
+FILES = {
+    "no side files": {},
+    "added tokens": {"added_tokens.json": ADDED},
+    "added tokens and their roles": {
+        "added_tokens.json": ADDED,
+        "special_tokens_map.json": dict(pad_token="<pad>", additional_special_tokens=["<tool>"]),
+    },
+    "roles as objects": {
+        "special_tokens_map.json": dict(
+            mask_token=dict(content="<mask>", lstrip=True, rstrip=False, normalized=False, single_word=False),
+            eos_token=END,
+        )
+    },
+    "a prefix space": {"tokenizer_config.json": dict(add_prefix_space=True)},
+    "a start of text": {"tokenizer_config.json": dict(add_bos_token=True, bos_token="<s>")},
+    "tokens in the config": {
+        "tokenizer_config.json": dict(
+            add_prefix_space=False,
+            added_tokens_decoder={
+                str(NEXT): dict(content="<strip>") | SPECIAL | dict(lstrip=True, rstrip=True),
+                str(NEXT + 1): dict(content="New York") | SPECIAL | dict(special=False, normalized=True),
+                str(NEXT + 2): dict(content="<pad>") | SPECIAL,
+            },
+            pad_token="<pad>",
+        )
+    },
+}
+
+
+def write(folder, files, whole=False):
+    made = train()
+    if whole:
+        made.save(str(folder / "tokenizer.json"))
+    else:
+        made.model.save(str(folder))
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["vocabulary", "tokenizer.json"])
+@pytest.mark.parametrize("name", FILES)
+def test_as_transformers(tmp_path, name, whole):
+    write(tmp_path, FILES[name], whole)
+    ours, theirs = Tokenizer.from_pretrained(tmp_path), GPT2Tokenizer.from_pretrained(tmp_path)
+    for text in PROMPTS:
+        ids = theirs(text)["input_ids"]
+        assert ours.encode(text) == ids, text
+        for skip in (False, True):
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+        stream = ours.stream()
+        assert "".join([*map(stream.put, ids), stream.end()]) == ours.decode(ids)
+    assert len(ours) == len(theirs) and ours.end == theirs.eos_token_id
+    if theirs.pad_token_id is not None:
+        assert ours.batch(["a", "a b c"])[0][0, 0] == theirs.pad_token_id
+
+
+@pytest.mark.parametrize(
+    "files, said",
+    [
+        ({"added_tokens.json": {"<tool>": NEXT + 7}}, "token '<tool>' of .* must be number 507, got 500"),
+        ({"tokenizer_config.json": dict(add_prefix_space="yes")}, "add_prefix_space of .* must be true or false"),
+        ({"tokenizer_config.json": []}, "tokenizer_config.json must hold a JSON object, got list"),
+    ],
+)
+def test_what_cannot_be_obeyed_is_refused(tmp_path, files, said):
+    with pytest.raises(ValueError, match=said):
+        Tokenizer.from_pretrained(write(tmp_path, files))
+
+
+def word_piece():
+    found = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    found.normalizer, found.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
+    found.decoder = decoders.WordPiece()
+    return found, trainers.WordPieceTrainer(vocab_size=120, special_tokens=["[UNK]"], show_progress=False)
+
+
+def unigram():
+    found = tokenizers.Tokenizer(models.Unigram())
+    found.pre_tokenizer, found.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return found, trainers.UnigramTrainer(
+        vocab_size=400, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
+    )
+
+
+def byte_fallback():
+    """Every byte is a token, and nothing else but some letters: a character is several tokens."""
+    names = [f"<0x{byte:02X}>" for byte in range(256)] + list("abcdefghij ")
+    vocabulary = {name: number for number, name in enumerate(names)}
+    found = tokenizers.Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))
+    found.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return found, None
+
+
+@pytest.mark.parametrize("make", [word_piece, unigram, byte_fallback])
+def test_streams_of_any_tokenizer_give_what_decode_gives(make, tmp_path):
+    made, trainer = make()
+    words = ["playing football, it's played. don't stop !", "unplayable balls; the players' foot", *TEXTS]
+    if trainer is not None:
+        made.train_from_iterator(words, trainer)
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    chooser = random.Random(0)
+    sequences = [tokenizer.encode(text) for text in [*words, "größer 日本 👍🏽"]]
+    sequences += [[chooser.randrange(len(tokenizer)) for _ in range(40)] for _ in range(100)]
+    stream = tokenizer.stream()
+    for tokens in sequences:
+        pieces = [*map(stream.put, tokens), stream.end()]
+        assert "".join(pieces) == tokenizer.decode(tokens)
+    assert len([piece for piece in map(stream.put, sequences[0]) if piece]) > 1, "text must come as it is made"
+
+
+def test_a_decoder_whose_text_does_not_only_grow_is_refused():
+    made, _ = word_piece()
+    made.decoder = decoders.CTC()
+    with pytest.raises(ValueError, match="one whose text only grows, .*, got CTC"):
+        Tokenizer(made)
