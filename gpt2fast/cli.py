@@ -55,9 +55,13 @@ def run_generate(args: argparse.Namespace) -> int:
     if prompt is None:
         if sys.stdin.isatty():
             raise ValueError("generate: a prompt must be given, as an argument or on standard input")
-        prompt = sys.stdin.read().rstrip("\n")
+        prompt = _read_stdin().removesuffix("\n")  # which a shell puts at the end
     if not prompt:
         raise ValueError("generate: the prompt must not be empty")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # bytes that are no UTF-8 come as surrogates
+        raise ValueError(f"generate: the prompt must be UTF-8, got other bytes at character {error.start}") from None
     import torch
 
     from .backends import isa
@@ -129,6 +133,13 @@ class Timed:
 
     def end(self) -> None:
         self.streamer.end()
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"generate: the prompt must be UTF-8, got other bytes at byte {error.start}") from None
 
 
 def gather_info() -> dict:

@@ -182,7 +182,7 @@ def check_prompt(
 def make_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
     """The (1,) int64 seed of all draws; without one, from torch's default generator."""
     if seed is None:
-        return torch.randint(-(2**63), 2**63 - 1, (1,)).to(device)
+        return torch.randint(-(2**63), 2**63 - 1, (1,), device="cpu").to(device)
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
             raise TypeError(f"gpt2fast.generate: seed must be one int64, got {tuple(seed.shape)} of {_word(seed)}")

@@ -114,7 +114,7 @@ class GPT2(nn.Module):
     the head is not tied to ``wte.weight``.
     """
 
-    UNUSED = "multiple_choice_head"  # what of a GPT2DoubleHeadsModel has no part in its text
+    UNUSED = checkpoint.UNUSED
 
     def __init__(self, config: Config | None = None, block: Callable[[Config, int], nn.Module] = Block):
         super().__init__()

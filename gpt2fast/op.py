@@ -19,6 +19,7 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_dynamo_compiling
 
 from . import backends, direct
+from . import flops as counting
 from . import shapes as _shapes
 from . import values as _values
 
@@ -261,6 +262,8 @@ def op(
         OPS[declared.key] = declared
         backends.declare(declared)
         backends.hide_native_kernel(declared)
+        if flops is not None:
+            counting.register(declared)
         return declared
 
     return declare

@@ -151,7 +151,7 @@ def _compile(signature: inspect.Signature, specs: dict[str, str], conditions: li
     arguments = ", ".join(n if p.default is p.empty else f"{n}=_{n}" for n, p in signature.parameters.items())
     text = f"def fits({arguments}):\n" + "\n".join(f"    {line}" for line in [*head, *lines, "return True"])
     scope |= dict(torch=torch, FAST=frozenset((torch.float32, torch.bfloat16, torch.float16)))
-    scope |= dict(lies_in=_values.lies_in, has_nan=_values.has_nan)
+    scope |= dict(lies_in=_values.lies_in, drawable=_values.drawable)
     exec(text, scope)
     return scope["fits"]
 

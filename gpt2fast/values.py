@@ -4,7 +4,8 @@
 of a size, as in ``tokens="[0, V)"``, which speaks of every value of a tensor; ``"[0, V) or ignore_index"`` also allows
 the value of that argument. ``"[0, P) else start + T"`` says that without the tensor its values run from ``start`` on,
 T of them. ``"tanh | none"`` are the strings to choose from, ``"given if dropout_p"`` holds for a tensor that must be
-there where that number is above 0, and ``"no NaN"`` speaks for itself. The name may be a letter: ``V="[1, inf)"``.
+there where that number is above 0. ``"drawable if temperature"``: rows without NaN and, where that number is above 0,
+whose greatest value is finite. The name may be a letter: ``V="[1, inf)"``.
 
 A declaration is read once: Python's compiled check (``shapes.compile_check``) and the kernels in C++
 (csrc/torch/declaration.h) only find out whether a call fits; ``check`` words what does not.
@@ -23,7 +24,7 @@ _INTERVAL = re.compile(r"([\[(])(\S+), (\S+)([\])])(?: or (\S+))?(?: else (\w+) 
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of ``values=``; ``kind`` is "choice", "interval", "given" or "no NaN"."""
+    """One line of ``values=``; ``kind`` is "choice", "interval", "given" or "drawable"."""
 
     name: str
     kind: str
@@ -45,8 +46,8 @@ def parse(op: str, values: dict[str, str], arguments: tuple[str, ...]) -> list[R
 
 def _parse(op: str, name: str, text: str, arguments: tuple[str, ...]) -> Rule:
     rule = None
-    if text == "no NaN":
-        rule = Rule(name, "no NaN")
+    if text.startswith("drawable if "):
+        rule = Rule(name, "drawable", condition=text.removeprefix("drawable if "))
     elif text.startswith("given if "):
         rule = Rule(name, "given", condition=text.removeprefix("given if "))
     elif match := _INTERVAL.fullmatch(text):
@@ -58,7 +59,9 @@ def _parse(op: str, name: str, text: str, arguments: tuple[str, ...]) -> Rule:
     elif re.fullmatch(r"\w+( \| \w+)*", text):
         rule = Rule(name, "choice", tuple(text.split(" | ")))
     if rule is None:
-        raise ValueError(f"{op}: values= must be an interval, choices, 'given if NAME' or 'no NaN', got {text!r}")
+        raise ValueError(
+            f"{op}: values= must be an interval, choices, 'given if NAME' or 'drawable if NAME', got {text!r}"
+        )
     for used in (name, rule.also, rule.start, rule.condition):
         if isinstance(used, str) and used not in arguments and not re.fullmatch("[A-Z]", used):
             raise ValueError(f"{op}: values= must name arguments, {', '.join(arguments)}, got {used!r}")
@@ -87,8 +90,12 @@ def lies_in(tensor: Tensor, low: int, high: int, also: int | None = None) -> boo
     return also is not None and not _outside(tensor, low, high, also).any()
 
 
-def has_nan(tensor: Tensor) -> bool:
-    return checkable(tensor) and bool(tensor.isnan().any())
+def drawable(logits: Tensor, finite: bool) -> bool:
+    """Whether each row (..., V) that may be looked at has no NaN and, where ``finite``, a finite maximum."""
+    if not checkable(logits) or not logits.numel():
+        return True
+    top = logits.amax(-1)  # NaN where there is one
+    return not bool((~top.isfinite() if finite else top.isnan()).any())
 
 
 def _outside(tensor: Tensor, low: int, high: int, also: int | None) -> Tensor:
@@ -105,8 +112,8 @@ def conditions(rules: list[Rule], tensors: tuple[str, ...]) -> list[str]:
             found.append(f"{name} in {rule.choices!r}")
         elif rule.kind == "given":
             found.append(f"({name} is not None or not {rule.condition} > 0)")
-        elif rule.kind == "no NaN":
-            found.append(f"not has_nan({name})")
+        elif rule.kind == "drawable":
+            found.append(f"drawable({name}, {rule.condition} > 0)")
         elif name in tensors:
             low, high = _word(rule.low, closed_low, "+"), _word(rule.high, closed_high, "-")
             absent = "True" if rule.start is None else f"{low} <= {rule.start} <= {high} - _{rule.count} + 1"
@@ -141,10 +148,14 @@ def _objection(rule: Rule, value: Any, args: dict[str, Any], sizes: dict[str, An
     if rule.kind == "given":
         missing = value is None and args[rule.condition] > 0
         return (f"be given where {rule.condition} > 0", "None") if missing else None
-    if rule.kind == "no NaN":
-        if not has_nan(value):
+    if rule.kind == "drawable":
+        if drawable(value, args.get(rule.condition, 0) > 0):
             return None
-        return "not hold NaN", f"NaN at {_index(value.isnan())}"
+        if value.isnan().any():
+            return "not hold NaN", f"NaN at {_index(value.isnan())}"
+        top = value.amax(-1)
+        row = tuple((~top.isfinite()).nonzero()[0].tolist())
+        return "have a finite greatest value in each row", f"{top[row].item()} in row {', '.join(map(str, row))}"
     low, high = (sizes[b] if isinstance(b, str) else b for b in (rule.low, rule.high))
     closed_low, closed_high = rule.closed
     if isinstance(value, Tensor) or rule.start is not None:

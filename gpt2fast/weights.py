@@ -24,6 +24,7 @@ HUB_FILES = TOKENIZER_FILES + ["config.json", "generation_config.json", "model*.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 PREFIX = "transformer."
+UNUSED = "multiple_choice_head"  # what of a GPT2DoubleHeadsModel has no part in its text
 MOST_LISTED = 8
 
 
@@ -130,7 +131,8 @@ class Loaded:
 def load(folder: Path, expected: dict[str, tuple], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The tensors named and shaped as ``expected``, in that dtype (None: that of the file's wte.weight)."""
     where, stored = _open(folder)
-    stored = {native_name(n): s for n, s in stored.items() if not BUFFER.fullmatch(native_name(n))}
+    stored = {native_name(n): s for n, s in stored.items()}
+    stored = {n: s for n, s in stored.items() if not (BUFFER.fullmatch(n) or n.startswith(UNUSED))}
     head = stored.pop("lm_head.weight", None) if "lm_head.weight" not in expected else None
     check(expected, {name: s.shape for name, s in stored.items()}, where)
     for name, tensor in stored.items():

@@ -302,6 +302,10 @@ def test_float64_runs_without_our_kernel_and_strict_raises(op):
         ("gelu", dict(x=torch.tensor(1.0)), "x must have shape (..., C), got ()"),
         ("sample", dict(logits=torch.tensor([[0.0, 1, 2, 3, 4, 5, 6], [0, 1, 2, torch.nan, 4, 5, 6]])),
          "logits must not hold NaN, got NaN at (1, 3)"),
+        ("sample", dict(logits=torch.tensor([[0.0, 1, 2], [0, torch.inf, 2]])),
+         "logits must have a finite greatest value in each row, got inf in row 1"),
+        ("sample", dict(logits=torch.tensor([[0.0, 1, 2], [-torch.inf, -torch.inf, -torch.inf]])),
+         "logits must have a finite greatest value in each row, got -inf in row 1"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("backend", ("cpu", "fused", "reference"))

@@ -18,7 +18,7 @@ from gpt2fast.testing import build
         (dict(returns=""), "returns= and saves= must name its 1 outputs, got 0 (none)"),
         (
             dict(values=dict(scale="at least 0")),
-            "values= must be an interval, choices, 'given if NAME' or 'no NaN', got 'at least 0'",
+            "values= must be an interval, choices, 'given if NAME' or 'drawable if NAME', got 'at least 0'",
         ),
         (dict(values=dict(factor="[0, 1]")), "values= must name arguments, x, scale, got 'factor'"),
         (dict(values=dict(x="[0, C) or limit")), "values= must name arguments, x, scale, got 'limit'"),

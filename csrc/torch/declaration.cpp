@@ -1,6 +1,7 @@
 #include "declaration.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <mutex>
 
@@ -48,25 +49,28 @@ bool all_within(const Tensor& t, int64_t low, int64_t high, std::optional<int64_
   return std::all_of(values, end, [&](int64_t v) { return (v >= low && v <= high) || (also && v == *also); });
 }
 
+// Whether there is no NaN among n values and, where `finite`, the greatest of them is finite.
 template <class T>
-bool any_nan(const T* x, int64_t n) {
-  uint32_t found = 0;
+bool row_is_drawable(const T* x, int64_t n, bool finite) {
+  uint32_t nan = 0, above = 0, some = 0;  // by bits, so that the loop is one of vectors
   for (int64_t i = 0; i < n; ++i) {
     float value = to_float(x[i]);
-    found |= uint32_t(value != value);
+    nan |= uint32_t(value != value);
+    above |= uint32_t(value > std::numeric_limits<float>::max());
+    some |= uint32_t(value >= std::numeric_limits<float>::lowest());
   }
-  return found;
+  return !nan && (!finite || (some && !above));
 }
 
 // float64 is not looked at: no kernel of ours runs it, and Python checks what goes on from here.
-bool holds_nan(const Tensor& t) {
-  if (t.scalar_type() == at::kDouble) return false;
+bool is_drawable(const Tensor& t, bool finite) {
+  if (t.scalar_type() == at::kDouble || !t.numel()) return true;
   Rows rows(t);
-  bool found = false;
+  bool found = true;
   with_dtype(dtype_of(t), [&](auto tag) {
     using T = typename decltype(tag)::type;
-    for (int64_t r = 0; r < rows.count && !found; ++r)
-      found = any_nan((const T*)rows.data + r * rows.stride, t.size(-1));
+    for (int64_t r = 0; r < rows.count && found; ++r)
+      found = row_is_drawable((const T*)rows.data + r * rows.stride, t.size(-1), finite);
   });
   return found;
 }
@@ -95,8 +99,8 @@ bool holds(const ValueRule& rule, const Value* arguments, const Sizes& sizes) {
       return std::find(rule.choices.begin(), rule.choices.end(), arguments[rule.argument].text) != rule.choices.end();
     case ValueRule::kGiven:
       return arguments[rule.argument].tensor || !(arguments[rule.condition].number > 0);
-    case ValueRule::kNoNaN:
-      return !holds_nan(*arguments[rule.argument].tensor);
+    case ValueRule::kDrawable:
+      return is_drawable(*arguments[rule.argument].tensor, arguments[rule.condition].number > 0);
     default:
       return lies_within(rule, arguments, sizes);
   }

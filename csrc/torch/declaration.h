@@ -42,14 +42,16 @@ struct Bound {
 };
 
 struct ValueRule {
-  enum Kind { kChoice, kInterval, kGiven, kNoNaN } kind;
+  enum Kind { kChoice, kInterval, kGiven, kDrawable } kind;
   int argument = kNone, letter = kNone;  // what the rule is about: one of the two
   std::vector<std::string> choices;
   Bound low, high;
   std::optional<int64_t> also;  // allowed besides, or the value of argument also_argument
   int also_argument = kNone;
   int start = kNone, count = kNone;  // an absent tensor's values: `count` of them from argument `start` on
-  int condition = kNone;             // kGiven: the tensor must be there where this argument is above 0
+  // kGiven: the tensor must be there where this argument is above 0. kDrawable: no row of the tensor may hold NaN, and
+  // where the argument is above 0 the greatest value of each must be finite.
+  int condition = kNone;
 };
 
 // One argument of a call.

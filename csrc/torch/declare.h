@@ -29,8 +29,8 @@ inline ValueRule::Kind to_kind(const std::string& kind) {
   if (kind == "choice") return ValueRule::kChoice;
   if (kind == "interval") return ValueRule::kInterval;
   if (kind == "given") return ValueRule::kGiven;
-  TORCH_CHECK_VALUE(kind == "no NaN", "gpt2fast: a rule must be of a kind of gpt2fast/values.py, got ", kind);
-  return ValueRule::kNoNaN;
+  TORCH_CHECK_VALUE(kind == "drawable", "gpt2fast: a rule must be of a kind of gpt2fast/values.py, got ", kind);
+  return ValueRule::kDrawable;
 }
 
 inline void declare_rows(const std::string& op, const std::vector<TensorRow>& tensors,

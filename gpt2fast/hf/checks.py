@@ -46,7 +46,7 @@ def obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
     if type(module) not in stock:
         return f"{_name(type(module))} is not the stock class"
     if "forward" in own and not is_own_forward(module, own["forward"]):
-        return "its forward is replaced"
+        return f"its forward is replaced by {_source(own['forward'])}"
     if found := class_obstacle(type(module)):
         return found
     if "_compiled_call_impl" in own:
@@ -106,6 +106,12 @@ def is_autocast(x: Tensor) -> bool:
 def keeps_grad(*tensors: Tensor | None) -> bool:
     """Whether a backward pass through an op of these tensors may follow."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _source(function: Callable) -> str:
+    """Where a function comes from: of a wrapper such as accelerate's, the wrapper."""
+    found = function if hasattr(function, "__qualname__") else type(function)
+    return f"{found.__module__}.{found.__qualname__}"
 
 
 def _name(kind: type) -> str:

@@ -121,7 +121,7 @@ def native_obstacle(model: nn.Module) -> str | None:
     """Why the native model would not compute what calling this model with a language-model head does, or None."""
     if model.config.add_cross_attention:
         return "the model has cross attention"
-    if is_autocast(model.transformer.wte.weight):
+    if is_autocast(next(model.parameters())):
         return "autocast is on"
     for name, known in _STEPS.items():
         if name in model.__dict__ or getattr(type(model), name) is not known:

@@ -72,6 +72,12 @@ class GPT2Model(Optimized, stock.GPT2Model):
         use_cache=None,
         **kwargs,
     ):
+        traced = torch.jit.is_tracing() and torch.is_grad_enabled()
+        if traced and any(p.requires_grad for p in self.parameters()):
+            raise RuntimeError(
+                "gpt2fast: torch.jit.trace, and ONNX export by it, must run without gradients, got a model that "
+                "has some: trace gpt2fast.restore(model), or trace under torch.no_grad(), or use torch.export"
+            )
         for name in ("output_attentions", "output_hidden_states"):
             kwargs.pop(name, None)  # capture_outputs has seen them
         if (input_ids is None) == (inputs_embeds is None):

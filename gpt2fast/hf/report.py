@@ -167,14 +167,17 @@ def _model_lines(name: str, model: nn.Module) -> Iterator[Line]:
             if part in model._modules:
                 yield _own(_join(name, part), getattr(model, part), "transformers' own: a few numbers a row")
     if isinstance(model, stock.GPT2Model):
-        tables = embedding_obstacle(model.wte) or embedding_obstacle(model.wpe)
-        if tables is None and model.wte.weight.dtype != model.wpe.weight.dtype:
-            tables = "wte and wpe differ in dtype"
-        tables = tables if type(model) is models.GPT2Model else "called by transformers' forward"
-        for part in ("wte", "wpe"):
-            table, where = getattr(model, part), _join(name, part)
-            yield _line(where, table, "embedding") if tables is None else _own(where, table, tables)
-        yield _norm(_join(name, "ln_f"), model.ln_f, model.wte)
+        tables = {part: model._modules[part] for part in ("wte", "wpe") if model._modules.get(part) is not None}
+        reason = next(filter(None, map(embedding_obstacle, tables.values())), None)
+        if len(tables) < 2:
+            reason = "wte or wpe is missing"
+        elif reason is None and len({table.weight.dtype for table in tables.values()}) > 1:
+            reason = "wte and wpe differ in dtype"
+        reason = reason if type(model) is models.GPT2Model else "called by transformers' forward"
+        for part, table in tables.items():
+            where = _join(name, part)
+            yield _line(where, table, "embedding") if reason is None else _own(where, table, reason)
+        yield _norm(_join(name, "ln_f"), model.ln_f, tables.get("wte"))
 
 
 def _generating_lines(name: str, model: nn.Module) -> Iterator[Line]:
@@ -244,7 +247,9 @@ def _attention_lines(name: str, attn: nn.Module, fused: bool) -> Iterator[Line]:
     for part in ("c_attn", "q_attn"):
         if part in attn._modules:
             yield _leaf(_join(name, part), getattr(attn, part), (blocks.Conv1D,), "linear")
-    yield _projection(_join(name, "c_proj"), attn.c_proj, attn.resid_dropout, fused and found is None)
+    parts = [attn._modules.get(part) for part in ("c_proj", "resid_dropout")]
+    if None not in parts:
+        yield _projection(_join(name, "c_proj"), *parts, fused and found is None)
 
 
 def _projection(name: str, linear: nn.Module, dropout: nn.Module, fused: bool) -> Line:

@@ -22,7 +22,7 @@ MAKE = dict(
 )
 VALUES = dict(
     V="[1, inf)",
-    logits="no NaN",
+    logits="drawable if temperature",
     tokens="[0, V) or -1",
     temperature="[0, inf); 0: the likeliest token",
     top_k="[0, inf); 0: off",
