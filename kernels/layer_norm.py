@@ -170,7 +170,7 @@ def backward_programs(R, rows, parts, most):
     return max(1, min(_multiprocessors(driver.active.get_current_device()) * most // parts, -(-R // max(rows, 8))))
 
 
-def _rows(x):
+def dense_rows(x):
     """x and its row stride: as it is where rows lie at one stride and are dense, else a contiguous copy."""
     if x.is_contiguous():
         return x, x.shape[-1]
@@ -199,12 +199,12 @@ def _forward(x, residual, weight, bias, eps):
     y = _empty_like(x)
     mean = x.new_empty(shape[:-1], dtype=torch.float32)
     rstd = torch.empty_like(mean)
-    x, stride_x_r = _rows(x)
+    x, stride_x_r = dense_rows(x)
     # Without a residual the kernel reads neither the residual's pointer nor the sum's: any tensor will do.
     total, stride_residual_r, has_residual = y, C, residual is not None
     if has_residual:
         total = torch.empty_like(y)
-        residual, stride_residual_r = _rows(residual)
+        residual, stride_residual_r = dense_rows(residual)
     if R := mean.numel():
         rows, block, warps, most = forward_tile(C)
         layer_norm_kernel[(forward_programs(R, rows, most),)](
@@ -234,8 +234,8 @@ def layer_norm_backward(dy, x, weight, mean, rstd):
     parts, rows, block, warps, most = backward_tile(C)
     P = backward_programs(R, rows, parts, most)
     strips = mean.new_empty((2, P, C))
-    dy, stride_dy_r = _rows(dy)
-    x, stride_x_r = _rows(x)
+    dy, stride_dy_r = dense_rows(dy)
+    x, stride_x_r = dense_rows(x)
     # The gradient of a very short row is a small difference of large numbers, for which dy weight must be rounded alike
     # in the sums and beside them. Longer rows save the registers that this takes.
     layer_norm_backward_kernel[(P, parts)](

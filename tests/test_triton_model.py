@@ -41,14 +41,16 @@ def test_inside_the_machine_cpu_tensors_count_as_cuda_tensors():
     x, weight = torch.randn(2, 64), torch.ones(64)
     with ptx.machine() as machine:
         assert backends.choose(OPS["layer_norm"], x, weight, weight).backend == "triton"
-        assert backends.choose(OPS["gelu"], x).backend == "fused"
+        assert backends.choose(OPS["linear"], x, x, transposed=True).backend == "fused"
         ops.layer_norm(x, weight, weight)
         assert backends.choose(OPS["layer_norm"], x.double(), weight.double(), weight.double()).backend == "fused"
         with backends.use_backend("triton"):
             ops.layer_norm(x, weight, weight)
-            said = "gpt2fast::gelu: backend 'triton' does not cover this call: the triton backend has no kernel for it"
+            said = (
+                "gpt2fast::linear: backend 'triton' does not cover this call: the triton backend has no kernel for it"
+            )
             with pytest.raises(RuntimeError, match=said):
-                ops.gelu(x)
+                ops.linear(x, x, transposed=True)
     assert len(machine.launches) == 2
     assert backends.choose(OPS["layer_norm"], x, weight, weight).backend == "cpu"
     with pytest.raises(RuntimeError, match="'triton' cannot be used: there is no CUDA device, and no .*machine"):

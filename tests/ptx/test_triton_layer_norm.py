@@ -99,7 +99,7 @@ def test_layouts_in_place_and_copied():
         "transposed": wide[:, 0, 0].t(),
     }
     for what, x in (in_place | copied).items():
-        rows, stride = kernels._rows(x)
+        rows, stride = kernels.dense_rows(x)
         assert (rows is x) == (what in in_place), what
         C = x.shape[-1]
         args = dict(x=x, weight=torch.randn(2 * C)[::2], bias=torch.randn(2 * C)[::2])

@@ -1,0 +1,164 @@
+"""y = gelu(x), y = gelu(x + bias), and the gradient of both: dx = dy gelu'(x). In float32, rounded once.
+
+Every element is read once and written once. A program has one tile of rows and columns; x without gaps and without a
+bias is one long row, whatever its shape.
+"""
+
+import functools
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from .layer_norm import dense_rows
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TILE, WIDEST, WARPS = 4096, 1024, 4  # elements of a tile, columns of one that has several rows, warps
+LOG2E = tl.constexpr(1 / math.log(2))
+TWICE_SLOPE = tl.constexpr(2 * math.sqrt(2 / math.pi))  # of the tanh form's inner function at 0, times 2
+TO_EXPONENT = tl.constexpr(2 * math.sqrt(2 / math.pi) / math.log(2))  # e^(2 u) = 2^(TO_EXPONENT (x + CUBIC x^3))
+CUBIC = tl.constexpr(0.044715)
+SQRT_HALF = tl.constexpr(math.sqrt(0.5))
+DENSITY_AT_0 = tl.constexpr(1 / math.sqrt(2 * math.pi))
+FLAT = tl.constexpr(10.0)  # from here on the derivative is 1, and below 1e-20 on the other side
+
+
+@triton.jit
+def _odds(x):
+    """e^(-2 u), u the inner function of the tanh form; (1 + tanh(u)) / 2 is 1 / (1 + that), exact in both tails."""
+    return tl.exp2(x * (-TO_EXPONENT - (TO_EXPONENT * CUBIC) * (x * x)))
+
+
+@triton.jit
+def _gelu(x, TANH: tl.constexpr):
+    if TANH:
+        y = x / (1.0 + _odds(x))
+    else:
+        y = x * (0.5 + 0.5 * tl.erf(x * SQRT_HALF))
+    return y
+
+
+@triton.jit
+def _derivative(x, TANH: tl.constexpr):
+    near = tl.where(x > FLAT, FLAT, x)  # powers of larger ones would overflow beside factors of 0
+    near = tl.where(x < -FLAT, -FLAT, near)
+    if TANH:
+        odds = _odds(near)
+        share = 1.0 / (1.0 + odds)
+        # share (1 - share), without the difference, which has no digits left where share is near 1.
+        slope = near * (share * (share * odds)) * (TWICE_SLOPE + (3.0 * CUBIC * TWICE_SLOPE) * (near * near))
+    else:
+        share = 0.5 + 0.5 * tl.erf(near * SQRT_HALF)
+        slope = near * DENSITY_AT_0 * tl.exp2((-0.5 * LOG2E) * (near * near))
+    return tl.where(x < -FLAT, 0.0, share + slope)
+
+
+@triton.jit
+def _tile(R, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The rows and columns of this program's tile, and which of them there are; programs go along the rows first."""
+    across = tl.cdiv(C, BLOCK_C)
+    program = tl.program_id(0).to(tl.int64)
+    r = program // across * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
+    c = program % across * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    return r, c, (r < R) & (c < C)
+
+
+@triton.jit(do_not_specialize=["R"])
+def gelu_kernel(
+    x_ptr, bias_ptr, y_ptr, stride_x_r, R, C,
+    HAS_BIAS: tl.constexpr, TANH: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    r, c, inside = _tile(R, C, BLOCK_R, BLOCK_C)
+    x = tl.load(x_ptr + r * stride_x_r + c, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        x += tl.load(bias_ptr + c, mask=c < C, other=0.0).to(tl.float32)
+    tl.store(y_ptr + r * C + c, _gelu(x, TANH).to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["R"])
+def gelu_backward_kernel(
+    dy_ptr, x_ptr, dx_ptr, stride_dy_r, stride_x_r, R, C,
+    TANH: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    r, c, inside = _tile(R, C, BLOCK_R, BLOCK_C)
+    dy = tl.load(dy_ptr + r * stride_dy_r + c, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + r * stride_x_r + c, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + r * C + c, (dy * _derivative(x, TANH)).to(dx_ptr.dtype.element_ty), mask=inside)
+
+
+@functools.cache
+def tile(R_is_one, C):
+    """(BLOCK_R, BLOCK_C): one long row is cut as it is, others keep to whole rows or to a part of their columns."""
+    if R_is_one:
+        return 1, TILE
+    block = min(triton.next_power_of_2(C), WIDEST)
+    return TILE // block, block
+
+
+def _launch(kernel, tensors, strides, R, C, *constants):
+    if R and C:
+        block_r, block_c = tile(R == 1, C)
+        programs = -(-R // block_r) * -(-C // block_c)
+        kernel[(programs,)](
+            *tensors, *strides, R, C, *constants, block_r, block_c, num_warps=WARPS, enable_fp_fusion=True
+        )
+
+
+def _forward(x, bias, approximate):
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if bias is None and x.is_contiguous():
+        R, C, stride = 1, x.numel(), x.numel()
+    else:
+        C = x.shape[-1]
+        R = x.numel() // max(C, 1)
+        x, stride = dense_rows(x)
+    parameters = x if bias is None else bias.contiguous()  # read where there is a bias only
+    _launch(gelu_kernel, (x, parameters, y), (stride,), R, C, bias is not None, approximate == "tanh")
+    return y
+
+
+def gelu(x, approximate="tanh"):
+    return _forward(x, None, approximate)
+
+
+def bias_gelu(x, bias, approximate="tanh"):
+    return _forward(x, bias, approximate)
+
+
+def gelu_backward(dy, x, approximate="tanh"):
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if dy.is_contiguous() and x.is_contiguous():
+        R, C, strides = 1, x.numel(), (x.numel(), x.numel())
+    else:
+        C = x.shape[-1]
+        R = x.numel() // max(C, 1)
+        (dy, stride_dy_r), (x, stride_x_r) = dense_rows(dy), dense_rows(x)
+        strides = stride_dy_r, stride_x_r
+    _launch(gelu_backward_kernel, (dy, x, dx), strides, R, C, approximate == "tanh")
+    return dx
+
+
+def _objection(x):
+    if x.dtype not in DTYPES:
+        return f"GELU in Triton covers float32, bfloat16 and float16, got {str(x.dtype).removeprefix('torch.')}"
+    return None
+
+
+def supports(x, approximate="tanh"):
+    return _objection(x)
+
+
+def supports_bias(x, bias, approximate="tanh"):
+    return _objection(x)
+
+
+def supports_backward(dy, x, approximate="tanh"):
+    return _objection(x)
+
+
+KERNELS = {
+    "gelu": (gelu, supports),
+    "bias_gelu": (bias_gelu, supports_bias),
+    "gelu_backward": (gelu_backward, supports_backward),
+}

@@ -1,0 +1,117 @@
+"""GELU in Triton on the PTX machine: both tails, rows of any stride, exact bytes, registers as really compiled."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
+
+from triton.backends import nvidia
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from gpt2fast.kernels import gelu as kernels
+from gpt2fast.op import OPS
+from gpt2fast.testing import assert_close_to_truth, ptx
+from gpt2fast.testing.inputs import build, reference, truth
+
+FORMS = ("tanh", "none")
+
+
+def run(name, args):
+    function, supports = kernels.KERNELS[name]
+    assert supports(**args) is None
+    with ptx.machine() as m:
+        return function(**args), m.launches
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tails(form):
+    """From the smallest numbers to the largest: no NaN but where PyTorch has one, and the last digits near 0."""
+    size = torch.logspace(-38, 38, 200)
+    x = torch.cat([size, -size, torch.linspace(-12, 12, 601), torch.tensor([0.0, -0.0, torch.nan])])
+    args = dict(x=x, approximate=form)
+    y, _ = run("gelu", args)
+    back = dict(dy=torch.ones_like(x), x=x, approximate=form)
+    dx, _ = run("gelu_backward", back)
+    assert y.isnan().tolist() == dx.isnan().tolist() == x.isnan().tolist()
+    for part in (x.abs() < 1e-3, (x.abs() >= 1e-3) & (x.abs() < 1), (x.abs() >= 1) & (x.abs() < 20)):
+        assert_close_to_truth(y[part], reference(OPS["gelu"], args)[0][part], truth(OPS["gelu"], args)[0][part])
+        exact, plain = truth(OPS["gelu_backward"], back)[0][part], reference(OPS["gelu_backward"], back)[0][part]
+        assert_close_to_truth(dx[part], plain, exact)
+    far = x.abs() >= 20
+    assert torch.equal(y[far], x[far].clamp(min=0)) and torch.equal(dx[far], (x[far] > 0).float())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", kernels.KERNELS)
+def test_layouts(name, form):
+    wide = torch.randn(6, 4, 2, 70, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for x in (
+        wide[..., :33],
+        wide[:, :, 0],
+        wide.transpose(0, 1),
+        wide[..., ::2],
+        wide[0, 0, 0],
+        wide[:0],
+        wide[..., :0],
+    ):
+        args = dict(x=x, approximate=form)
+        if name == "bias_gelu":
+            args["bias"] = torch.randn(2 * x.shape[-1]).bfloat16()[::2]
+        if name == "gelu_backward":
+            args["dy"] = torch.randn(x.shape).bfloat16()
+        y, _ = run(name, args)
+        assert y.shape == x.shape and y.is_contiguous()
+        assert_close_to_truth(y, reference(OPS[name], args)[0], truth(OPS[name], args)[0])
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
+@pytest.mark.parametrize("name", kernels.KERNELS)
+def test_bytes(name, dtype):
+    """Every element is read once and written once, 16 bytes a lane; a bias is read once a tile."""
+    R, C = 70, 3072
+    _, (launch,) = run(name, build(OPS[name], dict(B=1, T=R, C=C, approximate="tanh"), dtype))
+    assert not launch.inefficient()
+    size = dtype.itemsize
+    activations = (3 if name == "gelu_backward" else 2) * R * C * size
+    rows, columns = kernels.tile(name != "bias_gelu", C)
+    programs = -(-R // rows) * -(-C // columns)
+    bias = programs * columns * size if name == "bias_gelu" else 0
+    assert launch.counters["global_load_bytes"] + launch.counters["global_store_bytes"] == activations + bias
+    assert programs <= launch.grid[0] if name == "bias_gelu" else launch.grid[0] == -(-R * C // kernels.TILE)
+
+
+def compiled(function, form, target):
+    """What Triton makes for one long row, with aligned pointers and a length that 16 divides."""
+    constants = dict(HAS_BIAS=False, TANH=form == "tanh", BLOCK_R=1, BLOCK_C=kernels.TILE)
+    signature, attributes, places = {}, {}, {}
+    for i, name in enumerate(function.arg_names):
+        signature[name] = "*bf16" if name.endswith("_ptr") else "constexpr" if name in constants else "i32"
+        if name in constants:
+            places[(i,)] = constants[name]
+        elif name != "R":
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(fn=function, signature=signature, constexprs=places, attrs=attributes)
+    return compile(source, target=target, options=dict(num_warps=kernels.WARPS, enable_fp_fusion=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("arch", (80, 90, 100))
+def test_nothing_spills(arch, form, tmp_path):
+    tool, cubin = Path(nvidia.__file__).parent / "bin" / "cuobjdump", tmp_path / "kernel.cubin"
+    for function in (kernels.gelu_kernel, kernels.gelu_backward_kernel):
+        cubin.write_bytes(compiled(function, form, GPUTarget("cuda", arch, 32)).asm["cubin"])
+        text = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+        registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
+        assert stack == 0 and registers <= 128, f"{function.__name__}: {registers} registers, {stack} bytes of spills"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_compiles_for_amd(form):
+    for function in (kernels.gelu_kernel, kernels.gelu_backward_kernel):
+        assert "hsaco" in compiled(function, form, GPUTarget("hip", "gfx942", 64)).asm
