@@ -1,5 +1,8 @@
 """Adapters by PEFT: outputs, texts and gradients as on transformers' own model; merged, disabled, saved and loaded."""
 
+import copy
+import pickle
+
 import peft
 import pytest
 import torch
@@ -106,3 +109,28 @@ def test_two_adapters():
             model.set_adapter(name)
         texts.append(generates_the_same(models))
     assert not torch.equal(texts[0], texts[1]) and torch.equal(texts[0], texts[2])
+
+
+def test_an_adapter_that_names_no_task_is_saved_as_one_of_transformers(tmp_path):
+    """Without a task PEFT writes down the base model's class and module, by which AutoPeftModel loads it."""
+    ours = gpt2fast.optimize(copy.deepcopy(trio().plain))
+    ours.save_pretrained(tmp_path / "base")
+    adapted = peft.get_peft_model(ours, peft.LoraConfig(target_modules=["c_attn"], init_lora_weights=False))
+    adapted.base_model.model.name_or_path = str(tmp_path / "base")
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapted.save_pretrained(tmp_path / "adapter")
+    for file in tmp_path.rglob("*.json"):
+        assert "gpt2fast" not in file.read_text()
+    ids = torch.randint(0, ours.config.vocab_size, (2, 9), generator=torch.Generator().manual_seed(0))
+    loaded = peft.AutoPeftModel.from_pretrained(tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(ids).logits, adapted.eval()(ids).logits)
+
+
+def test_our_classes_pickle_as_themselves():
+    for kind in (gpt2fast.GPT2LMHeadModel, gpt2fast.GPT2Model, Mine):
+        assert pickle.loads(pickle.dumps(kind)) is kind
+    assert gpt2fast.GPT2LMHeadModel.__module__ == "transformers.models.gpt2.modeling_gpt2" != Mine.__module__
+
+
+class Mine(gpt2fast.GPT2LMHeadModel):
+    """A user's own subclass."""

@@ -1,5 +1,6 @@
 """optimize and restore: every module of a GPT-2 changes its class, in place; parameters, hooks and attributes stay."""
 
+import copyreg
 import sys
 
 from torch import nn
@@ -31,7 +32,25 @@ PARTS = (
 )
 
 
-class Optimized:
+class _Named(type):
+    """Of our model classes, which say that they are transformers': libraries write a class' module into saved files.
+
+    PEFT does, and a file that named ours could be read with gpt2fast only. Pickle finds our classes by ``_by_name``.
+    """
+
+
+def _by_name(name: str) -> type:
+    return getattr(sys.modules[f"{__package__}.models"], name)
+
+
+def _reduce(kind: type):
+    return (_by_name, (kind.__name__,)) if kind in to_ours().values() else kind.__qualname__
+
+
+copyreg.pickle(_Named, _reduce)
+
+
+class Optimized(metaclass=_Named):
     """What our model classes share: built or loaded like transformers' own, then switched to our modules."""
 
     def __init__(self, config, *args, **kwargs):

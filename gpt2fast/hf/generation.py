@@ -19,6 +19,7 @@ from ..config import Config
 from ..model import GPT2
 from . import blocks
 from .checks import is_autocast, obstacle
+from .convert import to_ours
 from .native import parts_obstacle
 
 _STEPS = {  # what a turn of transformers' loop calls, as of now
@@ -128,7 +129,7 @@ def native_obstacle(model: nn.Module) -> str | None:
             return f"{name} is replaced"
     for module in (model, model.transformer):
         kind = type(module)
-        if not kind.__module__.startswith(__package__ + "."):
+        if kind not in to_ours().values():
             return f"{kind.__module__}.{kind.__qualname__} is not the stock class"
         if found := obstacle(module, (kind,)):
             return f"the model: {found}"

@@ -18,7 +18,7 @@ from .. import ops
 from ..values import within
 from .blocks import needs_their_mask
 from .checks import embedding_obstacle, is_autocast, keep_forwards, stands_in, weight_obstacle
-from .convert import Optimized
+from .convert import MODELS, Optimized
 from .generation import FastGeneration
 from .masks import cross_attention_mask, padding_mask, self_attention_mask
 
@@ -284,3 +284,5 @@ class GPT2ForQuestionAnswering(Optimized, stock.GPT2ForQuestionAnswering):
 
 
 keep_forwards(GPT2Model, GPT2LMHeadModel, GPT2DoubleHeadsModel)
+for _name in MODELS:
+    globals()[_name].__module__ = stock.__name__  # see convert._Named

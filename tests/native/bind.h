@@ -1,4 +1,4 @@
-// A case's tensors to the args of its kernel, as csrc/torch/ops.cpp does from torch's tensors; every kernel by its op.
+// A case's tensors to the args of its kernel, as csrc/torch/NAME.cpp does from torch's tensors; every kernel by its op.
 #pragma once
 #include <cmath>
 
