@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_dynamo_compiling
 
-from . import backends, direct
+from . import backends, direct, second
 from . import flops as counting
 from . import shapes as _shapes
 from . import values as _values
@@ -255,7 +255,9 @@ def op(
             lib.impl(name, declared.choose_and_run, "CompositeExplicitAutograd")
         if mutates:
             _bump_versions(declared, library)
-        elif derivative_of is not None or not derivative:
+        elif derivative_of is not None:
+            _register_autograd(declared, second.derivative(declared), second.setup(declared))
+        elif not derivative:
             _refuse_backward(declared)
         _register_autocast(declared, library)
         functools.update_wrapper(declared, function)

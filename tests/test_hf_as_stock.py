@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2DoubleHeadsModel
 
 import gpt2fast
-from gpt2fast.testing import on
+from gpt2fast.testing import assert_close_to_truth, on
 
 GREEDY = dict(max_new_tokens=6, do_sample=False, pad_token_id=0)
 
@@ -154,3 +154,15 @@ print(counter.get_total_flops() == ops.gelu.flops(dict(B=2, T=3, C=5)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "True\n", done.stderr
+
+
+def test_double_backward_through_eager_attention():
+    plain = model(attn_implementation="eager")
+    ours, exact = gpt2fast.optimize(copy.deepcopy(plain)), copy.deepcopy(plain).double()
+    found = []
+    for one in (ours, plain, exact):
+        first = torch.autograd.grad(one(IDS, labels=IDS).loss, one.transformer.h[0].mlp.c_fc.weight, create_graph=True)
+        first[0].square().sum().backward()
+        found.append([p.grad for p in one.parameters()])
+    for (name, _), *gradients in zip(plain.named_parameters(), *found):
+        assert_close_to_truth(*gradients, name)

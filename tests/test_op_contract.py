@@ -168,19 +168,38 @@ def test_forward_mode_and_function_transforms(name):
     torch.testing.assert_close(rows[1], torch.func.grad(through(plain))(2 * x))
 
 
-def test_a_second_derivative_raises():
-    x = torch.randn(2, 3)
-    with pytest.raises(RuntimeError, match="gpt2fast::gelu_backward has no derivative"):
-        torch.func.grad(lambda x: OPS["gelu_backward"](x, x).sum())(x)
-    q, k = torch.randn(1, 1, 2, 8, requires_grad=True), torch.randn(1, 4, 2, 8)
-    out = OPS["decode_attention"](q, k, k, torch.tensor([3]))
-    (dq,) = torch.autograd.grad(out.sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="gpt2fast::attention_backward has no derivative"):
-        dq.sum().backward()
+def penalty(op, args, function):
+    """Of the floating inputs the gradients of a loss and of the squares of its gradients."""
+    leaves = [args[name].clone().requires_grad_() for name in floating(args)]
+    outs = function(args | dict(zip(floating(args), leaves)))[: len(op.returns)]
+    weights = [torch.linspace(-1, 1, o.numel(), dtype=o.dtype).view(o.shape) for o in outs]
+    loss = sum((o * w).sum() + o.square().sum() for o, w in zip(outs, weights))
+    first = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+    total = sum(g.square().sum() for g in first if g is not None)
+    return torch.autograd.grad(total, leaves, materialize_grads=True)
+
+
+@pytest.mark.parametrize("op", [o for o in OPS.values() if o.has_derivative], ids=lambda o: o.name)
+def test_second_derivatives(op):
+    """Against float64 through the reference; what a forward pass saves, as a mean, changes with the inputs."""
+    for case in [c for c in op.cases if 0 < op.flops(c) <= TINY]:
+        args = build(op, case)
+        found = penalty(op, args, lambda a: call(op, a))
+        plain = penalty(op, args, lambda a: reference(op, a))
+        exact = penalty(op, cast(args, torch.float64), lambda a: reference(op, a))
+        for name, *tensors in zip(floating(args), found, plain, exact):
+            assert_close_to_truth(*tensors, f"{case}: {name}", op.gradient_slack)
+
+
+def test_a_third_derivative_raises():
+    x = torch.randn(3, 4, requires_grad=True)
+    (first,) = torch.autograd.grad(OPS["gelu"](x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="gpt2fast::gelu_backward is differentiated once more at most"):
+        torch.autograd.grad(first.square().sum(), x, create_graph=True)
 
 
 @pytest.mark.parametrize(
-    "op", [o for o in OPS.values() if not o.has_derivative and not o.mutates], ids=lambda o: o.name
+    "op", [o for o in OPS.values() if not (o.has_derivative or o.mutates or o.derivative_of)], ids=lambda o: o.name
 )
 def test_no_derivative_raises_instead_of_guessing(op):
     case = next(c for c in op.cases if 0 < op.flops(c) <= 3_000_000)

@@ -178,7 +178,7 @@ def _(saved, grad):
     dy = grad.y
     if saved.activation != "none":
         before = saved.preactivation
-        if not saved.keep_preactivation:
+        if not saved.keep_preactivation or torch.is_grad_enabled():  # for second derivatives it must depend on x
             before = linear(saved.x, saved.weight, saved.bias, transposed=saved.transposed)
         dy = gelu_backward(dy, before, FORMS[saved.activation])
     want = " ".join("d" + n for n in ("x", "weight", "bias") if n in saved.needs)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import second
 from .. import shapes as _shapes
 from ..op import Op
 
@@ -79,26 +80,7 @@ def truth(op: Op, args: dict[str, Any]) -> tuple[Tensor, ...]:
     """The outputs in float64: the reference's, or for a backward op autograd's through its forward op's reference."""
     if op.derivative_of is None:
         return reference(op, args, torch.float64)
-    forward, args = op.derivative_of, cast(args, torch.float64)
-    device = next(v.device for v in args.values() if isinstance(v, Tensor))
-    sizes = op.check(args) | {n: v for n, v in args.items() if n.isupper()}
-    values: dict[str, Any] = {}
-    for name, parameter in forward.signature.parameters.items():
-        values[name] = args[name] if name in args else parameter.default
-        if name in forward.tensors and name not in args and f"d{name}" in op.returns:
-            spec = _shapes.resolve(forward.shapes[name], values)  # saved by no one: the gradients do not depend on it
-            shape = _shapes.concrete(spec, sizes, sizes.get("...", ()))
-            values[name] = torch.zeros(shape, dtype=torch.float64, device=device)
-    wanted = [n[1:] for n in op.returns if values.get(n[1:]) is not None]
-    values |= {n: values[n].detach().requires_grad_() for n in wanted}
-    outs = dict(zip(forward.outputs, reference(forward, values)))
-    given = [n for n in forward.returns if f"d{n}" in args]
-    found = torch.autograd.grad(
-        [outs[n] for n in given], [values[n] for n in wanted], [args[f"d{n}"] for n in given], materialize_grads=True
-    )
-    gradients = dict(zip(wanted, found))
-    none = torch.empty(0, dtype=torch.float64, device=device)
-    return tuple(gradients.get(n[1:], none) for n in op.returns)
+    return second.gradients(op, cast(args, torch.float64))
 
 
 def work(op: Op, case: dict[str, Any]) -> int:
