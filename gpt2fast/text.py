@@ -39,7 +39,7 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._bytes = _bytes_by_character()
         self._added = {number: str(token) for number, token in tokenizer.get_added_tokens_decoder().items()}
-        decoder = json.loads(tokenizer.to_str())["decoder"]
+        decoder = None if tokenizer.decoder is None else json.loads(tokenizer.decoder.__getstate__())
         _check_decoder(decoder)
         self._falls_back = "ByteFallback" in json.dumps(decoder)
         self.is_byte_level = decoder is not None and decoder["type"] == "ByteLevel"
