@@ -1,4 +1,4 @@
-"""A drop-in GPT-2 on the PTX machine: layer norm runs in Triton, forward and backward, the rest in PyTorch's ways."""
+"""A drop-in GPT-2 on the PTX machine, forward and backward: what has a Triton kernel runs in it, the rest in PyTorch."""
 
 import copy
 

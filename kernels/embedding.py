@@ -1,0 +1,153 @@
+"""y = wte[tokens] + wpe[positions] (+ wte[token_types]), summed in float32 and rounded once, and its gradients.
+
+Forward: a program has one tile of rows and columns of y. Backward: the rows of dy are sorted by the row of the table
+that they came from; a program adds up all that came from one, 16 at a time and in the order of the rows, without
+atomics: the same bits every time.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TILE, WIDEST, WARPS = 4096, 1024, 4  # elements of a tile, its most columns, warps
+ROWS_AT_ONCE, BACKWARD_COLUMNS = 16, 256  # of dy, by one step of a program
+
+
+@triton.jit
+def _load_row(table_ptr, row, rows, stride, c, inside):
+    """Rows of a table in float32; of one that it does not have NaN, as nobody looks at the numbers before."""
+    known = (row >= 0) & (row < rows)
+    values = tl.load(table_ptr + row * stride + c, mask=inside & known, other=0.0).to(tl.float32)
+    return tl.where(known, values, float("nan"))
+
+
+@triton.jit(do_not_specialize=["R", "T", "V", "P", "start", "stride_positions_b"])
+def embedding_kernel(
+    tokens_ptr, wte_ptr, wpe_ptr, positions_ptr, types_ptr, y_ptr, stride_wte, stride_wpe, stride_positions_b,
+    R, T, C, V, P, start,
+    HAS_POSITIONS: tl.constexpr, HAS_TYPES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    across = tl.cdiv(C, BLOCK_C)
+    program = tl.program_id(0).to(tl.int64)
+    r = program // across * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
+    c = program % across * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    inside = (r < R) & (c < C)
+    position = start + r % T
+    if HAS_POSITIONS:
+        position = tl.load(positions_ptr + r // T * stride_positions_b + r % T, mask=r < R, other=0)
+    y = _load_row(wte_ptr, tl.load(tokens_ptr + r, mask=r < R, other=0), V, stride_wte, c, inside)
+    y += _load_row(wpe_ptr, position, P, stride_wpe, c, inside)
+    if HAS_TYPES:
+        y += _load_row(wte_ptr, tl.load(types_ptr + r, mask=r < R, other=0), V, stride_wte, c, inside)
+    tl.store(y_ptr + r * C + c, y.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=["N", "R", "rows"])
+def embedding_backward_kernel(
+    row_ptr, source_ptr, dy_ptr, out_ptr, stride_dy_r, N, R, rows, C, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """Program (i, j): if the i-th of the sorted rows begins those of its table row, columns j of their sum."""
+    i = tl.program_id(0)
+    row = tl.load(row_ptr + i)
+    first = i == 0
+    if i > 0:
+        first = tl.load(row_ptr + i - 1) != row
+    if first & (row >= 0) & (row < rows):
+        c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+        total = tl.zeros([BLOCK_C], tl.float32)
+        at = i
+        same = True
+        while same:
+            n = at + tl.arange(0, BLOCK_N)
+            ours = tl.load(row_ptr + n, mask=n < N, other=-1) == row
+            # Tokens and token types are one list of 2 R numbers: both come from row n % R of dy.
+            r = tl.load(source_ptr + n, mask=ours, other=0) % R
+            dy = tl.load(
+                dy_ptr + r[:, None] * stride_dy_r + c[None, :], mask=ours[:, None] & (c < C)[None, :], other=0.0
+            )
+            total += tl.sum(dy.to(tl.float32), 0)
+            at += BLOCK_N
+            same = tl.sum(ours.to(tl.int32), 0) == BLOCK_N
+        tl.store(out_ptr + row * C + c, total.to(out_ptr.dtype.element_ty), mask=c < C)
+
+
+def _table(table):
+    """A table whose rows are dense, and its row stride."""
+    table = table if table.stride(1) == 1 or table.shape[1] == 1 else table.contiguous()
+    return table, table.stride(0)
+
+
+def embedding(tokens, wte, wpe, positions=None, token_types=None, start=0):
+    (B, T), C = tokens.shape, wte.shape[1]
+    y = wte.new_empty((B, T, C))
+    if not y.numel():
+        return y
+    (wte, stride_wte), (wpe, stride_wpe) = _table(wte), _table(wpe)
+    tokens = tokens.contiguous()
+    # What is not given is not read: any tensor will do.
+    types = tokens if token_types is None else token_types.contiguous()
+    places = tokens if positions is None else positions.contiguous()
+    stride_positions_b = 0 if positions is None or positions.shape[0] == 1 else T
+    block_c = min(triton.next_power_of_2(C), WIDEST)
+    block_r = TILE // block_c
+    programs = -(-B * T // block_r) * -(-C // block_c)
+    embedding_kernel[(programs,)](
+        tokens, wte, wpe, places, types, y, stride_wte, stride_wpe, stride_positions_b, B * T, T, C, wte.shape[0],
+        wpe.shape[0], start, positions is not None, token_types is not None, block_r, block_c, num_warps=WARPS,
+        enable_fp_fusion=True,
+    )  # fmt: skip
+    return y
+
+
+def _add_rows(dy, rows, count):
+    """(count, C): at each row the sum of the rows of dy (R, C) that ``rows``, one or more lists of R numbers, names."""
+    R, C = dy.shape
+    out = dy.new_zeros((count, C))
+    if R and C and count:
+        row, source = torch.sort(rows, stable=True)
+        columns = min(triton.next_power_of_2(C), BACKWARD_COLUMNS)
+        embedding_backward_kernel[(len(row), -(-C // columns))](
+            row,
+            source,
+            dy,
+            out,
+            dy.stride(0),
+            len(row),
+            R,
+            count,
+            C,
+            ROWS_AT_ONCE,
+            columns,
+            num_warps=WARPS,
+            enable_fp_fusion=True,
+        )
+    return out
+
+
+def embedding_backward(dy, tokens, V, P, positions=None, token_types=None, start=0):
+    B, T, C = dy.shape
+    rows, _ = _table(dy.reshape(-1, C))
+    tokens = tokens.reshape(-1)
+    if token_types is not None:
+        tokens = torch.cat((tokens, token_types.reshape(-1)))
+    if positions is None:
+        positions = torch.arange(start, start + T, device=dy.device)
+    return _add_rows(rows, tokens, V), _add_rows(rows, positions.expand(B, T).reshape(-1), P)
+
+
+def _objection(x):
+    if x.dtype not in DTYPES:
+        return f"embedding in Triton covers float32, bfloat16 and float16, got {str(x.dtype).removeprefix('torch.')}"
+    return None
+
+
+def supports(tokens, wte, wpe, positions=None, token_types=None, start=0):
+    return _objection(wte)
+
+
+def supports_backward(dy, tokens, V, P, positions=None, token_types=None, start=0):
+    return _objection(dy)
+
+
+KERNELS = {"embedding": (embedding, supports), "embedding_backward": (embedding_backward, supports_backward)}

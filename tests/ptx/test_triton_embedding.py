@@ -1,0 +1,104 @@
+"""The embedding in Triton on the PTX machine: exact bytes, hot tokens, tables with gaps, rows that are not there."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
+
+from triton.backends import nvidia
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from gpt2fast.kernels import embedding as kernels
+from gpt2fast.op import OPS
+from gpt2fast.testing import assert_close_to_truth, ptx
+from gpt2fast.testing.inputs import build, reference, truth
+
+
+def run(name, args):
+    function, supports = kernels.KERNELS[name]
+    assert supports(**args) is None
+    with ptx.machine() as m:
+        return function(**args), m.launches
+
+
+def check(args):
+    for found, plain, exact in zip(
+        run("embedding_backward", args)[0], *(f(OPS["embedding_backward"], args) for f in (reference, truth))
+    ):
+        assert_close_to_truth(found, plain, exact)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
+def test_bytes(dtype):
+    """Two rows of the tables are read and one is written, 16 bytes a lane; indices are read once a tile of columns."""
+    B, T, C = 2, 33, 768
+    args = build(OPS["embedding"], dict(B=B, T=T, C=C, V=100, P=64, start=5), dtype)
+    _, (launch,) = run("embedding", args)
+    assert not launch.inefficient()
+    size = dtype.itemsize
+    assert launch.per_buffer["wte_ptr"]["read_bytes"] == launch.per_buffer["wpe_ptr"]["read_bytes"] == B * T * C * size
+    assert launch.counters["global_store_bytes"] == B * T * C * size
+
+
+@pytest.mark.parametrize("count", (15, 16, 17, 300))
+def test_a_hot_token(count):
+    """One row of the table takes the sum of many rows, the others of none or one."""
+    dy = torch.randn(1, count + 2, 40, generator=torch.Generator().manual_seed(0))
+    tokens = torch.full((1, count + 2), 3)
+    tokens[0, 1], tokens[0, -1] = 6, 0
+    check(dict(dy=dy, tokens=tokens, V=7, P=count + 9, start=4))
+
+
+def test_gradients_repeat_bit_for_bit_and_tokens_meet_types_in_one_sum():
+    case = dict(B=3, T=50, C=300, V=5, P=64, positions=True, token_types=True)
+    args = build(OPS["embedding_backward"], case, torch.bfloat16)
+    check(args)
+    first = run("embedding_backward", args)[0]
+    assert all(map(torch.equal, first, run("embedding_backward", args)[0]))
+
+
+def test_tables_and_gradients_with_gaps():
+    args = build(OPS["embedding"], dict(B=2, T=5, C=70, V=11, P=8), torch.bfloat16)
+    wide = torch.full((11, 140), torch.nan).bfloat16()
+    for table in (wide[:, :70], wide[:, ::2]):
+        table.copy_(args["wte"])
+        assert torch.equal(run("embedding", args | dict(wte=table))[0], run("embedding", args)[0])
+    dy = torch.randn(2, 5, 140)[..., ::2]
+    check(dict(dy=dy, tokens=args["tokens"], V=11, P=8))
+
+
+def test_a_row_that_is_not_there_is_no_number():
+    wte, wpe = torch.zeros(3, 8), torch.zeros(4, 8)
+    y, _ = run("embedding", dict(tokens=torch.tensor([[2, 3, -1, 0]]), wte=wte, wpe=wpe))
+    assert y.isnan().all(-1).tolist() == [[False, True, True, False]] and not y[0, 0].any()
+    y, _ = run("embedding", dict(tokens=torch.tensor([[0, 0]]), wte=wte, wpe=wpe, start=3))
+    assert y.isnan().all(-1).tolist() == [[False, True]]
+
+
+@pytest.mark.parametrize("arch", (80, 90, 100))
+def test_nothing_spills(arch, tmp_path):
+    tool, cubin = Path(nvidia.__file__).parent / "bin" / "cuobjdump", tmp_path / "kernel.cubin"
+    constants = dict(HAS_POSITIONS=True, HAS_TYPES=True, BLOCK_R=4, BLOCK_C=1024, BLOCK_N=kernels.ROWS_AT_ONCE)
+    for function in (kernels.embedding_kernel, kernels.embedding_backward_kernel):
+        own = constants | (dict(BLOCK_C=256) if function is kernels.embedding_backward_kernel else {})
+        integers = ("tokens_ptr", "positions_ptr", "types_ptr", "row_ptr", "source_ptr")
+        signature, places = {}, {}
+        for i, name in enumerate(function.arg_names):
+            kind = "*i64" if name in integers else "*bf16" if name.endswith("_ptr") else "i32"
+            signature[name] = "constexpr" if name in own else kind
+            if name in own:
+                places[(i,)] = own[name]
+        source = ASTSource(fn=function, signature=signature, constexprs=places)
+        options = dict(num_warps=kernels.WARPS, enable_fp_fusion=True)
+        cubin.write_bytes(compile(source, target=GPUTarget("cuda", arch, 32), options=options).asm["cubin"])
+        text = subprocess.run([tool, "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
+        registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
+        assert stack == 0, f"{function.__name__}: {registers} registers, {stack} bytes of spills a thread"
+        if arch == 80:
+            assert "hsaco" in compile(source, target=GPUTarget("hip", "gfx942", 64), options=options).asm
