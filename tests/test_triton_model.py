@@ -1,4 +1,4 @@
-"""A drop-in GPT-2 on the PTX machine, forward and backward: what has a Triton kernel runs in it, the rest in PyTorch."""
+"""A drop-in GPT-2 on the PTX machine, forward and backward: Triton where it has kernels, PyTorch for the rest."""
 
 import copy
 
