@@ -29,22 +29,28 @@ def _bytes_by_character() -> dict[str, int]:
 class Tokenizer:
     """A tokenizer from ``tokenizer.json``, or GPT-2's byte-level BPE from ``vocab.json`` and ``merges.txt``.
 
-    ``end`` is the end-of-text token, ``pad`` what ``batch`` fills rows with, ``start`` what every text begins with;
-    None where there is none.
+    ``end`` is the end-of-text token, ``pad`` what ``batch`` fills rows with, ``start`` and ``stop`` are what ``encode``
+    puts before and after every text; None where there is none.
     """
 
-    def __init__(self, tokenizer, end: str = END, pad: str | None = None, start: str | None = None):
+    def __init__(
+        self, tokenizer, end: str = END, pad: str | None = None, start: str | None = None, stop: str | None = None
+    ):
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._bytes = _bytes_by_character()
         self._added = {number: str(token) for number, token in tokenizer.get_added_tokens_decoder().items()}
         decoder = None if tokenizer.decoder is None else json.loads(tokenizer.decoder.__getstate__())
-        _check_decoder(decoder)
-        self._falls_back = "ByteFallback" in json.dumps(decoder)
-        self.is_byte_level = decoder is not None and decoder["type"] == "ByteLevel"
-        self.end, self.pad, self.start = (
-            None if token is None else tokenizer.token_to_id(token) for token in (end, pad, start)
+        if found := _decoder_obstacle(decoder):
+            raise ValueError(
+                "gpt2fast.Tokenizer: the decoder must be one whose text only grows with every token: "
+                f"{', '.join(ALONE)}, or ByteFallback and Replace of single tokens before Fuse, got {found}"
+            )
+        kinds = [] if decoder is None else [part["type"] for part in decoder.get("decoders", [decoder])]
+        self._falls_back, self.is_byte_level = "ByteFallback" in kinds, kinds == ["ByteLevel"]
+        self.end, self.pad, self.start, self.stop = (
+            None if token is None else tokenizer.token_to_id(token) for token in (end, pad, start, stop)
         )
 
     @classmethod
@@ -74,20 +80,15 @@ class Tokenizer:
             raise ValueError(f"gpt2fast: the tokenizer in {folder} cannot be read: {error}") from error
         beside = SideFiles(folder)
         beside.add_tokens(tokenizer)
-        beside.set_prefix_space(tokenizer)
-        return cls(
-            tokenizer,
-            beside.name("eos_token", END),
-            beside.name("pad_token"),
-            None if whole.is_file() else beside.start(),
-        )
+        beside.set_switches(tokenizer)
+        return cls(tokenizer, beside.name("eos_token", END), beside.name("pad_token"), **beside.frame(whole.is_file()))
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids if self.start is None else [self.start, *ids]
+        return [*([] if self.start is None else [self.start]), *ids, *([] if self.stop is None else [self.stop])]
 
     def decode(self, tokens: Sequence[int] | Tensor, skip_special_tokens: bool = False) -> str:
         tokens = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
@@ -104,10 +105,10 @@ class Tokenizer:
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for; none for a number that is no token."""
-        if token in self._added:
-            return self._added[token].encode()
-        text = self._tokenizer.id_to_token(token) or ""
-        return b"".join(bytes([self._bytes[c]]) if c in self._bytes else c.encode() for c in text)
+        text = self._added.get(token) or self._tokenizer.id_to_token(token) or ""
+        if all(c in self._bytes for c in text):  # of added tokens too, as the library's decoder has it
+            return bytes(self._bytes[c] for c in text)
+        return text.encode()
 
     def is_part(self, token: int) -> bool:
         """Whether it is one of several bytes that are decoded together, in a tokenizer with tokens like ``<0xE2>``."""
@@ -146,18 +147,27 @@ class SideFiles:
     def name(self, key: str, default: str | None = None) -> str | None:
         """The text of a named token, which may be written as a string or as an object with its ``content``."""
         value = self.config.get(key, default)
-        return value["content"] if isinstance(value, dict) else value
+        return None if value is None else str(_token(f"{key} of {self.folder}", value))
 
-    def start(self) -> str | None:
-        return self.name("bos_token", END) if self.config.get("add_bos_token") else None
+    def _switch(self, key: str) -> bool | None:
+        wanted = self.config.get(key)
+        if wanted is not None and not isinstance(wanted, bool):
+            raise ValueError(f"gpt2fast: {key} of {self.folder} must be true or false, got {wanted!r}")
+        return wanted
 
-    def set_prefix_space(self, tokenizer) -> None:
-        wanted = self.config.get("add_prefix_space")
-        if wanted is None or not hasattr(tokenizer.pre_tokenizer, "add_prefix_space"):
-            return
-        if not isinstance(wanted, bool):
-            raise ValueError(f"gpt2fast: add_prefix_space of {self.folder} must be true or false, got {wanted!r}")
-        tokenizer.pre_tokenizer.add_prefix_space = wanted
+    def frame(self, whole: bool) -> dict[str, str | None]:
+        """What every text begins and ends with; a tokenizer.json (``whole``) says that itself."""
+        begins, ends = self._switch("add_bos_token"), self._switch("add_eos_token")
+        return dict(
+            start=self.name("bos_token", END) if begins and not whole else None,
+            stop=self.name("eos_token", END) if ends and not whole else None,
+        )
+
+    def set_switches(self, tokenizer) -> None:
+        wanted = self._switch("add_prefix_space")
+        if wanted is not None and hasattr(tokenizer.pre_tokenizer, "add_prefix_space"):
+            tokenizer.pre_tokenizer.add_prefix_space = wanted
+        tokenizer.encode_special_tokens = bool(self._switch("split_special_tokens"))
 
     def add_tokens(self, tokenizer) -> None:
         """Adds the tokens that are listed, by their numbers, then the named ones; what the vocabulary has stays so."""
@@ -178,44 +188,63 @@ class SideFiles:
         from tokenizers import AddedToken
 
         if self.listed:
-            tokens = self.config["added_tokens_decoder"].items()
-            return {int(number): AddedToken(**_without_type(token)) for number, token in tokens}
-        numbers = self._read("added_tokens.json").items()
+            where = f"added_tokens_decoder of {self.folder / 'tokenizer_config.json'}"
+            tokens = self.config["added_tokens_decoder"]
+            if not isinstance(tokens, dict) or not all(number.isdecimal() for number in tokens):
+                raise ValueError(f"gpt2fast: {where} must be an object of tokens by their numbers, got {tokens!r}")
+            return {int(number): _token(where, token) for number, token in tokens.items()}
+        numbers = self._read("added_tokens.json")
+        if not all(type(number) is int for number in numbers.values()):
+            path = self.folder / "added_tokens.json"
+            raise ValueError(f"gpt2fast: {path} must hold numbers by their tokens, got {numbers!r}")
         return {
             number: AddedToken(text, normalized=text not in specials, special=text in specials)
-            for text, number in numbers
+            for text, number in numbers.items()
         }
 
     def _specials(self, tokenizer, named: Sequence[str], further: str) -> list[Any]:
         """Special tokens by their names and of a list; GPT-2's end of text where the vocabulary has it."""
-        from tokenizers import AddedToken
-
-        found = [self.config.get(name) for name in named]
+        found = [(name, self.config.get(name)) for name in named]
         more = self.config.get(further) or []
-        found += more.values() if isinstance(more, dict) else more
+        found += [(further, token) for token in (more.values() if isinstance(more, dict) else more)]
         if tokenizer.token_to_id(END) is not None:
-            found.append(END)
-        return [
-            AddedToken(**_without_type(token) | dict(special=True)) if isinstance(token, dict)
-            else AddedToken(token, special=True)
-            for token in found if token
-        ]  # fmt: skip
+            found.append(("eos_token", END))
+        return [_token(f"{key} of {self.folder}", token, special=True) for key, token in found if token]
 
 
-def _without_type(token: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in token.items() if key != "__type"}
+def _token(where: str, token: Any, **flags: bool) -> Any:
+    """An AddedToken of what a file has: its text, or an object with ``content`` and flags."""
+    from tokenizers import AddedToken
+
+    try:
+        if isinstance(token, str):
+            return AddedToken(token, **flags)
+        return AddedToken(**{key: value for key, value in token.items() if key != "__type"} | flags)
+    except (TypeError, ValueError, AttributeError):
+        raise ValueError(
+            f"gpt2fast: {where} must be a text or an object with content and flags, got {token!r}"
+        ) from None
 
 
-def _check_decoder(decoder: dict[str, Any] | None) -> None:
-    """Raises ValueError for a decoder by which a later token changes the text of those before it."""
-    if decoder is None:
-        return
-    for part in decoder.get("decoders", [decoder]):
-        if part["type"] == "CTC" or (part["type"] == "Strip" and part["stop"]):
-            raise ValueError(
-                "gpt2fast.Tokenizer: the decoder must be one whose text only grows, as ByteLevel, WordPiece, Metaspace "
-                f"or ByteFallback, got {part['type']}"
-            )
+ALONE = ("ByteLevel", "WordPiece", "Metaspace", "BPEDecoder")
+BY_TOKEN = ("Replace", "ByteFallback")  # they see one token each, or the bytes of a run of them
+
+
+def _decoder_obstacle(decoder: dict[str, Any] | None) -> str | None:
+    """What of a decoder is none of those whose text only grows with every token; None where all is."""
+    if decoder is None or decoder["type"] in ALONE:
+        return None
+    parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+    if len(parts) == 1 and parts[0]["type"] in ALONE:
+        return None
+    fused = False  # from then on a part sees the whole text
+    for part in parts:
+        kind = part["type"]
+        strips_first = kind == "Strip" and part["start"] <= 1 and not part["stop"]
+        if not (kind == "Fuse" or strips_first or (kind in BY_TOKEN and not fused)):
+            return kind
+        fused = fused or kind == "Fuse"
+    return None
 
 
 class StreamOfAny:

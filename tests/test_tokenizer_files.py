@@ -21,6 +21,7 @@ PROMPTS = [
     " leading",
     "",
     "leading  <strip>  both",
+    "a café Ġqzx, é 日",
     *TEXTS[:3],
 ]
 
@@ -39,6 +40,9 @@ FILES = {
     },
     "a prefix space": {"tokenizer_config.json": dict(add_prefix_space=True)},
     "a start of text": {"tokenizer_config.json": dict(add_bos_token=True, bos_token="<s>")},
+    "an end of text": {"tokenizer_config.json": dict(add_eos_token=True, add_bos_token=True)},
+    "special tokens split": {"tokenizer_config.json": dict(split_special_tokens=True)},
+    "tokens beyond ASCII": {"added_tokens.json": {"café": NEXT, "Ġqzx": NEXT + 1, "é 日": NEXT + 2}},
     "tokens in the config": {
         "tokenizer_config.json": dict(
             add_prefix_space=False,
@@ -86,6 +90,15 @@ def test_as_transformers(tmp_path, name, whole):
     [
         ({"added_tokens.json": {"<tool>": NEXT + 7}}, "token '<tool>' of .* must be number 507, got 500"),
         ({"tokenizer_config.json": dict(add_prefix_space="yes")}, "add_prefix_space of .* must be true or false"),
+        ({"tokenizer_config.json": dict(add_bos_token="no")}, "add_bos_token of .* must be true or false, got 'no'"),
+        ({"tokenizer_config.json": dict(pad_token=5)}, "pad_token of .* must be a text or an object .*, got 5"),
+        ({"tokenizer_config.json": dict(added_tokens_decoder=[])}, "added_tokens_decoder of .* must be an object"),
+        ({"tokenizer_config.json": dict(added_tokens_decoder={"x": "a"})}, "must be an object of tokens by their"),
+        (
+            {"tokenizer_config.json": dict(added_tokens_decoder={"500": dict(content="a", lstrip="yes")})},
+            "added_tokens_decoder of .* must be a text or an object with content and flags",
+        ),
+        ({"added_tokens.json": {"a": "500"}}, "added_tokens.json must hold numbers by their tokens"),
         ({"tokenizer_config.json": []}, "tokenizer_config.json must hold a JSON object, got list"),
     ],
 )
@@ -136,8 +149,32 @@ def test_streams_of_any_tokenizer_give_what_decode_gives(make, tmp_path):
     assert len([piece for piece in map(stream.put, sequences[0]) if piece]) > 1, "text must come as it is made"
 
 
-def test_a_decoder_whose_text_does_not_only_grow_is_refused():
+REFUSED = {
+    "CTC": decoders.CTC(),
+    "Strip": decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 3, 0)]),
+    "Replace": decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Replace("ab", "Z")]),
+    "ByteLevel": decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)]),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_decoder_whose_text_does_not_only_grow_is_refused(kind):
     made, _ = word_piece()
-    made.decoder = decoders.CTC()
-    with pytest.raises(ValueError, match="one whose text only grows, .*, got CTC"):
+    made.decoder = REFUSED[kind]
+    with pytest.raises(ValueError, match=f"one whose text only grows with every token: .*, got {kind}"):
         Tokenizer(made)
+
+
+def test_a_sequence_of_one_decoder_and_llama_s_stream():
+    made = train()
+    made.decoder = decoders.Sequence([decoders.ByteLevel()])
+    chooser = random.Random(0)
+    llama, _ = byte_fallback()
+    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    llama.decoder = decoders.Sequence(parts)
+    for one in (made, llama):
+        tokenizer = Tokenizer(one)
+        stream = tokenizer.stream()
+        for _ in range(300):
+            tokens = [chooser.randrange(len(tokenizer)) for _ in range(30)]
+            assert "".join([*map(stream.put, tokens), stream.end()]) == tokenizer.decode(tokens)
