@@ -108,12 +108,14 @@ def test_check_json(capsys, monkeypatch):
     out, err = capsys.readouterr()
     rows = json.loads(out)["gelu"]
     assert err == "" and list(json.loads(out)) == ["gelu"]
-    assert {row["target"] for row in rows if "missing" in row} == {"triton:ptx"}
-    rows = [row for row in rows if "missing" not in row]
     assert {row["dtype"] for row in rows} == {"float32", "bfloat16", "float16"}
-    assert {row["target"] for row in rows} == {f"cpu:{isa}" for isa in runnable_isas()} | {"fused"}
+    assert {row["target"] for row in rows} == {f"cpu:{isa}" for isa in runnable_isas()} | {"fused", "triton:ptx"}
     assert all(row["error"] is None for row in rows)
     assert all(row["case"] in small for row in rows)
+    monkeypatch.setitem(OPS, "sample", dataclasses.replace(OPS["sample"], cases=[dict(B=2, T=3, V=7, top_k=3)]))
+    assert cli.main(["check", "sample", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["sample"]
+    assert {row["target"] for row in rows if "missing" in row} == {"fused", "triton:ptx"}
     monkeypatch.setitem(OPS, "gelu", dataclasses.replace(op, cases=small, reference=lambda x, approximate: x * 2))
     assert cli.main(["check", "gelu", "--json"]) == 1
     rows = json.loads(capsys.readouterr().out)["gelu"]

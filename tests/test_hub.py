@@ -41,6 +41,7 @@ def cache(tmp_path_factory) -> Path:
         made = cache / f"made-{branch}"
         make(seed).save_pretrained(made)
         train().save(str(made / "tokenizer.json"))
+        (made / "tokenizer_config.json").write_text('{"add_prefix_space": true}')
         for number, file in enumerate(sorted(made.iterdir())):
             blob = blobs / f"{commit}{number}"
             shutil.move(file, blob)
@@ -61,7 +62,7 @@ def test_model_by_hub_name_and_revision(cache):
 
 def test_tokenizer_by_hub_name(cache):
     tokenizer = Tokenizer.from_pretrained("someone/tiny", cache_dir=cache)
-    assert tokenizer.encode("def f(x):") == train().encode("def f(x):").ids
+    assert tokenizer.encode("def f(x):") == train().encode(" def f(x):").ids, "the file beside it is obeyed"
 
 
 def test_command_line_by_hub_name(cache, monkeypatch, capsys):
