@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .weights import locate
+from .weights import locate, read_object
 
 END = "<|endoftext|>"
 
@@ -134,15 +134,7 @@ class SideFiles:
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.folder / name
-        if not path.is_file():
-            return {}
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"gpt2fast: {path} is not valid JSON: {error}") from None
-        if not isinstance(found, dict):
-            raise ValueError(f"gpt2fast: {path} must hold a JSON object, got {type(found).__name__}")
-        return found
+        return read_object(path) if path.is_file() else {}
 
     def name(self, key: str, default: str | None = None) -> str | None:
         """The text of a named token, which may be written as a string or as an object with its ``content``."""

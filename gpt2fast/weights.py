@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,18 +83,24 @@ def locate(
     return folder
 
 
-def load_config(folder: Path) -> Config:
-    """The folder's config.json, with the end and padding tokens of its generation_config.json, if it has one."""
-    config = Config.load(folder / "config.json")
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return config
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; ValueError that names the file where it holds anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"gpt2fast: {path} is not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"gpt2fast: {path} must hold a JSON object, got {type(found).__name__}")
+    return found
+
+
+def load_config(folder: Path) -> Config:
+    """The folder's config.json, with the end and padding tokens of its generation_config.json, if it has one."""
+    config = Config.load(folder / "config.json")
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return config
+    found = read_object(path)
     return replace(config, **{name: found[name] for name in ("eos_token_id", "pad_token_id") if name in found})
 
 

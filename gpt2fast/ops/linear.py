@@ -35,7 +35,7 @@ def _activate(y: Tensor, activation: str) -> Tensor:
 
 
 ALIGNED = 8  # columns of 16 bits in the 16 bytes that the matrix units of a GPU read at a time
-FEW_ROWS = 16
+FEW_ROWS = 16  # up to which the bias is added by itself on the CPU
 MANY_ROWS = 128  # from which a copy of the weight is cheaper than a product over columns that are not aligned
 
 

@@ -80,7 +80,9 @@ def assert_parity(
     runs = [_run(op, build(op, case, dtype, layout), device)]
     seeds = more_seeds(op, case, runs[0][0])
     if not seeds and work(op, case) <= SMALL and _breaks(op, runs):
-        seeds = range(1, DRAWS)  # the greatest error of one draw may be luck, plain PyTorch's too: 16 decide
+        # The greatest error of one draw may be luck, plain PyTorch's too, so that 16 decide. This is weaker than one
+        # draw: float32 attention in Triton, by three products of TF32, breaks the rule on two small cases of one draw.
+        seeds = range(1, DRAWS)
     runs += [_run(op, build(op, case, dtype, layout, seed), device) for seed in seeds]
     for i, name in enumerate(op.outputs):
         label = " ".join(filter(None, (op.name, what, name)))
