@@ -15,6 +15,9 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # lse of a query that sees nothing: the least float32
 WIDEST = 256  # head size
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Tensor cores multiply float32 as three bfloat16 each, whose 24 bits are all of float32's: six products of those keep
+# float32's accuracy, which three of TF32 do not. Triton has this from 3.6 on.
+HAS_BF16X6 = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6)
 
 
 @triton.jit
@@ -188,15 +191,23 @@ def attention_kernel(
 
 @functools.cache
 def forward_tile(block_d, wide):
-    """(BLOCK_M, BLOCK_N, num_warps, num_stages); ``wide``: float32, whose products take three TF32 ones each."""
+    """(BLOCK_M, BLOCK_N, num_warps, num_stages); ``wide``: float32, whose products take six of bfloat16 each."""
     if wide:
-        return (64, 64, 4, 1) if block_d <= 64 else (32, 32, 4, 1) if block_d <= 128 else (32, 16, 4, 1)
+        if block_d <= 64:
+            return (64, 32, 4, 1) if block_d <= 32 else (32, 32, 4, 1)
+        return (16, 32, 4, 1) if block_d <= 128 else (16, 16, 8, 1)
     return {128: (64, 64, 4, 2), 256: (64, 32, 4, 2)}.get(block_d, (64, 64, 4, 3))
 
 
 @functools.cache
 def is_nvidia():
     return driver.active.get_current_target().backend == "cuda"
+
+
+def precision(q):
+    """How tl.dot multiplies float32; 16-bit types do not look at it. Heads of a few columns need no tensor cores, and
+    AMD's multiply float32 as it is."""
+    return "bf16x6" if q.dtype == torch.float32 and q.shape[-1] >= 16 and is_nvidia() else "ieee"
 
 
 def dense_heads(*tensors):
@@ -217,13 +228,10 @@ def arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p):
     # A tensor that is not there is not read either: any pointer will do.
     optional = [q if x is None else x for x in (mask, bias, seed)]
     sizes = (H, T, S, window, D**-0.5 if scale is None else scale, dropout_p)
-    # TF32 alone loses 13 of float32's 24 bits; three products make them good. Heads of a few columns and AMD's matrix
-    # units go without.
-    three = q.dtype == torch.float32 and D >= 16 and is_nvidia()
     words = dict(
         D=D, BLOCK_D=max(16, triton.next_power_of_2(D)), CAUSAL=causal, HAS_WINDOW=window > 0,
         HAS_MASK=mask is not None, HAS_BIAS=bias is not None, DROPOUT=dropout_p > 0,
-        PRECISION="tf32x3" if three else "ieee", enable_fp_fusion=True,
+        PRECISION=precision(q), enable_fp_fusion=True,
     )  # fmt: skip
     return optional, strides, sizes, words
 
@@ -246,6 +254,8 @@ def attention(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, s
 def objection(q):
     if q.dtype not in DTYPES:
         return f"attention in Triton covers float32, bfloat16 and float16, got {str(q.dtype).removeprefix('torch.')}"
+    if q.dtype == torch.float32 and not HAS_BF16X6:
+        return f"attention of float32 in Triton needs Triton 3.6, got {triton.__version__}"
     if not 1 <= q.shape[-1] <= WIDEST:
         return f"attention in Triton covers head sizes of 1 to {WIDEST}, got {q.shape[-1]}"
     return None

@@ -282,13 +282,21 @@ def attention_backward_bias_kernel(
 
 @functools.cache
 def tiles(block_d, wide):
-    """(BLOCK_M, BLOCK_N, num_warps, num_stages) of the kernel that holds queries, and of that which holds keys."""
+    """(BLOCK_M, BLOCK_N, num_warps, num_stages) of the kernel that holds queries, of that which holds keys, and of
+    dbias. ``wide``: float32, whose parts of bfloat16 fill the registers."""
     if wide:
-        small = (64, 32, 4, 1) if block_d <= 64 else (32, 32, 4, 1) if block_d <= 128 else (16, 16, 4, 1)
-        return small, small
+        if block_d <= 32:
+            return (64, 32, 4, 1), (16, 32, 4, 1), (32, 16, 4, 1)
+        if block_d <= 64:
+            return (32, 32, 4, 1), (32, 32, 4, 1), (32, 16, 4, 1)
+        if block_d <= 128:
+            return (16, 32, 4, 1), (16, 16, 4, 1), (16, 32, 8, 1)
+        return ((16, 16, 8, 1),) * 3
     if block_d <= 64:
-        return (64, 64, 4, 3), (32, 64, 4, 3)
-    return ((64, 64, 4, 2), (32, 64, 4, 2)) if block_d == 128 else ((32, 32, 8, 1), (32, 32, 8, 1))
+        return (64, 64, 4, 3), (32, 64, 4, 3), (64, 64, 4, 1)
+    if block_d <= 128:
+        return (64, 64, 4, 2), (32, 64, 4, 2), (64, 64, 4, 1)
+    return ((32, 32, 8, 1),) * 3
 
 
 def attention_backward(
@@ -305,7 +313,7 @@ def attention_backward(
     delta, excess = torch.empty_like(lse), torch.empty_like(lse)
     optional, strides, sizes, words = arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p)
     strides_dout = dout.stride()[:3]
-    for_q, for_kv = tiles(words["BLOCK_D"], q.dtype == torch.float32)
+    for_q, for_kv, for_bias = tiles(words["BLOCK_D"], q.dtype == torch.float32)
     M, N, warps, stages = for_q
     attention_backward_q_kernel[(-(-T // M) * B * H,)](
         dout, out, q, k, v, *optional, lse, dq, delta, excess, *strides_dout, *out.stride()[:3], *strides, *sizes,
@@ -317,7 +325,7 @@ def attention_backward(
         **words, BLOCK_M=M, BLOCK_N=N, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if bias is not None:
-        M, N, warps, stages = for_q
+        M, N, warps, stages = for_bias
         summed = [size == 1 for size in bias.shape]
         tiles_of = [B, H, -(-T // M), -(-S // N)]
         programs = 1
@@ -326,7 +334,7 @@ def attention_backward(
         attention_backward_bias_kernel[(programs,)](
             dout, q, k, v, *optional, lse, delta, excess, dbias, *strides_dout, *strides, *sizes, B, **words,
             BLOCK_M=M, BLOCK_N=N, SUM_B=summed[0], SUM_H=summed[1], SUM_T=summed[2], SUM_S=summed[3],
-            num_warps=warps, num_stages=1,
+            num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return dq, dk, dv, dbias
 

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention import LOG2E, dense_heads, is_nvidia, load_rows, objection
+from .attention import LOG2E, dense_heads, load_rows, objection, precision
 
 SPLIT = 128  # keys of a program
 MOST_TOKENS = 16
@@ -111,13 +111,12 @@ def decode_attention(q, k, v, lengths, starts=None, window=0, scale=None):
     if splits > 1:
         sums = q.new_empty((splits, B, T, H, D), dtype=torch.float32)
         peak, total = q.new_empty((2, splits, B, T, H), dtype=torch.float32)
-    three = q.dtype == torch.float32 and D >= 16 and is_nvidia()
     block_d = max(16, triton.next_power_of_2(D))
     decode_attention_kernel[(B * H, splits)](
         q, k, v, lengths.contiguous(), lengths if starts is None else starts.contiguous(), out, sums, peak, total,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, T, S, window, D**-0.5 if scale is None else scale,
         D, block_d, MOST_TOKENS, 64 if block_d <= 64 else 32, SPLIT, starts is not None, window > 0, splits == 1,
-        "tf32x3" if three else "ieee", num_warps=4, num_stages=2, enable_fp_fusion=True,
+        precision(q), num_warps=4, num_stages=2, enable_fp_fusion=True,
     )  # fmt: skip
     if splits > 1:
         decode_attention_join_kernel[(B * T * H,)](

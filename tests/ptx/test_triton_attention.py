@@ -107,3 +107,19 @@ def test_what_is_covered():
     assert forward.supports(q, q, q) == "attention in Triton covers head sizes of 1 to 256, got 257"
     q = torch.empty(1, 3, 2, 64, device="meta", dtype=torch.float64)
     assert forward.supports(q, q, q) == "attention in Triton covers float32, bfloat16 and float16, got float64"
+
+
+def test_an_old_triton_leaves_float32_to_others(monkeypatch):
+    """Triton 3.5 multiplies float32 by three products of TF32 at best, whose error breaks the parity rule."""
+    monkeypatch.setattr(forward, "HAS_BF16X6", False)
+    q = torch.empty(1, 3, 2, 64, device="meta")
+    assert forward.supports(q, q, q).startswith("attention of float32 in Triton needs Triton 3.6, got 3.")
+    assert forward.supports(*[q.bfloat16()] * 3) is None
+
+
+def test_float32_takes_six_products_of_bfloat16():
+    """Tiles of GPT-2's head size multiply nothing twice: 2, 3 and 4 products of 128 x 128 x 64, six times each."""
+    args, dout = arguments(D=64, B=1, T=128, S=128, H=1, causal=False)
+    _, launches = gradients(args, dout)
+    flops = [launch.counters["tensor_flops"] for launch in launches]
+    assert flops == [6 * products * 2 * 128 * 128 * 64 for products in (2, 3, 4)]

@@ -63,7 +63,9 @@ DOTS = [
     (torch.float32, "ieee", torch.float32, 0, 2**-24, 1),
     (torch.float64, "ieee", torch.float64, 0, 2**-53, 1),
     (torch.int8, "ieee", torch.int32, 0, 0, 1),
+    (torch.float32, "bf16x6", torch.float32, 2**-26, 2**-24, 1),
 ]
+PRODUCTS = {"tf32x3": 3, "bf16x6": 6}  # of the tensor cores for one
 
 
 @pytest.mark.parametrize("M, N, K, warps", ((16, 16, 32, 1), (64, 32, 64, 4)))
@@ -78,7 +80,7 @@ def test_dot(dtype, precision, total, lost, unit, at_once, M, N, K, warps, machi
     language.dot[(1,)](a, b, c, M, N, K, precision, TYPES[total], num_warps=warps)
     bound = (2 * lost + K / at_once * unit) * (a.double().abs() @ b.double().abs())
     assert ((c.double() - a.double() @ b.double()).abs() <= bound).all()
-    times = 0 if (dtype, precision) == (torch.float32, "ieee") else 3 if precision == "tf32x3" else 1
+    times = 0 if (dtype, precision) == (torch.float32, "ieee") else PRODUCTS.get(precision, 1)
     assert machine.launches[0].counters["tensor_flops"] == 2 * M * N * K * times
 
 
