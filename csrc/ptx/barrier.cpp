@@ -44,7 +44,7 @@ void release(Block& block, uint32_t id) {
       if (ins.mode[0] == kOr) set_predicate(w.predicate(ins.operand[0]), g.mask, b.count_true ? kAllLanes : 0);
       pass(w, g);
     }
-    w.parted.clear();
+    block.races.meet(w, kAllLanes);
     come_after(w, b.clock);
   }
   b = {};
@@ -112,15 +112,6 @@ void barrier(Warp& w, const Instruction& i, uint32_t mask) {
   settle_barrier(w);
 }
 
-// What the lanes of `members` did in shared memory is in order for all of them from now on.
-void order_lanes(Warp& w, uint32_t members) {
-  if ((w.live() & ~members) == 0) return w.parted.clear();
-  for (auto& [cell, t] : w.parted) {
-    if (t.read_lanes & members) t.read_lanes |= members;
-    if (t.write_lanes & members) t.write_lanes |= members;
-  }
-}
-
 // Lanes may wait for each other at different places in the program.
 void warp_barrier(Warp& w, const Instruction& i, uint32_t mask) {
   const auto* given = w.lanes<uint32_t>(i.operand[0]);
@@ -143,7 +134,7 @@ void warp_barrier(Warp& w, const Instruction& i, uint32_t mask) {
   if (members & w.live() & ~together) return w.park(Group::AtWarp, members);
   for (Group& g : w.groups)
     if (waits(g)) pass(w, g);
-  order_lanes(w, members);
+  w.block->races.meet(w, members);
 }
 
 void decode_barrier(Decoder& d, bool aligned) {

@@ -152,13 +152,13 @@ void Launch::start_warp(Warp& warp) {
   warp.next_pc = kNone;
   warp.groups.clear();
   warp.copies.clear();
-  warp.parted.clear();
   warp.clock.assign(warps, 0);
   warp.clock[warp.index] = 1;
   warp.horizon = warps == 1 ? kNone - 1 : 0;
   for (int l = 0; l < kLanes; ++l) {
     warp.calls[l].clear();
     warp.copy_groups[l] = 0;
+    warp.met_at[l] = 0;
   }
   std::fill(warp.pointers, warp.pointers + module.pointer_slots, uint16_t{0});
   for (uint32_t index : entry_functions_) {

@@ -85,11 +85,7 @@ struct Warp {
   uint32_t copy_groups[kLanes] = {};  // committed so far
   std::vector<uint32_t> clock;        // of every warp: what this warp is ordered after
   uint32_t horizon = 0;               // the least of the other warps'
-  // Cells of shared memory touched while the lanes had parted, with the lanes in order with all who touched them.
-  struct Touched {
-    uint32_t read_lanes = kAllLanes, read_pc = kNone, write_lanes = kAllLanes, write_pc = kNone;
-  };
-  std::unordered_map<uint32_t, Touched> parted;
+  uint32_t met_at[kLanes] = {};       // when each lane last met others at a barrier, in the time of Races
 
   template <class T>
   T* lanes(uint32_t offset) const {

@@ -9,6 +9,7 @@
 namespace gpt2fast::ptx {
 namespace {
 
+constexpr uint8_t kMany = kLanes;            // in place of a lane
 constexpr uint32_t kInFlight = 0xffffffffu;  // as the stamp of a write: a cp.async that nobody has waited for
 
 const char* verb(bool write, bool atomic) { return atomic ? "atomic operation" : write ? "write" : "read"; }
@@ -22,7 +23,8 @@ void Races::report_pair(Warp& w, uint32_t pc, int lane, size_t cell, uint64_t of
   std::string message = std::string("shared memory ") + verb(use != Use::Read, use == Use::Atomic) + " at byte " +
                         std::to_string(offset) + " by warp " + std::to_string(w.index) + " and " + other_verb + " by " +
                         (other.warp == w.index ? "other lanes of it" : "warp " + std::to_string(other.warp)) + " at " +
-                        w.launch->place(other.pc) + " with no barrier between them";
+                        w.launch->place(other.pc) + " with no " + (other.warp == w.index ? "__syncwarp" : "barrier") +
+                        " between them";
   w.launch->report("race", message, w, pc, lane, other.pc);
 }
 
@@ -60,6 +62,10 @@ void Races::resize(const uint8_t* memory, size_t bytes, int grain_shift, uint32_
   raced_.assign(cells_, 0);
   read_stamp_.assign(cells_ * warps, 0);
   read_pc_.assign(cells_ * warps, kNone);
+  lane_wrote_at_.assign(cells_, 0);
+  lane_wrote_.assign(cells_, kMany);
+  lane_read_at_.assign(cells_ * warps, 0);
+  lane_read_.assign(cells_ * warps, kMany);
 }
 
 // What the last block did is in order before this one: all stamps of then are past.
@@ -68,6 +74,13 @@ void Races::start_block() {
   std::fill(read_.begin(), read_.end(), 0);
   std::fill(raced_.begin(), raced_.end(), uint8_t{0});
   std::fill(read_stamp_.begin(), read_stamp_.end(), 0);
+  now_ = 0;
+  std::fill(lane_wrote_at_.begin(), lane_wrote_at_.end(), 0);
+  std::fill(lane_read_at_.begin(), lane_read_at_.end(), 0);
+}
+
+void Races::meet(Warp& w, uint32_t lanes) {
+  for_lanes(lanes, [&](int l) { w.met_at[l] = now_; });
 }
 
 bool Races::found(uint64_t offset, uint32_t bytes) const {
@@ -81,26 +94,40 @@ bool Races::found(uint64_t offset, uint32_t bytes) const {
 // the other lanes.
 template <int kCells>
 PTX_CLONES uint32_t Races::check_ordered(Warp& w, uint32_t mask, const uint64_t* offset, Use use) {
-  uint32_t horizon = w.horizon, stamp = w.clock[w.index], pc = w.pc, left = 0;
+  uint32_t horizon = w.horizon, stamp = w.clock[w.index], pc = w.pc, now = now_, left = 0;
   bool reads = use == Use::Read;
   Writer writer{pc, uint16_t(w.index), use == Use::Atomic};
   size_t of_warp = cells_ * w.index;
   for (uint32_t rest = mask; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
     size_t first = offset[lane] >> shift_;
-    uint32_t latest = 0;
+    uint32_t latest = 0, met_at = w.met_at[lane];
+    uint8_t conflict = 0;
     for (int c = 0; c < kCells; ++c) latest = std::max(latest, written_[first + size_t(c)]);
     if (!reads)
       for (int c = 0; c < kCells; ++c) latest = std::max(latest, read_[first + size_t(c)]);
-    if (latest > horizon) {
+    for (int c = 0; c < kCells; ++c)
+      conflict |= (lane_wrote_at_[first + size_t(c)] > met_at) & (lane_wrote_[first + size_t(c)] != lane);
+    if (!reads)
+      for (int c = 0; c < kCells; ++c)
+        conflict |=
+            (lane_read_at_[of_warp + first + size_t(c)] > met_at) & (lane_read_[of_warp + first + size_t(c)] != lane);
+    if (latest > horizon || conflict) {
       left |= 1u << lane;
     } else if (reads) {
       for (int c = 0; c < kCells; ++c) read_[first + size_t(c)] = std::max(read_[first + size_t(c)], stamp);
       for (int c = 0; c < kCells; ++c) read_stamp_[of_warp + first + size_t(c)] = stamp;
       for (int c = 0; c < kCells; ++c) read_pc_[of_warp + first + size_t(c)] = pc;
+      for (int c = 0; c < kCells; ++c) {
+        size_t at = of_warp + first + size_t(c);
+        lane_read_[at] = lane_read_at_[at] > met_at && lane_read_[at] != lane ? kMany : uint8_t(lane);
+        lane_read_at_[at] = now;
+      }
     } else {
       for (int c = 0; c < kCells; ++c) written_[first + size_t(c)] = stamp;
       for (int c = 0; c < kCells; ++c) writer_[first + size_t(c)] = writer;
+      for (int c = 0; c < kCells; ++c) lane_wrote_[first + size_t(c)] = uint8_t(lane);
+      for (int c = 0; c < kCells; ++c) lane_wrote_at_[first + size_t(c)] = now;
     }
   }
   return left;
@@ -109,9 +136,8 @@ PTX_CLONES uint32_t Races::check_ordered(Warp& w, uint32_t mask, const uint64_t*
 void Races::check(Warp& w, uint32_t mask, const uint64_t* offset, uint32_t bytes, Use use, bool copy) {
   settle();
   uint32_t left = mask;
-  bool converged = w.converged();
-  if (converged && use != Use::Read && !w.parted.empty()) forget_parted(w, mask, offset, bytes);
-  if (converged && !copy) {
+  ++now_;
+  if (!copy) {
     switch (bytes >> shift_) {
       case 1:
         left = check_ordered<1>(w, mask, offset, use);
@@ -137,10 +163,11 @@ void Races::check(Warp& w, uint32_t mask, const uint64_t* offset, uint32_t bytes
 
 void Races::check_lane(Warp& w, int lane, uint64_t offset, uint32_t bytes, Use use, bool copy) {
   uint32_t self = w.index, stamp = w.clock[self];
-  bool converged = w.converged(), atomic = use == Use::Atomic;
+  bool atomic = use == Use::Atomic;
   auto [first, last] = cells(offset, bytes);
   for (size_t cell = first; cell <= last; ++cell) {
     const Writer writer = writer_[cell];
+    if (!copy) check_lanes(w, lane, cell, offset, use);
     if (written_[cell] == kInFlight) {
       report_in_flight(w, lane, cell, offset,
                        copy               ? " is written by cp.async"
@@ -165,33 +192,39 @@ void Races::check_lane(Warp& w, int lane, uint64_t offset, uint32_t bytes, Use u
         writer_[cell] = {w.pc, uint16_t(self), atomic};
       }
     }
-    if (!converged) check_parted(w, lane, cell, offset, use);
+    if (copy)
+      lane_wrote_at_[cell] = 0;  // what the lanes do before they wait for it is reported as such
+    else
+      note_lane(w, lane, cell, use);
   }
 }
 
-// What a converged write puts there, whoever was there before.
-void Races::forget_parted(Warp& w, uint32_t mask, const uint64_t* offset, uint32_t bytes) {
-  for_lanes(mask, [&](int l) {
-    auto [first, last] = cells(offset[l], bytes);
-    for (size_t cell = first; cell <= last; ++cell) w.parted.erase(uint32_t(cell));
-  });
+// Another lane's write, or read where this one writes, since the lane last met others. The writes of one instruction to
+// one place are no conflict: one of them wins.
+void Races::check_lanes(Warp& w, int lane, size_t cell, uint64_t offset, Use use) {
+  const Writer writer = writer_[cell];
+  uint32_t met_at = w.met_at[lane], wrote_at = lane_wrote_at_[cell];
+  if (writer.warp == w.index && wrote_at > met_at && wrote_at != now_ && lane_wrote_[cell] != lane &&
+      !(use == Use::Atomic && writer.atomic)) {
+    if (use == Use::Write && !writer.atomic)
+      suspects_.push_back({&w, lane, cell, offset, w.pc, writer, content(cell)});
+    else
+      report_pair(w, w.pc, lane, cell, offset, use, writer, verb(true, writer.atomic));
+  }
+  size_t of_warp = cells_ * w.index + cell;
+  if (use != Use::Read && lane_read_at_[of_warp] > met_at && lane_read_[of_warp] != lane)
+    report_pair(w, w.pc, lane, cell, offset, use, {read_pc_[of_warp], uint16_t(w.index), false}, "read");
 }
 
-void Races::check_parted(Warp& w, int lane, size_t cell, uint64_t offset, Use use) {
-  auto& [read_lanes, read_pc, write_lanes, write_pc] = w.parted[uint32_t(cell)];
-  auto is_atomic = [&](uint32_t pc) { return w.launch->module.code[pc].use == Use::Atomic; };
-  auto self = uint16_t(w.index);
-  if (write_pc != kNone && !(write_lanes >> lane & 1) && !(use == Use::Atomic && is_atomic(write_pc)))
-    report_pair(w, w.pc, lane, cell, offset, use, {write_pc, self, false}, verb(true, is_atomic(write_pc)));
-  if (use != Use::Read && read_pc != kNone && !(read_lanes >> lane & 1))
-    report_pair(w, w.pc, lane, cell, offset, use, {read_pc, self, false}, "read");
-  if (use == Use::Read) {
-    read_lanes &= w.active;
-    read_pc = w.pc;
-  } else {
-    write_lanes &= w.active;
-    write_pc = w.pc;
+void Races::note_lane(Warp& w, int lane, size_t cell, Use use) {
+  if (use != Use::Read) {
+    lane_wrote_[cell] = uint8_t(lane);
+    lane_wrote_at_[cell] = now_;
+    return;
   }
+  size_t at = cells_ * w.index + cell;
+  lane_read_[at] = lane_read_at_[at] > w.met_at[lane] && lane_read_[at] != lane ? kMany : uint8_t(lane);
+  lane_read_at_[at] = now_;
 }
 
 void Races::land(Warp& w, uint32_t pc, uint64_t offset, uint32_t bytes) {

@@ -1,5 +1,6 @@
 // Races in shared memory. Between warps: an access is in order after another when a barrier that both took part in, or
-// a chain of such barriers, lies between them (vector clocks). Within a warp: only while its lanes have parted.
+// a chain of such barriers, lies between them (vector clocks). Between lanes of a warp: when both came to a barrier or
+// to a bar.warp.sync in between. That lanes run in step here is no order: GPUs since Volta do not promise it.
 #pragma once
 #include "module.h"
 
@@ -12,6 +13,8 @@ class Races {
 
   // Accesses of the lanes in mask, which lie within shared memory; copy: a cp.async starts to write.
   void check(Warp& w, uint32_t mask, const uint64_t* offset, uint32_t bytes, Use use, bool copy = false);
+  // These lanes of a warp have met: what each of them did so far is in order before what the others do from now on.
+  void meet(Warp& w, uint32_t lanes);
   // What a cp.async at pc wrote has been waited for: it counts as written by the warp now.
   void land(Warp& w, uint32_t pc, uint64_t offset, uint32_t bytes);
   // Looks at what suspicious writes have left; before shared memory changes again, and at the end of a block.
@@ -45,8 +48,8 @@ class Races {
   void report_in_flight(Warp& w, int lane, size_t cell, uint64_t offset, const char* what);
   void report_pair(Warp& w, uint32_t pc, int lane, size_t cell, uint64_t offset, Use use, const Writer& other,
                    const char* verb);
-  void forget_parted(Warp& w, uint32_t mask, const uint64_t* offset, uint32_t bytes);
-  void check_parted(Warp& w, int lane, size_t cell, uint64_t offset, Use use);
+  void check_lanes(Warp& w, int lane, size_t cell, uint64_t offset, Use use);
+  void note_lane(Warp& w, int lane, size_t cell, Use use);
 
   uint32_t content(size_t cell) const;
 
@@ -59,6 +62,11 @@ class Races {
   std::vector<Writer> writer_;                  // per cell
   std::vector<uint8_t> raced_;                  // per cell
   std::vector<uint32_t> read_stamp_, read_pc_;  // per warp and cell
+  // Of the lanes of a warp: the last one that wrote a cell, the one that read it or kMany, and when they did. Time here
+  // counts the instructions that access shared memory.
+  uint32_t now_ = 0;
+  std::vector<uint32_t> lane_wrote_at_, lane_read_at_;  // per cell; per warp and cell
+  std::vector<uint8_t> lane_wrote_, lane_read_;         // per cell; per warp and cell
 };
 
 }  // namespace gpt2fast::ptx

@@ -259,10 +259,34 @@ def test_parted_lanes_without_warp_barrier() -> None:
     assert f"line {sum(pair) - races[0]['line']}" in races[0]["message"]
 
 
-def test_converged_lanes_are_in_program_order() -> None:
-    out = np.zeros(32, np.uint32)
-    run(SLOT + WRITE + read(1, 32) + store("%r0", 0, "b32"), out, shared=128)
-    np.testing.assert_array_equal(out, np.roll(np.arange(32), -1))
+# What one lane does in shared memory, then its neighbour, and whether something must lie between.
+LANE_PAIRS = {
+    "write, read": (WRITE, read(1, 32), True),
+    "read, write": (WRITE + "bar.warp.sync -1;\n" + read(1, 32), WRITE, True),
+    "write, write": (WRITE, "xor.b32 %r40, %r52, 4;\nst.shared.u32 [%r40], 7;\n", True),
+    "write, write of the same": (WRITE, "st.shared.u32 [%r52], %thread;\n", False),
+    "write, own read": (WRITE, read(0, 32), False),
+    "lane 0 writes, all read": ("setp.eq.u32 %p0, %thread, 0;\n@%p0 " + WRITE, "ld.shared.u32 %r0, [%r50];\n", True),
+}
+
+
+@pytest.mark.parametrize("sync", ("", "bar.warp.sync -1;\n", "bar.sync 0;\n"), ids=("nothing", "warp", "block"))
+@pytest.mark.parametrize("pair", LANE_PAIRS)
+def test_lanes_of_a_warp_meet_in_shared_memory(pair: str, sync: str) -> None:
+    """That the lanes run in step here is no order: since Volta, only a barrier gives one."""
+    first, second, needs = LANE_PAIRS[pair]
+    text = kernel(SLOT + first + sync + second, 0, shared=128)
+    found = [e for e in launch(text)["errors"] if e["kind"] == "race"]
+    assert bool(found) == (needs and not sync)
+    assert all("by other lanes of it" in e["message"] and "no __syncwarp" in e["message"] for e in found)
+
+
+def test_lanes_that_have_met_others_since() -> None:
+    """Lanes 0-15 meet each other after the write and read what those of their half wrote, the rest does not."""
+    halves = "setp.lt.u32 %p0, %thread, 16;\n@%p0 bar.warp.sync 0xffff;\n"
+    mine = "xor.b32 %r40, %r52, 4;\nld.shared.u32 %r0, [%r40];\n"
+    (race,) = [e for e in launch(kernel(SLOT + WRITE + halves + mine, 0, shared=128))["errors"] if e["kind"] == "race"]
+    assert race["count"] == 16 and race["thread"] == (16, 0, 0)
 
 
 def test_warp_barrier_needs_its_lanes() -> None:
@@ -279,7 +303,7 @@ def test_blocks_are_separate() -> None:
     body = SLOT + WRITE + "bar.sync 0;\n" + read(1, 32) + store("%r0", 0, "b32")
     run(body, out, shared=128, grid=(3, 2, 1))
     found = errors(
-        SLOT + "mov.u32 %r1, %ctaid.x;\nsetp.eq.u32 %p0, %r1, 0;\n@%p0 " + WRITE + read(1, 32),
+        SLOT + "mov.u32 %r1, %ctaid.x;\nsetp.eq.u32 %p0, %r1, 0;\n@%p0 " + WRITE + "bar.sync 0;\n" + read(1, 32),
         shared=128,
         grid=(2, 1, 1),
     )
