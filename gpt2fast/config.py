@@ -23,6 +23,8 @@ _AS_COMPUTED = {
     "is_encoder_decoder": (lambda v: not v, "false"),
 }
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+LARGEST = 2**31 - 1  # of a size
+MOST_LAYERS = 10_000  # more are a broken file: no model comes near, and each is built before weights are looked at
 
 
 @dataclass
@@ -57,9 +59,10 @@ class Config:
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            self._need(_is_int(getattr(self, name)) and getattr(self, name) > 0, name, "a positive integer")
-        self._need(self.n_inner is None or (_is_int(self.n_inner) and self.n_inner > 0), "n_inner", "None or positive")
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
+            value, most = getattr(self, name), MOST_LAYERS if name == "n_layer" else LARGEST
+            allowed = "None or " * (name == "n_inner") + f"a positive integer of at most {most}"
+            self._need((name, value) == ("n_inner", None) or (_is_int(value) and 0 < value <= most), name, allowed)
         self._need(self.n_embd % self.n_head == 0, "n_embd", f"a multiple of n_head = {self.n_head}")
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             self._need(_is_number(getattr(self, name)) and 0 <= getattr(self, name) < 1, name, "a number in [0, 1)")

@@ -196,6 +196,7 @@ class GPT2(nn.Module):
     @classmethod
     def from_state(cls, config: Config, state: dict[str, Tensor], block: Callable = Block) -> "GPT2":
         """A model, in evaluation mode, whose parameters are the tensors of ``state``: shared, not copied."""
+        checkpoint.check_layers(config.n_layer, len(state), "the given state")
         model = cls._skeleton(config, block)
         checkpoint.check(model.shapes(), {name: tuple(t.shape) for name, t in state.items()}, "the given state")
         return model._adopt(state)
@@ -231,8 +232,11 @@ class GPT2(nn.Module):
         """
         dtype = checkpoint.parse_dtype(weights)
         folder = checkpoint.locate(source, **hub)
-        model = cls._skeleton(checkpoint.load_config(folder), block)
-        return model._adopt(checkpoint.load(folder, model.shapes(), dtype))
+        config = checkpoint.load_config(folder)
+        where, stored = checkpoint.open_weights(folder)
+        checkpoint.check_layers(config.n_layer, len(stored), where)
+        model = cls._skeleton(config, block)
+        return model._adopt(checkpoint.load(where, stored, model.shapes(), dtype))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, which transformers reads back bit by bit."""

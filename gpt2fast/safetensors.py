@@ -26,23 +26,53 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 LONGEST_HEADER = 100_000_000
+MOST_DIMENSIONS = 64
 BLOCK = 8 << 20
+
+
+class _File:
+    """A file that stays open: what is read later is of the file whose header was checked, whatever its name is then."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.size = os.fstat(self.descriptor).st_size
+
+    def fill(self, memory: memoryview, offset: int) -> None:
+        while memory:
+            count = os.preadv(self.descriptor, [memory[: 1 << 30]], offset)
+            if not count:
+                raise ValueError(f"gpt2fast: {self.path} ended while it was read")
+            memory, offset = memory[count:], offset + count
+
+    def __del__(self):
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 @dataclass
 class Stored:
-    """One tensor of a file: what it is and where its bytes are."""
+    """One tensor of a file: what it is and where its bytes are. A dtype that is none of DTYPES is its name."""
 
-    path: Path
+    file: _File
+    name: str
     offset: int
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype | str
+
+    def need_known_dtype(self) -> torch.dtype:
+        if isinstance(self.dtype, str):
+            known = ", ".join(DTYPES)
+            raise TypeError(f"gpt2fast: {self.name} of {self.file.path} has dtype {self.dtype!r}, none of {known}")
+        return self.dtype
 
     def copy_to(self, out: Tensor) -> None:
-        """Fills ``out``, contiguous and of this shape: straight into its memory where the dtype is the same."""
-        if out.dtype == self.dtype:
-            with self.path.open("rb", buffering=0) as file:
-                _fill(file, self.offset, bytes_of(out), self.path)
+        """Fills ``out``, contiguous and of this shape: straight into its memory where the dtype is the same.
+
+        Errors: TypeError for a dtype that is none of DTYPES.
+        """
+        if out.dtype == self.need_known_dtype():
+            self.file.fill(bytes_of(out), self.offset)
             return
         flat, done = out.view(-1), 0
         for block in self.blocks():
@@ -51,43 +81,37 @@ class Stored:
 
     def blocks(self) -> Iterator[Tensor]:
         """The elements in order, a few MiB at a time; a block is valid until the next."""
-        rest = math.prod(self.shape)
-        space = torch.empty(min(rest, BLOCK // self.dtype.itemsize), dtype=self.dtype)
-        with self.path.open("rb", buffering=0) as file:
-            at = self.offset
-            while rest:
-                block = space[:rest]
-                _fill(file, at, bytes_of(block), self.path)
-                yield block
-                rest -= block.numel()
-                at += block.numel() * self.dtype.itemsize
-
-
-def _fill(file, offset: int, memory: memoryview, path: Path) -> None:
-    file.seek(offset)
-    while memory:
-        count = file.readinto(memory[: 1 << 30])
-        if not count:
-            raise ValueError(f"gpt2fast: {path} ended while it was read")
-        memory = memory[count:]
+        dtype, rest, at = self.need_known_dtype(), math.prod(self.shape), self.offset
+        space = torch.empty(min(rest, BLOCK // dtype.itemsize), dtype=dtype)
+        while rest:
+            block = space[:rest]
+            self.file.fill(bytes_of(block), at)
+            yield block
+            rest -= block.numel()
+            at += block.numel() * dtype.itemsize
 
 
 def read(path: str | Path) -> dict[str, Stored]:
-    """The tensors of a file by name, from its header. Errors: ValueError saying what is wrong with the file."""
+    """The tensors of a file by name, from its header; the file stays open while one of them is there.
+
+    Errors: ValueError saying what is wrong with the file. A dtype that is none of DTYPES is an error of its tensor,
+    when that is read.
+    """
     path = Path(path)
 
     def need(fine: bool, what: str) -> None:
         if not fine:
             raise ValueError(f"gpt2fast: {path} is not a valid safetensors file: {what}")
 
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        need(len(start) == 8, f"it has {size} bytes, too few for a header")
-        length = int.from_bytes(start, "little")
-        need(length <= LONGEST_HEADER, f"its header would have {length} bytes")
-        need(8 + length <= size, f"its header of {length} bytes ends beyond its {size} bytes (truncated?)")
-        text = file.read(length)
+    file = _File(path)
+    size, start = file.size, bytearray(8)
+    need(size >= 8, f"it has {size} bytes, too few for a header")
+    file.fill(memoryview(start), 0)
+    length = int.from_bytes(start, "little")
+    need(length <= LONGEST_HEADER, f"its header would have {length} bytes")
+    need(8 + length <= size, f"its header of {length} bytes ends beyond its {size} bytes (truncated?)")
+    text = bytearray(length)
+    file.fill(memoryview(text), 8)
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -100,14 +124,17 @@ def read(path: str | Path) -> dict[str, Stored]:
     for name, entry in header.items():
         need(isinstance(entry, dict), f"the entry of {name} is not a JSON object")
         dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-        need(isinstance(dtype, str) and dtype in DTYPES, f"{name} has dtype {dtype!r}, none of {', '.join(DTYPES)}")
-        need(_are_sizes(shape), f"{name} has shape {shape!r}")
-        need(_are_sizes(offsets) and len(offsets) == 2, f"{name} has data_offsets {offsets!r}")
+        need(isinstance(dtype, str), f"{name} has dtype {dtype!r}")
+        need(_are_sizes(shape) and len(shape) <= MOST_DIMENSIONS, f"{name} has shape {_short(shape)}")
+        need(_are_sizes(offsets) and len(offsets) == 2, f"{name} has data_offsets {_short(offsets)}")
         begin, end = offsets
-        expected = math.prod(shape) * DTYPES[dtype].itemsize
-        need(end - begin == expected, f"{name} needs {expected} bytes, its data_offsets span {end - begin}")
+        known = DTYPES.get(dtype)
+        if known is not None:
+            expected = math.prod(shape) * known.itemsize
+            need(end - begin == expected, f"{name} needs {expected} bytes, its data_offsets span {end - begin}")
+        need(begin <= end, f"{name} has data_offsets {offsets!r}")
         need(8 + length + end <= size, f"{name} ends beyond the file's {size} bytes (truncated?)")
-        found[name] = Stored(path, 8 + length + begin, tuple(shape), DTYPES[dtype])
+        found[name] = Stored(file, name, 8 + length + begin, tuple(shape), known or dtype)
         spans.append((begin, end, name))
     at = 0
     for begin, end, name in sorted(spans):
@@ -126,7 +153,12 @@ def _unique(pairs: list[tuple]) -> dict:
 
 
 def _are_sizes(value) -> bool:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:100] + "..."
 
 
 def write(path: str | Path, tensors: dict[str, Tensor]) -> None:

@@ -128,6 +128,9 @@ class Loaded:
     def __init__(self, tensor: Tensor):
         self.tensor, self.shape, self.dtype = tensor, tuple(tensor.shape), tensor.dtype
 
+    def need_known_dtype(self) -> torch.dtype:
+        return self.dtype
+
     def copy_to(self, out: Tensor) -> None:
         out.copy_(self.tensor)
 
@@ -135,15 +138,28 @@ class Loaded:
         yield self.tensor.reshape(-1)
 
 
-def load(folder: Path, expected: dict[str, tuple], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors named and shaped as ``expected``, in that dtype (None: that of the file's wte.weight)."""
-    where, stored = _open(folder)
+def check_layers(n_layer: int, tensors: int, where: str | Path) -> None:
+    """Raises ValueError where a config has more layers than ``where`` has tensors: such a model is not even begun."""
+    if n_layer > tensors:
+        raise ValueError(
+            f"gpt2fast: the config does not fit the weights of {where}: "
+            f"n_layer must be at most their {tensors} tensors, got {n_layer}"
+        )
+
+
+def load(
+    where: Path, stored: dict[str, Any], expected: dict[str, tuple], dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """The tensors named and shaped as ``expected``, in that dtype (None: that of the file's wte.weight).
+
+    ``where`` and ``stored`` are what ``open_weights`` gives.
+    """
     stored = {native_name(n): s for n, s in stored.items()}
     stored = {n: s for n, s in stored.items() if not (BUFFER.fullmatch(n) or n.startswith(UNUSED))}
     head = stored.pop("lm_head.weight", None) if "lm_head.weight" not in expected else None
     check(expected, {name: s.shape for name, s in stored.items()}, where)
     for name, tensor in stored.items():
-        if not tensor.dtype.is_floating_point:
+        if not tensor.need_known_dtype().is_floating_point:
             raise TypeError(f"gpt2fast: {name} of {where} must hold floating-point numbers, got {tensor.dtype}")
     dtype = dtype or stored["wte.weight"].dtype
     state = memory.empty(expected, dtype)
@@ -169,7 +185,7 @@ def _equal(stored, tensor: Tensor) -> bool:
     return True
 
 
-def _open(folder: Path) -> tuple[Path, dict]:
+def open_weights(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The first of FILES that the folder has, and its tensors by the file's names."""
     for name in FILES:
         path = folder / name

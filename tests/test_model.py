@@ -266,8 +266,10 @@ def test_the_cache_is_untouched_by_refused_tokens():
 
 @pytest.mark.parametrize("change, message", [
     (dict(n_embd=50), "n_embd must be a multiple of n_head = 3, got 50"),
-    (dict(n_layer=0), "n_layer must be a positive integer, got 0"),
-    (dict(vocab_size="many"), "vocab_size must be a positive integer, got 'many'"),
+    (dict(n_layer=0), "n_layer must be a positive integer of at most 10000, got 0"),
+    (dict(vocab_size="many"), "vocab_size must be a positive integer of at most 2147483647, got 'many'"),
+        (dict(n_layer=10**9), "n_layer must be a positive integer of at most 10000, got 1000000000"),
+        (dict(n_inner=2**31), "n_inner must be None or a positive integer of at most 2147483647, got 2147483648"),
     (dict(attn_pdrop=1.0), r"attn_pdrop must be a number in \[0, 1\), got 1.0"),
     (dict(layer_norm_epsilon=-1), "layer_norm_epsilon must be a number of at least 0, got -1"),
     (dict(tie_word_embeddings="no"), "tie_word_embeddings must be true or false, got 'no'"),
