@@ -1,4 +1,5 @@
-# make demo · test · test-all · bench · lint · sanitize · neon · wheel · gpu. Each sets up what it needs, in .venv, once.
+# make demo · test · test-all · bench · lint · sanitize · threads · neon · wheel · gpu. Each sets up what it needs, in
+# .venv, once.
 #
 #   make demo PROMPT="def main(" MODEL=folder-or-hub-name N=200
 #   make test PYTHON=/path/to/python   a Python that has torch (2.6 or newer) lends it; one without gets a pinned one
@@ -26,7 +27,7 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 TORCH_STAMP := $(VENV)/.torch-$(if $(CUDA),cuda,cpu)
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
-.PHONY: demo test test-all bench lint sanitize neon wheel gpu clean same-python
+.PHONY: demo test test-all bench lint sanitize threads neon wheel gpu clean same-python
 .DELETE_ON_ERROR:
 export PROMPT MODEL
 
@@ -47,7 +48,7 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	git ls-files -z '*.h' '*.cpp' '*.cuh' '*.cu' | xargs -0 $(BIN)/clang-format --dry-run --Werror
 
-sanitize neon: $(TORCH_STAMP)
+sanitize threads neon: $(TORCH_STAMP)
 	PYTHON=$(BIN)/python tests/native/run.sh $@
 
 gpu: $(if $(REHEARSE),$(VENV)/.test)

@@ -1,6 +1,16 @@
 // Vec for AVX-512 (F, BW, DQ, VL); pair dot products by VDPBF16PS where compiled with AVX512-BF16.
 #pragma once
+// GCC's own header leaves the lanes that a mask will fill uninitialised, and warns of them wherever it is used (GCC bug
+// 105593). Our own code is not excepted.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic pop
+#endif
 
 #include "../dtype.h"
 

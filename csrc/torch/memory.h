@@ -5,6 +5,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/core/CPUAllocator.h>
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <memory>
@@ -53,8 +54,8 @@ class OutputAllocator final : public c10::Allocator {
   static constexpr size_t kMostKept = size_t(512) << 20;  // of blocks that are not in use
 
   static OutputAllocator& instance() {
-    static auto* allocator = new OutputAllocator;  // outlives every tensor
-    return *allocator;
+    static OutputAllocator& allocator = create();
+    return allocator;
   }
 
   c10::DataPtr allocate(size_t nbytes) override {
@@ -75,6 +76,15 @@ class OutputAllocator final : public c10::Allocator {
 
  private:
   using Block = std::unique_ptr<HugeBlock>;
+
+  // Outlives every tensor. A process that forks holds the lock meanwhile, so that its child never starts with one that
+  // a thread held which the child has not.
+  static OutputAllocator& create() {
+    static auto* allocator = new OutputAllocator;
+    pthread_atfork([] { allocator->mutex_.lock(); }, [] { allocator->mutex_.unlock(); },
+                   [] { allocator->mutex_.unlock(); });
+    return *allocator;
+  }
 
   // The smallest free block that is large enough but not wastefully larger, else a new one.
   Block take(size_t nbytes) {

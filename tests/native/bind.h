@@ -1,6 +1,8 @@
 // A case's tensors to the args of its kernel, as csrc/torch/NAME.cpp does from torch's tensors; every kernel by its op.
 #pragma once
+#include <atomic>
 #include <cmath>
+#include <thread>
 
 #include "../../csrc/cpu/dispatch.h"
 #include "cases.h"
@@ -185,24 +187,36 @@ inline SampleArgs sample(const Run& r) {
           r.c.dtype};
 }
 
+// How the tasks of a call run: in one go; one by one from the last; by four threads, each of which takes the next.
+enum class Order { kTogether, kOneByOne, kThreads };
+
 template <class Args>
-void launch(const cpu::Kernel<Args>& kernel, const Args& args, bool one_by_one) {
+void launch(const cpu::Kernel<Args>& kernel, const Args& args, Order order) {
   int64_t tasks = kernel.tasks(args);
-  if (!one_by_one && tasks) kernel.run(args, 0, tasks);
-  for (int64_t t = tasks; one_by_one && t-- > 0;) kernel.run(args, t, t + 1);
+  if (order == Order::kTogether && tasks) kernel.run(args, 0, tasks);
+  if (order == Order::kOneByOne)
+    for (int64_t t = tasks; t-- > 0;) kernel.run(args, t, t + 1);
+  if (order == Order::kThreads) {
+    std::atomic<int64_t> next{0};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; ++i)
+      threads.emplace_back([&] {
+        for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) kernel.run(args, t, t + 1);
+      });
+    for (std::thread& thread : threads) thread.join();
+  }
 }
 
-// Runs the case's kernel: all tasks in one go, or one by one from the last.
-inline void run(const cpu::Table& table, const Run& r, bool one_by_one) {
+inline void run(const cpu::Table& table, const Run& r, Order order) {
   const std::string& op = r.c.op;
-  if (op == "embedding") return launch(table.embedding, embedding(r), one_by_one);
-  if (op == "layer_norm" || op == "add_layer_norm") return launch(table.layer_norm, layer_norm(r), one_by_one);
-  if (op == "linear") return launch(table.linear, linear(r), one_by_one);
-  if (op == "gelu" || op == "bias_gelu") return launch(table.gelu, gelu(r), one_by_one);
-  if (op == "attention") return launch(table.attention, attention(r), one_by_one);
-  if (op == "decode_attention") return launch(table.decode_attention, decode_attention(r), one_by_one);
-  if (op == "cross_entropy") return launch(table.cross_entropy, cross_entropy(r), one_by_one);
-  if (op == "sample") return launch(table.sample, sample(r), one_by_one);
+  if (op == "embedding") return launch(table.embedding, embedding(r), order);
+  if (op == "layer_norm" || op == "add_layer_norm") return launch(table.layer_norm, layer_norm(r), order);
+  if (op == "linear") return launch(table.linear, linear(r), order);
+  if (op == "gelu" || op == "bias_gelu") return launch(table.gelu, gelu(r), order);
+  if (op == "attention") return launch(table.attention, attention(r), order);
+  if (op == "decode_attention") return launch(table.decode_attention, decode_attention(r), order);
+  if (op == "cross_entropy") return launch(table.cross_entropy, cross_entropy(r), order);
+  if (op == "sample") return launch(table.sample, sample(r), order);
   throw std::runtime_error("no kernel for op " + op);
 }
 

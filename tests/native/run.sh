@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the CPU kernels on the op cases without torch: `sanitize` under AddressSanitizer and UBSan on every instruction
-# set of this CPU, `neon` compiled for aarch64 (and emulated elsewhere). Reports are those of test_kernels.cpp.
+# set of this CPU, `threads` under ThreadSanitizer with four threads a call, `neon` compiled for aarch64 (and emulated
+# elsewhere). Reports are those of test_kernels.cpp.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 mode=${1:-}
@@ -28,6 +29,11 @@ case $mode in
     # New heap memory is NaN.
     export ASAN_OPTIONS=malloc_fill_byte=255:max_malloc_fill_size=2147483647 UBSAN_OPTIONS=print_stacktrace=1:abort_on_error=1
     ;;
+  threads)
+    compiler=$(need "${CXX:-g++}" g++)
+    flags+=(-fsanitize=thread)
+    optimise=(-O1 -g1)
+    ;;
   neon)
     optimise=(-O2 -g1)
     if [ "$machine" = aarch64 ]; then
@@ -40,7 +46,7 @@ case $mode in
     fi
     ;;
   *)
-    echo "usage: tests/native/run.sh sanitize|neon" >&2
+    echo "usage: tests/native/run.sh sanitize|threads|neon" >&2
     exit 2
     ;;
 esac

@@ -1,5 +1,6 @@
 // The CPU kernels of one instruction set on the op cases, without torch: the parity rule against float64, guarded and
-// NaN-filled memory, and the same bits whether tasks run in one go or one by one in reverse.
+// NaN-filled memory, and the same bits whether tasks run in one go, or one by one in reverse (by several threads where
+// ThreadSanitizer watches).
 //   test_kernels             prints the instruction sets that this CPU runs
 //   test_kernels CASES ISA   runs the cases that cases.py wrote to CASES
 #include <csignal>
@@ -68,9 +69,15 @@ struct Errors {
 };
 
 // A thread for each run: its scratch memory is new, and as large as this very case needs.
-void run_alone(const Run& run, bool one_by_one) {
-  std::thread([&] { bind::run(gpt2fast::cpu::table(), run, one_by_one); }).join();
+void run_alone(const Run& run, bind::Order order) {
+  std::thread([&] { bind::run(gpt2fast::cpu::table(), run, order); }).join();
 }
+
+#ifdef __SANITIZE_THREAD__
+constexpr bind::Order kApart = bind::Order::kThreads;
+#else
+constexpr bind::Order kApart = bind::Order::kOneByOne;
+#endif
 
 // What is wrong with the kernel on this case, line by line; empty where all is well.
 std::string failures(const Case& c) {
@@ -78,8 +85,8 @@ std::string failures(const Case& c) {
   std::vector<Errors> errors(c.outputs.size());
   for (const Draw& draw : c.draws) {
     Run together(c, draw, Guarded::kBeforeFence), apart(c, draw, Guarded::kAfterFence);
-    run_alone(together, false);
-    run_alone(apart, true);
+    run_alone(together, bind::Order::kTogether);
+    run_alone(apart, kApart);
     for (size_t i = 0; i < c.outputs.size(); ++i) {
       const std::string& name = c.outputs[i].name;
       const Guarded &a = together.out.at(name), &b = apart.out.at(name);
