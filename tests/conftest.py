@@ -7,13 +7,18 @@ from torch import Tensor
 import gpt2fast.ops  # noqa: F401
 from gpt2fast import op as declare
 from gpt2fast.op import OPS
-from gpt2fast.testing import runnable_isas, runs, work
+from gpt2fast.testing import build, runnable_isas, runs, work
 
 ISAS = runnable_isas()
 
 
 def name_of(case: dict) -> str:
     return "-".join(f"{k}{'' if v is True else v}" for k, v in case.items())
+
+
+def flops(op, case: dict) -> float:
+    """Of a case, by the declaration; where that does not say, one for each element of the first tensor."""
+    return op.flops(case) if op.flops else build(op, case)[next(iter(op.tensors))].numel()
 
 
 def op_cases(limit: float = float("inf"), ops=None) -> list:

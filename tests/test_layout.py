@@ -94,7 +94,9 @@ def test_readme_op_table():
 
     parts = (ROOT / "README.md").read_text(encoding="utf-8").split("<!-- ops -->")
     assert len(parts) == 3, "README.md must hold the table of ops between two lines <!-- ops -->"
-    assert parts[1].strip() == readme.table().strip(), "the README's table of ops is stale"
+    assert parts[1].strip() == readme.table().strip(), (
+        "the table of ops is stale: python -m gpt2fast.testing.readme README.md"
+    )
 
 
 def test_linters_have_one_version():

@@ -1,4 +1,7 @@
-"""The README's table of ops, made from their declarations: ``python -m gpt2fast.testing.readme`` prints it."""
+"""The README's table of ops, from their declarations: ``python -m gpt2fast.testing.readme README.md`` renews it."""
+
+import sys
+from pathlib import Path
 
 from .. import backends
 from ..op import NAMESPACE, OPS
@@ -21,5 +24,11 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def renew(path: str) -> None:
+    """Puts the table between the two lines ``<!-- ops -->`` of a file."""
+    before, _, after = Path(path).read_text(encoding="utf-8").split("<!-- ops -->")
+    Path(path).write_text("<!-- ops -->".join((before, f"\n{table()}\n", after)), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    print(table())
+    renew(sys.argv[1])

@@ -217,7 +217,7 @@ inline void run(const cpu::Table& table, const Run& r, Order order) {
   if (op == "decode_attention") return launch(table.decode_attention, decode_attention(r), order);
   if (op == "cross_entropy") return launch(table.cross_entropy, cross_entropy(r), order);
   if (op == "sample") return launch(table.sample, sample(r), order);
-  throw std::runtime_error("no kernel for op " + op);
+  throw std::runtime_error("tests/native/bind.h: run() must know " + op + ", whose kernel csrc/cpu/dispatch.h has");
 }
 
 }  // namespace bind
