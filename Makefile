@@ -2,7 +2,7 @@
 # .venv, once.
 #
 #   make demo PROMPT="def main(" MODEL=folder-or-hub-name N=200
-#   make test PYTHON=/path/to/python   a Python that has torch (2.6 or newer) lends it; one without gets a pinned one
+#   make test PYTHON=/path/to/python   a Python that has torch (2.11 or newer) lends it; one without gets a pinned one
 #   make test CUDA=1                   PyPI's CUDA build of torch instead of the CPU build (several GB)
 #   make gpu                           on a machine with a GPU, with the torch of PYTHON: no .venv and no registry
 #   make gpu REHEARSE=1                the same script without a GPU, on the PTX machine
@@ -69,8 +69,8 @@ need() { if [ "$$(uname -s)" = Darwin ]; then how="$$4"; \
   elif command -v dnf >/dev/null; then how="sudo dnf install $$3"; \
   else how="your package manager ($$2 or $$3)"; fi; echo "make: missing: $$1. Install it with: $$how" >&2; exit 1; }; \
 $(PYTHON) -c '' 2>/dev/null || need "$(PYTHON)" python3 python3 "brew install python"; \
-$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-  || need "Python 3.10 or newer ($(PYTHON) is older; name another by PYTHON=)" python3 python3 "brew install python"; \
+$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || need "Python 3.11 or newer ($(PYTHON) is older; name another by PYTHON=)" python3 python3 "brew install python"; \
 echo '#include <cstdint>' | $${CXX:-c++} -std=c++20 -x c++ -fsyntax-only - 2>/dev/null \
   || need "a C++20 compiler ($${CXX:-c++})" g++ gcc-c++ "xcode-select --install"; \
 $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
@@ -93,7 +93,7 @@ same-python:
 $(VENV)/.made: | same-python
 	@$(PREFLIGHT)
 	@if [ "$(origin PYTHON)" != file ] && \
-	  lent=$$($(PYTHON) -c 'import torch, os; assert torch.torch_version.TorchVersion(torch.__version__) >= "2.6"; \
+	  lent=$$($(PYTHON) -c 'import torch, os; assert torch.torch_version.TorchVersion(torch.__version__) >= "2.11"; \
 	    print(os.path.dirname(os.path.dirname(torch.__file__)))' 2>/dev/null); then \
 	  echo "Using the torch of $(PYTHON)"; \
 	  $(PYTHON) -m venv --system-site-packages $(VENV) && touch $(VENV)/.torch-lent && \

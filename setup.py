@@ -8,7 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
-from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+
+try:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, include_paths
+except ImportError:
+    raise SystemExit(
+        "gpt2fast is built against the torch that it will run with: "
+        "install torch first, then: pip install --no-build-isolation ."
+    ) from None
 
 # One row an instruction set: csrc/cpu/isa_NAME.cpp is compiled with these flags and no other file is.
 X86_512 = [
@@ -52,6 +60,16 @@ def library(name, sources, flags):
     return f"gpt2fast_{name}", {"sources": sources, "cflags": ["-std=c++17", *FLAGS, *flags], "obj_deps": {"": headers}}
 
 
+class BuildExtensions(BuildExtension):
+    """Leaves beside the extension which torch it was built with: with another it may not load."""
+
+    def run(self):
+        super().run()
+        path = os.path.join(os.path.dirname(self.get_ext_fullpath("gpt2fast._C")), "_C.built_with")
+        with open(path, "w") as file:
+            file.write(torch.__version__)
+
+
 class BuildLibraries(build_clib):
     """Compiles the instruction sets side by side: they have nothing in common but headers."""
 
@@ -81,5 +99,5 @@ setup(
         ),
         *([] if os.environ.get("GPT2FAST_PTX") == "0" else [ptx]),
     ],
-    cmdclass={"build_ext": BuildExtension, "build_clib": BuildLibraries},
+    cmdclass={"build_ext": BuildExtensions, "build_clib": BuildLibraries},
 )

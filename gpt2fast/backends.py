@@ -21,16 +21,11 @@ import torch
 from torch import Tensor
 
 from . import declaration
+from .extension import _C
+from .extension import error as _extension_error
 
 if TYPE_CHECKING:
     from .op import Op
-
-_extension_error: str | None = None
-try:
-    from . import _C
-except ImportError as error:  # reported by status(); raised when the backend is asked for by name
-    _C = None
-    _extension_error = str(error)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def gather_info() -> dict:
 
     import torch
 
-    from . import backends
+    from . import backends, extension
 
     versions = {"gpt2fast": __version__, "python": platform.python_version()}
     for name in PACKAGES:
@@ -157,9 +157,9 @@ def gather_info() -> dict:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    extension = backends._C
-    compiled = list(extension.compiled_isas()) if extension else []
-    runnable = list(extension.runnable_isas()) if extension else []
+    versions["torch when built"] = extension.built_with()
+    compiled = list(backends._C.compiled_isas()) if backends._C else []
+    runnable = list(backends._C.runnable_isas()) if backends._C else []
     return dict(
         machine=dict(
             system=f"{platform.system()} {platform.machine()}",
