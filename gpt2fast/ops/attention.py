@@ -163,7 +163,7 @@ def attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """out = softmax(scale q k^T + bias) v over the keys that each query sees; T x S is never in memory.
+    """out = softmax(scale q k^T + bias) v over the keys that each query sees; our kernels hold no T x S matrix.
 
     Args: q (B, T, H, D); k, v (B, S, H, D), any strides; mask (B, S) bool, False hides a key (padding); bias
     (B or 1, H or 1, T or 1, S or 1), added; causal: query i sees keys up to S - T + i; window > 0: only the last
