@@ -18,7 +18,9 @@ CODE = "import torch, gpt2fast.ops as ops; print(ops.gelu(torch.zeros(1)).item()
 
 def run(folder: Path, *command: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": str(folder)}
-    return subprocess.run([sys.executable, *command], cwd=cwd or folder, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *command], cwd=cwd or folder, env=environment, capture_output=True, text=True
+    )
 
 
 @pytest.fixture
