@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 
+import accelerate
 import pytest
 import torch
 from test_hf_known_state import IDS, model
@@ -113,6 +114,18 @@ def test_a_wrapped_forward_is_named():
     ours.forward = convert_outputs
     found = gpt2fast.report(ours).reasons[""]
     assert "its forward is replaced by test_hf_as_stock.test_a_wrapped_forward_is_named" in found
+
+
+def test_accelerates_autocast_is_named_and_gone_when_unwrapped():
+    ours = gpt2fast.optimize(model())
+    expected = ours.generate(IDS, max_new_tokens=5, do_sample=False)
+    accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
+    prepared = accelerator.prepare(ours)
+    for wrapped in (prepared, accelerator.unwrap_model(prepared, keep_fp32_wrapper=True)):
+        assert "its forward is replaced by accelerate.utils.operations" in gpt2fast.report(wrapped).reasons[""]
+    unwrapped = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
+    assert "forward" in vars(unwrapped) and gpt2fast.report(unwrapped).reasons == {}
+    assert torch.equal(unwrapped.generate(IDS, max_new_tokens=5, do_sample=False), expected)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

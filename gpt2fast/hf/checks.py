@@ -94,8 +94,16 @@ def is_plain(tensor: Tensor | None) -> bool:
 
 
 def is_own_forward(module: nn.Module, function) -> bool:
-    """Whether ``function`` is the class' own forward, bound to the module (as removed hooks leave behind)."""
-    return getattr(function, "__self__", None) is module and function.__func__ is type(module).forward
+    """Whether ``function`` is the class' own forward, bound to the module, as removed hooks leave it behind.
+
+    Its decorators, which look at ``return_dict`` and the like, may be gone: accelerate's ``unwrap_model`` does that.
+    """
+    if getattr(function, "__self__", None) is not module:
+        return False
+    known = type(module).forward
+    while known is not function.__func__ and hasattr(known, "__wrapped__"):
+        known = known.__wrapped__
+    return known is function.__func__
 
 
 def is_autocast(x: Tensor) -> bool:
