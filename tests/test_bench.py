@@ -13,7 +13,7 @@ from conftest import name_of
 from gpt2fast.benchmarks import __main__ as everything
 from gpt2fast.benchmarks import cases, generate, ops, output, peak, report
 from gpt2fast.op import OPS
-from gpt2fast.testing import build, work
+from gpt2fast.testing import assert_close_to_truth, build, inputs, work
 
 ROOT = Path(__file__).parent.parent
 HALF = "gpt2fast_test::half"
@@ -166,14 +166,13 @@ def rival_cases() -> list:
 @pytest.mark.parametrize("op, case", rival_cases())
 def test_the_ways_compared_compute_the_same(op, case):
     args = build(op, case)
-    expected = op.reference(**args)
-    expected = expected[: len(op.returns)] if isinstance(expected, tuple) else (expected,)
+    plain, exact = inputs.reference(op, args)[: len(op.returns)], inputs.truth(op, args)[: len(op.returns)]
     for name, function in cases.rivals(op, case).items():
         found = function(*args.values())
         found = found if isinstance(found, tuple) else (found,)
-        for a, b in zip(found[: len(op.returns)], expected, strict=True):  # a fused way also gives what backward needs
+        for a, b, c in zip(found[: len(op.returns)], plain, exact, strict=True):  # fused: also what backward needs
             a = a.nan_to_num(0)  # PyTorch's softmax of a row that sees nothing
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+            assert_close_to_truth(a, b, c, name, op.slack)
 
 
 def test_every_kernel_is_compared_with_both_ways():

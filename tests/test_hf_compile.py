@@ -23,6 +23,9 @@ def afresh():
     counters.clear()
 
 
+ROUNDING = 8 * torch.finfo(torch.float32).eps  # what another order of sums does to a loss
+
+
 @BACKENDS
 def test_forward_and_backward(backend):
     models = trio()
@@ -80,7 +83,9 @@ def test_dropout_in_training(backend):
         torch.manual_seed(4)
         losses.append(call(IDS, labels=IDS, use_cache=False).loss)
         losses[-1].backward()
-    assert torch.allclose(*losses, rtol=1e-6)
+    # There is no truth with these masks, so that compiled is held to eager. Another order of sums is a few rounding steps
+    # of 1e-7, or some hundred where a sum cancels; another mask changes a number by its own size.
+    assert torch.allclose(*losses, rtol=ROUNDING)
     for (name, eager), compiled in zip(models.ours.named_parameters(), again.parameters()):
         assert torch.allclose(eager.grad, compiled.grad, rtol=1e-4, atol=1e-6), name
 
@@ -93,7 +98,7 @@ def test_dropout_follows_the_seed_with_inductor_s_random_numbers():
         losses.append(step(IDS, labels=IDS, use_cache=False).loss.item())
     assert losses[0] == losses[1] != losses[2]
     calm = ours.eval()(IDS, labels=IDS, use_cache=False).loss.item()
-    assert step(IDS, labels=IDS, use_cache=False).loss.item() == pytest.approx(calm, rel=1e-6)
+    assert step(IDS, labels=IDS, use_cache=False).loss.item() == pytest.approx(calm, rel=ROUNDING)
 
 
 def test_autocast():
