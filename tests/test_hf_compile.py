@@ -83,8 +83,8 @@ def test_dropout_in_training(backend):
         torch.manual_seed(4)
         losses.append(call(IDS, labels=IDS, use_cache=False).loss)
         losses[-1].backward()
-    # There is no truth with these masks, so that compiled is held to eager. Another order of sums is a few rounding steps
-    # of 1e-7, or some hundred where a sum cancels; another mask changes a number by its own size.
+    # There is no truth with these masks, so that compiled is held to eager. Another order of sums is a few rounding
+    # steps of 1e-7, or some hundred where a sum cancels; another mask changes a number by its own size.
     assert torch.allclose(*losses, rtol=ROUNDING)
     for (name, eager), compiled in zip(models.ours.named_parameters(), again.parameters()):
         assert torch.allclose(eager.grad, compiled.grad, rtol=1e-4, atol=1e-6), name
