@@ -2,7 +2,8 @@
 
 Forward: a program has one tile of rows and columns of y. Backward: the rows of dy are sorted by the row of the table
 that they came from; a program adds up all that came from one, 16 at a time and in the order of the rows, without
-atomics: the same bits every time.
+atomics: the same bits every time. A token that comes often is added up by several programs, one for each segment of the
+sorted rows, and a second kernel adds up theirs.
 """
 
 import torch
@@ -12,6 +13,7 @@ import triton.language as tl
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TILE, WIDEST, WARPS = 4096, 1024, 4  # elements of a tile, its most columns, warps
 ROWS_AT_ONCE, BACKWARD_COLUMNS = 16, 256  # of dy, by one step of a program
+SEGMENT = 256  # sorted rows: what one program adds up at most
 
 
 @triton.jit
@@ -45,28 +47,62 @@ def embedding_kernel(
 
 @triton.jit(do_not_specialize=["N", "R", "rows"])
 def embedding_backward_kernel(
-    row_ptr, source_ptr, dy_ptr, out_ptr, stride_dy_r, N, R, rows, C, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr
-):
-    """Program (i, j): if the i-th of the sorted rows begins those of its table row, columns j of their sum."""
+    row_ptr, source_ptr, dy_ptr, out_ptr, parts_ptr, stride_dy_r, N, R, rows, C,
+    BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, SEGMENT: tl.constexpr,
+):  # fmt: skip
+    """Program (i, j): if the i-th of the sorted rows is the first of its table row, in all or in its segment, columns j
+    of the sum up to the end of the segment. It is the table row's gradient, or a part where others add to it too."""
     i = tl.program_id(0)
     row = tl.load(row_ptr + i)
     first = i == 0
     if i > 0:
         first = tl.load(row_ptr + i - 1) != row
-    if first & (row >= 0) & (row < rows):
+    if (first | (i % SEGMENT == 0)) & (row >= 0) & (row < rows):
         c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+        end = tl.minimum(N, (i // SEGMENT + 1) * SEGMENT)
         total = tl.zeros([BLOCK_C], tl.float32)
         at = i
         same = True
         while same:
             n = at + tl.arange(0, BLOCK_N)
-            ours = tl.load(row_ptr + n, mask=n < N, other=-1) == row
+            ours = tl.load(row_ptr + n, mask=n < end, other=-1) == row
             # Tokens and token types are one list of 2 R numbers: both come from row n % R of dy.
             r = tl.load(source_ptr + n, mask=ours, other=0) % R
             dy = tl.load(
                 dy_ptr + r[:, None] * stride_dy_r + c[None, :], mask=ours[:, None] & (c < C)[None, :], other=0.0
             )
             total += tl.sum(dy.to(tl.float32), 0)
+            at += BLOCK_N
+            same = tl.sum(ours.to(tl.int32), 0) == BLOCK_N
+        if first & (tl.load(row_ptr + end, mask=end < N, other=-1) != row):
+            tl.store(out_ptr + row * C + c, total.to(out_ptr.dtype.element_ty), mask=c < C)
+        else:  # two parts a segment: of the row that it begins with, and of the one that goes on in the next
+            part = 2 * (i // SEGMENT) + tl.where(i % SEGMENT == 0, 0, 1)
+            tl.store(parts_ptr + part.to(tl.int64) * C + c, total, mask=c < C)
+
+
+@triton.jit(do_not_specialize=["segments", "rows"])
+def embedding_backward_join_kernel(
+    row_ptr, parts_ptr, out_ptr, segments, rows, C, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, SEGMENT: tl.constexpr
+):
+    """Program (s, j): if a table row begins in segment s and goes on in the next, columns j of the sum of its parts."""
+    s = tl.program_id(0)
+    begin = s * SEGMENT
+    row = tl.load(row_ptr + begin + SEGMENT)
+    goes_on = tl.load(row_ptr + begin + SEGMENT - 1) == row
+    fills = tl.load(row_ptr + begin) == row
+    begins = (s == 0) | (tl.load(row_ptr + begin - 1, mask=s > 0, other=-1) != row)
+    if goes_on & (begins | (fills == 0)) & (row >= 0) & (row < rows):
+        c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+        part = 2 * s + tl.where(fills, 0, 1)
+        total = tl.load(parts_ptr + part.to(tl.int64) * C + c, mask=c < C, other=0.0)
+        at = s + 1
+        same = True
+        while same:
+            n = at + tl.arange(0, BLOCK_N)
+            ours = tl.load(row_ptr + n * SEGMENT, mask=n < segments, other=-1) == row
+            parts = parts_ptr + (2 * n.to(tl.int64) * C)[:, None] + c[None, :]
+            total += tl.sum(tl.load(parts, mask=ours[:, None] & (c < C)[None, :], other=0.0), 0)
             at += BLOCK_N
             same = tl.sum(ours.to(tl.int32), 0) == BLOCK_N
         tl.store(out_ptr + row * C + c, total.to(out_ptr.dtype.element_ty), mask=c < C)
@@ -107,21 +143,14 @@ def _add_rows(dy, rows, count):
     if R and C and count:
         row, source = torch.sort(rows, stable=True)
         columns = min(triton.next_power_of_2(C), BACKWARD_COLUMNS)
-        embedding_backward_kernel[(len(row), -(-C // columns))](
-            row,
-            source,
-            dy,
-            out,
-            dy.stride(0),
-            len(row),
-            R,
-            count,
-            C,
-            ROWS_AT_ONCE,
-            columns,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
-        )
+        tile = dict(BLOCK_N=ROWS_AT_ONCE, BLOCK_C=columns, SEGMENT=SEGMENT, num_warps=WARPS, enable_fp_fusion=True)
+        N, across, segments = len(row), -(-C // columns), -(-len(row) // SEGMENT)
+        parts = out if segments == 1 else dy.new_empty((2 * segments, C), dtype=torch.float32)
+        embedding_backward_kernel[(N, across)](
+            row, source, dy, out, parts, dy.stride(0), N, R, count, C, **tile
+        )  # fmt: skip
+        if segments > 1:
+            embedding_backward_join_kernel[(segments - 1, across)](row, parts, out, segments, count, C, **tile)
     return out
 
 

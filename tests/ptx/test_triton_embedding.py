@@ -19,6 +19,8 @@ from gpt2fast.op import OPS
 from gpt2fast.testing import assert_close_to_truth, ptx
 from gpt2fast.testing.inputs import build, reference, truth
 
+FUNCTIONS = (kernels.embedding_kernel, kernels.embedding_backward_kernel, kernels.embedding_backward_join_kernel)
+
 
 def run(name, args):
     function, supports = kernels.KERNELS[name]
@@ -46,13 +48,37 @@ def test_bytes(dtype):
     assert launch.counters["global_store_bytes"] == B * T * C * size
 
 
-@pytest.mark.parametrize("count", (15, 16, 17, 300))
-def test_a_hot_token(count):
-    """One row of the table takes the sum of many rows, the others of none or one."""
-    dy = torch.randn(1, count + 2, 40, generator=torch.Generator().manual_seed(0))
-    tokens = torch.full((1, count + 2), 3)
-    tokens[0, 1], tokens[0, -1] = 6, 0
-    check(dict(dy=dy, tokens=tokens, V=7, P=count + 9, start=4))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
+def test_bytes_backward(dtype):
+    """Rows of dy are read once for each table, rows of gradients written once; parts are those of hot tokens alone."""
+    B, T, C, hot = 4, 300, 256, 700
+    tokens = torch.arange(B * T)
+    tokens[:hot] = 3
+    args = dict(dy=torch.randn(B, T, C).to(dtype), tokens=tokens.view(B, T), V=1500, P=T)
+    _, launches = run("embedding_backward", args)
+    source = Path(kernels.__file__).read_text().splitlines()
+    for launch in launches:  # only the indices of rows are read from anywhere on
+        slow = [source[int(place.split(":")[1]) - 1] for place in launch.inefficient()]
+        assert all("tl.load(row_ptr + n" in line or "tl.load(source_ptr + n" in line for line in slow), slow
+    size = dtype.itemsize
+    of_tokens, joined, of_positions, _ = (launch.per_buffer for launch in launches)
+    assert of_tokens["dy_ptr"]["read_bytes"] == of_positions["dy_ptr"]["read_bytes"] == B * T * C * size
+    # The hot token's sorted rows are the first 700, in segments of 256: three parts. It and the rest are written once.
+    assert of_tokens["parts_ptr"]["written_bytes"] == joined["parts_ptr"]["read_bytes"] == 3 * C * 4
+    assert of_tokens["out_ptr"]["written_bytes"] == (B * T - hot) * C * size
+    assert joined["out_ptr"]["written_bytes"] == C * size
+
+
+@pytest.mark.parametrize("count", (15, 16, 17, 253, 254, 255, 256, 300, 767, 768, 5000))
+@pytest.mark.parametrize("before", (0, 1, 256))
+def test_a_hot_token(count, before):
+    """One row of the table takes the sum of many, which begin and end anywhere in segments, others of none or one."""
+    total = before + count + 2
+    dy = torch.randn(1, total, 40, generator=torch.Generator().manual_seed(0))
+    tokens = torch.full((1, total), 3 + before)
+    tokens[0, :before] = torch.arange(before)
+    tokens[0, before], tokens[0, -1] = before + 6, 0
+    check(dict(dy=dy, tokens=tokens, V=before + 7, P=total + 9, start=4))
 
 
 def test_gradients_repeat_bit_for_bit_and_tokens_meet_types_in_one_sum():
@@ -84,13 +110,16 @@ def test_a_row_that_is_not_there_is_no_number():
 @pytest.mark.parametrize("arch", (80, 90, 100))
 def test_nothing_spills(arch, tmp_path):
     tool, cubin = Path(nvidia.__file__).parent / "bin" / "cuobjdump", tmp_path / "kernel.cubin"
-    constants = dict(HAS_POSITIONS=True, HAS_TYPES=True, BLOCK_R=4, BLOCK_C=1024, BLOCK_N=kernels.ROWS_AT_ONCE)
-    for function in (kernels.embedding_kernel, kernels.embedding_backward_kernel):
-        own = constants | (dict(BLOCK_C=256) if function is kernels.embedding_backward_kernel else {})
+    constants = dict(
+        HAS_POSITIONS=True, HAS_TYPES=True, BLOCK_R=4, BLOCK_C=1024, BLOCK_N=kernels.ROWS_AT_ONCE, SEGMENT=256
+    )
+    for function in FUNCTIONS:
+        own = constants | (dict(BLOCK_C=256) if function is not kernels.embedding_kernel else {})
         integers = ("tokens_ptr", "positions_ptr", "types_ptr", "row_ptr", "source_ptr")
         signature, places = {}, {}
         for i, name in enumerate(function.arg_names):
-            kind = "*i64" if name in integers else "*bf16" if name.endswith("_ptr") else "i32"
+            pointer = "*i64" if name in integers else "*fp32" if name == "parts_ptr" else "*bf16"
+            kind = pointer if name.endswith("_ptr") else "i32"
             signature[name] = "constexpr" if name in own else kind
             if name in own:
                 places[(i,)] = own[name]
