@@ -30,14 +30,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One op on one backend. Both functions take the op's arguments, checked before by the declaration.
+    """One op on one backend. All functions take the op's arguments, checked before by the declaration.
 
     ``run`` allocates the outputs, all of them, and computes them. ``supports`` answers why it does not cover a call, or
-    None; it looks at dtypes and shapes only, since it is also asked about meta tensors.
+    None; it looks at dtypes and shapes only, since it is also asked about meta tensors. ``slower``, if there is one,
+    answers why another way is the choice for a call that is covered, where nobody asks for the backend by name.
     """
 
     run: Callable
     supports: Callable[..., str | None]
+    slower: Callable[..., str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def _kernel(backend: Backend, declared: "Op") -> Kernel:
     kernel, key = backend.kernels[declared.key], (backend.name, declared.key)
     if _fitting.get(key) is not kernel:
         wanted = list(declared.signature.parameters)
-        for name in ("run", "supports"):
+        for name in ("run", "supports", *(["slower"] if kernel.slower else [])):
             got = list(inspect.signature(getattr(kernel, name)).parameters)
             if got not in (wanted, ["args", "kwargs"]):
                 raise TypeError(
@@ -216,6 +218,8 @@ def choose(declared: "Op", *args: Any, device: str | None = None, **kwargs: Any)
             kernel = _kernel(backend, declared)
             try:
                 objection = kernel.supports(*args, **kwargs)
+                if objection is None and kernel.slower is not None and _active == "auto":
+                    objection = kernel.slower(*args, **kwargs)
             except Exception as error:
                 text = f"{declared.qualified}: supports() of backend {backend.name!r} raised {error!r}"
                 raise RuntimeError(text) from error

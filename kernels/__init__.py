@@ -15,4 +15,6 @@ MODULES = dict(
     cross_entropy="cross_entropy",
     decode_attention="decode_attention",
     cross_entropy_backward="cross_entropy",
+    linear="linear",
+    linear_backward="linear",
 )

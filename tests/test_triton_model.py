@@ -47,10 +47,10 @@ def test_inside_the_machine_cpu_tensors_count_as_cuda_tensors():
         with backends.use_backend("triton"):
             ops.layer_norm(x, weight, weight)
             said = (
-                "gpt2fast::linear: backend 'triton' does not cover this call: the triton backend has no kernel for it"
+                "gpt2fast::sample: backend 'triton' does not cover this call: the triton backend has no kernel for it"
             )
             with pytest.raises(RuntimeError, match=said):
-                ops.linear(x, x, transposed=True)
+                ops.sample(x, torch.tensor([1]), torch.tensor([2, 3]))
     assert len(machine.launches) == 2
     assert backends.choose(OPS["layer_norm"], x, weight, weight).backend == "cpu"
     with pytest.raises(RuntimeError, match="'triton' cannot be used: there is no CUDA device, and no .*machine"):

@@ -1,0 +1,197 @@
+"""y = activation(x @ W + bias) + residual, and the gradients dx = dy W^T, dweight = x^T dy, dbias = sum of dy.
+
+All of it is one kernel, out = a @ b of two matrices with any strides. A program has one tile of out and goes along the
+rows of b. What follows the product is done on the tile in float32, before it is rounded once. In dweight, the programs
+of the first row of tiles add up the columns of dy too, which they read anyhow: that is dbias.
+"""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+from .attention import DTYPES, HAS_BF16X6, is_nvidia
+from .gelu import _gelu
+from .layer_norm import dense_rows
+
+ROWS_OF_TILES = 8  # that programs walk through together, so that the columns of b that they share stay in the L2 cache
+FORMS = dict(none=0, gelu_tanh=1, gelu_erf=2)
+# What a GPU has measured faster here than by cuBLAS: (compute capability, dtype, rows, K, N). Nothing so far.
+MEASURED_FASTER: frozenset[tuple] = frozenset()
+
+
+@triton.jit
+def _tile_of_program(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TOGETHER: tl.constexpr):
+    """The tile of out that is this program's: down ``TOGETHER`` rows of tiles, then the next column."""
+    down, across = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    program = tl.program_id(0)
+    first = program // (TOGETHER * across) * TOGETHER
+    rows = tl.minimum(down - first, TOGETHER)
+    inner = program % (TOGETHER * across)
+    return first + inner % rows, inner // rows
+
+
+@triton.jit(do_not_specialize=["M"])
+def linear_kernel(
+    a_ptr, b_ptr, bias_ptr, residual_ptr, out_ptr, preactivation_ptr, sums_ptr,
+    stride_a_m, stride_a_k, stride_b_k, stride_b_n, stride_residual_m, stride_out_m, stride_out_n, M, K, N,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, FORM: tl.constexpr, KEEP: tl.constexpr, SUMS: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    TOGETHER: tl.constexpr,
+):  # fmt: skip
+    """SUMS 1: of the columns of b, by the programs of the first row of tiles; 2: of the rows of a, by the first column.
+    FORM: the activation, as in FORMS."""
+    tile_m, tile_n = _tile_of_program(M, N, BLOCK_M, BLOCK_N, TOGETHER)
+    m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    a_at = a_ptr + m.to(tl.int64)[:, None] * stride_a_m + k.to(tl.int64)[None, :] * stride_a_k
+    b_at = b_ptr + k.to(tl.int64)[:, None] * stride_b_k + n.to(tl.int64)[None, :] * stride_b_n
+    step = tl.full([], BLOCK_K, tl.int64)
+    product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    sums_n = tl.zeros([BLOCK_N], tl.float32)
+    sums_m = tl.zeros([BLOCK_M], tl.float32)
+    for start in tl.range(0, K, BLOCK_K):
+        inside = k < K - start
+        a = tl.load(a_at, mask=(m < M)[:, None] & inside[None, :], other=0.0)
+        b = tl.load(b_at, mask=inside[:, None] & (n < N)[None, :], other=0.0)
+        product = tl.dot(a, b, product, input_precision=PRECISION)
+        if SUMS == 1:
+            if tile_m == 0:
+                sums_n += tl.sum(b.to(tl.float32), 0)
+        if SUMS == 2:
+            if tile_n == 0:
+                sums_m += tl.sum(a.to(tl.float32), 1)
+        a_at += step * stride_a_k
+        b_at += step * stride_b_k
+    if SUMS == 1:
+        if tile_m == 0:
+            tl.store(sums_ptr + n, sums_n.to(sums_ptr.dtype.element_ty), mask=n < N)
+    if SUMS == 2:
+        if tile_n == 0:
+            tl.store(sums_ptr + m, sums_m.to(sums_ptr.dtype.element_ty), mask=m < M)
+    inside = (m < M)[:, None] & (n < N)[None, :]
+    rows = m.to(tl.int64)[:, None]
+    if HAS_BIAS:
+        product += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    if KEEP:
+        before = product.to(preactivation_ptr.dtype.element_ty)
+        tl.store(preactivation_ptr + rows * N + n[None, :], before, mask=inside)
+    if FORM == 1:
+        product = _gelu(product, True)
+    elif FORM == 2:
+        product = _gelu(product, False)
+    if HAS_RESIDUAL:
+        at = residual_ptr + rows * stride_residual_m + n[None, :]
+        product += tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    at = out_ptr + rows * stride_out_m + n.to(tl.int64)[None, :] * stride_out_n
+    tl.store(at, product.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@functools.cache
+def tile(rows, wide):
+    """(BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages); ``wide``: float32, as six products of bfloat16."""
+    if wide:
+        return (16, 64, 32, 4, 1) if rows <= 16 else (64, 64, 32, 4, 1)
+    if rows <= 16:
+        return 16, 64, 128, 4, 4
+    return (64, 64, 64, 4, 4) if rows <= 512 else (128, 128, 64, 8, 3)
+
+
+def product(a, b, out, bias=None, residual=None, stride_residual=0, form=0, preactivation=None, sums=None, which=0):
+    """Launches out = a @ b with what follows; a (M, K), b (K, N) and out (M, N) of any strides."""
+    (M, K), N = a.shape, b.shape[1]
+    if not out.numel():
+        return
+    wide = a.dtype == torch.float32
+    block_m, block_n, block_k, warps, stages = tile(M, wide)
+    # What is not given is not touched: any tensor will do.
+    linear_kernel[(-(-M // block_m) * -(-N // block_n),)](
+        a, b, *(out if x is None else x for x in (bias, residual)), out,
+        *(out if x is None else x for x in (preactivation, sums)),
+        *a.stride(), *b.stride(), stride_residual, *out.stride(), M, K, N,
+        bias is not None, residual is not None, form, preactivation is not None, which,
+        "bf16x6" if wide and is_nvidia() else "ieee", block_m, block_n, block_k, ROWS_OF_TILES,
+        num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def _matrix(x):
+    """x (..., K) as rows (R, K), without a copy where rows lie at one stride."""
+    x, stride = dense_rows(x)
+    return x.as_strided((x.numel() // max(x.shape[-1], 1), x.shape[-1]), (stride, 1))
+
+
+def linear(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
+    W = weight.t() if transposed else weight
+    y = x.new_empty((*x.shape[:-1], W.shape[1]))
+    kept = torch.empty_like(y) if keep_preactivation and activation != "none" else x.new_empty(0)
+    if y.numel():
+        stride_residual = 0
+        if residual is not None:
+            residual, stride_residual = dense_rows(residual)
+        product(
+            _matrix(x), W, y.view(-1, W.shape[1]), None if bias is None else bias.contiguous(), residual,
+            stride_residual, FORMS[activation], kept if kept.numel() else None,
+        )  # fmt: skip
+    return y, kept
+
+
+def linear_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
+    wanted, none = want.split(), dy.new_empty(0)
+    W = weight.t() if transposed else weight
+    rows_dy, rows_x = _matrix(dy), _matrix(x)
+    dx = x.new_empty(x.shape) if "dx" in wanted else none
+    dweight = weight.new_empty(weight.shape) if "dweight" in wanted else none
+    dbias = dy.new_zeros(W.shape[1]) if "dbias" in wanted else none
+    if "dx" in wanted:
+        product(rows_dy, W.t(), dx.view(-1, W.shape[0]))
+    if "dweight" in wanted:
+        sums = dbias if "dbias" in wanted else None
+        if transposed:
+            product(rows_dy.t(), rows_x, dweight, sums=sums, which=0 if sums is None else 2)
+        else:
+            product(rows_x.t(), rows_dy, dweight, sums=sums, which=0 if sums is None else 1)
+    elif "dbias" in wanted:
+        dbias = rows_dy.sum(0)
+    return dx, dweight, dbias
+
+
+def _objection(x):
+    if x.dtype not in DTYPES:
+        return f"linear in Triton covers float32, bfloat16 and float16, got {str(x.dtype).removeprefix('torch.')}"
+    if x.dtype == torch.float32 and not HAS_BF16X6:
+        return f"linear of float32 in Triton needs Triton 3.6, got {triton.__version__}"
+    return None
+
+
+def _is_slower(x, weight, transposed):
+    """Why PyTorch's product is the choice where nobody asks for this one by name."""
+    K, N = weight.shape[::-1] if transposed else weight.shape
+    kind = torch.cuda.get_device_capability(x.device) if x.is_cuda else None
+    if (kind, x.dtype, x.numel() // max(K, 1), K, N) in MEASURED_FASTER:
+        return None
+    return "cuBLAS is the choice, as no GPU has measured Triton's product to be faster at this size"
+
+
+def supports(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
+    return _objection(x)
+
+
+def slower(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
+    return _is_slower(x, weight, transposed)
+
+
+def supports_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
+    return _objection(dy)
+
+
+def slower_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
+    return _is_slower(x, weight, transposed)
+
+
+KERNELS = {
+    "linear": (linear, supports, slower),
+    "linear_backward": (linear_backward, supports_backward, slower_backward),
+}
