@@ -168,10 +168,11 @@ def _objection(x):
 
 def _is_slower(x, weight, transposed):
     """Why PyTorch's product is the choice where nobody asks for this one by name."""
-    K, N = weight.shape[::-1] if transposed else weight.shape
-    kind = torch.cuda.get_device_capability(x.device) if x.is_cuda else None
-    if (kind, x.dtype, x.numel() // max(K, 1), K, N) in MEASURED_FASTER:
-        return None
+    if MEASURED_FASTER:
+        K, N = weight.shape[::-1] if transposed else weight.shape
+        kind = torch.cuda.get_device_capability(x.device) if x.is_cuda else None
+        if (kind, x.dtype, x.numel() // max(K, 1), K, N) in MEASURED_FASTER:
+            return None
     return "cuBLAS is the choice, as no GPU has measured Triton's product to be faster at this size"
 
 
