@@ -297,7 +297,7 @@ class use_backend:  # noqa: N801
     ``"auto"``: our kernels where they cover a call, PyTorch's fused ways elsewhere. ``"fused"`` and ``"reference"``: no
     kernel of ours. The name of a backend is strict: what it does not cover, forward or backward, raises RuntimeError.
     Raises ValueError for an unknown name, RuntimeError with the reason for one that cannot be used here; the backend
-    that was in force then stays so.
+    that was in force then stays so. Threads share it: ``with`` blocks of several at a time may leave one in force.
     """
 
     def __init__(self, name: str):

@@ -9,15 +9,12 @@ import functools
 import torch
 import triton
 import triton.language as tl
-from triton.runtime import driver
+
+from . import common
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # lse of a query that sees nothing: the least float32
 WIDEST = 256  # head size
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Tensor cores multiply float32 as three bfloat16 each, whose 24 bits are all of float32's: six products of those keep
-# float32's accuracy, which three of TF32 do not. Triton has this from 3.6 on.
-HAS_BF16X6 = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6)
 
 
 @triton.jit
@@ -199,17 +196,6 @@ def forward_tile(block_d, wide):
     return {128: (64, 64, 4, 2), 256: (64, 32, 4, 2)}.get(block_d, (64, 64, 4, 3))
 
 
-@functools.cache
-def is_nvidia():
-    return driver.active.get_current_target().backend == "cuda"
-
-
-def precision(q):
-    """How tl.dot multiplies float32; 16-bit types do not look at it. Heads of a few columns need no tensor cores, and
-    AMD's multiply float32 as it is."""
-    return "bf16x6" if q.dtype == torch.float32 and q.shape[-1] >= 16 and is_nvidia() else "ieee"
-
-
 def dense_heads(*tensors):
     """The tensors as they are where the head dimension is dense, else copies."""
     return (x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors)
@@ -251,11 +237,14 @@ def attention(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, s
     return out, lse
 
 
+def precision(q):
+    """That of all products of attention; heads of a few columns need no tensor cores."""
+    return common.precision(q) if q.shape[-1] >= 16 else "ieee"
+
+
 def objection(q):
-    if q.dtype not in DTYPES:
-        return f"attention in Triton covers float32, bfloat16 and float16, got {str(q.dtype).removeprefix('torch.')}"
-    if q.dtype == torch.float32 and not HAS_BF16X6:
-        return f"attention of float32 in Triton needs Triton 3.6, got {triton.__version__}"
+    if found := common.objection("attention", q, has_products=True):
+        return found
     if not 1 <= q.shape[-1] <= WIDEST:
         return f"attention in Triton covers head sizes of 1 to {WIDEST}, got {q.shape[-1]}"
     return None

@@ -9,8 +9,9 @@ import torch
 import triton
 import triton.language as tl
 
+from .common import objection
+
 LOG2E = tl.constexpr(1.4426950408889634)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BLOCK, WARPS, ALIGNED = 4096, 8, 8  # columns a tile, and columns after which a tile may begin
 LARGE = tl.constexpr(256.0)  # |lse| beyond which its rounding to 24 bits puts e^(logit - lse) off by more than 1.5e-5
 
@@ -187,9 +188,8 @@ def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, label
 
 
 def _objection(logits):
-    if logits.dtype not in DTYPES:
-        name = str(logits.dtype).removeprefix("torch.")
-        return f"cross entropy in Triton covers float32, bfloat16 and float16, got {name}"
+    if found := objection("cross entropy", logits):
+        return found
     return None if logits.shape[1] < 2**31 - BLOCK else f"it covers up to 2^31 - {BLOCK} columns"
 
 

@@ -10,7 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from .common import objection
+
 TILE, WIDEST, WARPS = 4096, 1024, 4  # elements of a tile, its most columns, warps
 ROWS_AT_ONCE, BACKWARD_COLUMNS = 16, 256  # of dy, by one step of a program
 SEGMENT = 256  # sorted rows: what one program adds up at most
@@ -165,18 +166,12 @@ def embedding_backward(dy, tokens, V, P, positions=None, token_types=None, start
     return _add_rows(rows, tokens, V), _add_rows(rows, positions.expand(B, T).reshape(-1), P)
 
 
-def _objection(x):
-    if x.dtype not in DTYPES:
-        return f"embedding in Triton covers float32, bfloat16 and float16, got {str(x.dtype).removeprefix('torch.')}"
-    return None
-
-
 def supports(tokens, wte, wpe, positions=None, token_types=None, start=0):
-    return _objection(wte)
+    return objection("embedding", wte)
 
 
 def supports_backward(dy, tokens, V, P, positions=None, token_types=None, start=0):
-    return _objection(dy)
+    return objection("embedding", dy)
 
 
 KERNELS = {"embedding": (embedding, supports), "embedding_backward": (embedding_backward, supports_backward)}

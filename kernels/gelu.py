@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
+from .common import objection
 from .layer_norm import dense_rows
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TILE, WIDEST, WARPS = 4096, 256, 4  # elements of a tile, columns of one of several rows (16, which share a bias), warps
 LOG2E = tl.constexpr(1 / math.log(2))
 TWICE_SLOPE = tl.constexpr(2 * math.sqrt(2 / math.pi))  # of the tanh form's inner function at 0, times 2
@@ -139,22 +139,16 @@ def gelu_backward(dy, x, approximate="tanh"):
     return dx
 
 
-def _objection(x):
-    if x.dtype not in DTYPES:
-        return f"GELU in Triton covers float32, bfloat16 and float16, got {str(x.dtype).removeprefix('torch.')}"
-    return None
-
-
 def supports(x, approximate="tanh"):
-    return _objection(x)
+    return objection("GELU", x)
 
 
 def supports_bias(x, bias, approximate="tanh"):
-    return _objection(x)
+    return objection("GELU", x)
 
 
 def supports_backward(dy, x, approximate="tanh"):
-    return _objection(x)
+    return objection("GELU", x)
 
 
 KERNELS = {

@@ -12,8 +12,9 @@ import triton
 import triton.language as tl
 from triton.runtime import driver
 
+from .common import objection
+
 LONGEST = 16384  # columns; a longer row does not fit in the registers of one program
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 # R is not specialised: decoding one token and reading a prompt run the same compiled kernel.
@@ -249,8 +250,8 @@ def layer_norm_backward(dy, x, weight, mean, rstd):
 
 
 def _objection(x):
-    if x.dtype not in DTYPES:
-        return f"layer norm in Triton covers float32, bfloat16 and float16, got {str(x.dtype).removeprefix('torch.')}"
+    if found := objection("layer norm", x):
+        return found
     if not 1 <= x.shape[-1] <= LONGEST:
         return f"layer norm in Triton covers 1 to {LONGEST} columns, got {x.shape[-1]}"
     return None

@@ -6,18 +6,19 @@ of the first row of tiles add up the columns of dy too, which they read anyhow: 
 """
 
 import functools
+import math
 
 import torch
 import triton
 import triton.language as tl
 
-from .attention import DTYPES, HAS_BF16X6, is_nvidia
+from .common import objection, precision
 from .gelu import _gelu
 from .layer_norm import dense_rows
 
 ROWS_OF_TILES = 8  # that programs walk through together, so that the columns of b that they share stay in the L2 cache
 FORMS = dict(none=0, gelu_tanh=1, gelu_erf=2)
-# What a GPU has measured faster here than by cuBLAS: (compute capability, dtype, rows, K, N). Nothing so far.
+# What a GPU has measured faster here than by PyTorch: (compute capability, dtype, rows, K, N). Nothing so far.
 MEASURED_FASTER: frozenset[tuple] = frozenset()
 
 
@@ -112,7 +113,7 @@ def product(a, b, out, bias=None, residual=None, stride_residual=0, form=0, prea
         *(out if x is None else x for x in (preactivation, sums)),
         *a.stride(), *b.stride(), stride_residual, *out.stride(), M, K, N,
         bias is not None, residual is not None, form, preactivation is not None, which,
-        "bf16x6" if wide and is_nvidia() else "ieee", block_m, block_n, block_k, ROWS_OF_TILES,
+        precision(a), block_m, block_n, block_k, ROWS_OF_TILES,
         num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -120,7 +121,7 @@ def product(a, b, out, bias=None, residual=None, stride_residual=0, form=0, prea
 def _matrix(x):
     """x (..., K) as rows (R, K), without a copy where rows lie at one stride."""
     x, stride = dense_rows(x)
-    return x.as_strided((x.numel() // max(x.shape[-1], 1), x.shape[-1]), (stride, 1))
+    return x.as_strided((math.prod(x.shape[:-1]), x.shape[-1]), (stride, 1))
 
 
 def linear(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
@@ -132,7 +133,7 @@ def linear(x, weight, bias=None, residual=None, activation="none", transposed=Fa
         if residual is not None:
             residual, stride_residual = dense_rows(residual)
         product(
-            _matrix(x), W, y.view(-1, W.shape[1]), None if bias is None else bias.contiguous(), residual,
+            _matrix(x), W, _matrix(y), None if bias is None else bias.contiguous(), residual,
             stride_residual, FORMS[activation], kept if kept.numel() else None,
         )  # fmt: skip
     return y, kept
@@ -146,8 +147,8 @@ def linear_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
     dweight = weight.new_empty(weight.shape) if "dweight" in wanted else none
     dbias = dy.new_zeros(W.shape[1]) if "dbias" in wanted else none
     if "dx" in wanted:
-        product(rows_dy, W.t(), dx.view(-1, W.shape[0]))
-    if "dweight" in wanted:
+        product(rows_dy, W.t(), dx.view(len(rows_dy), W.shape[0]))
+    if dweight.numel():
         sums = dbias if "dbias" in wanted else None
         if transposed:
             product(rows_dy.t(), rows_x, dweight, sums=sums, which=0 if sums is None else 2)
@@ -158,26 +159,18 @@ def linear_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
     return dx, dweight, dbias
 
 
-def _objection(x):
-    if x.dtype not in DTYPES:
-        return f"linear in Triton covers float32, bfloat16 and float16, got {str(x.dtype).removeprefix('torch.')}"
-    if x.dtype == torch.float32 and not HAS_BF16X6:
-        return f"linear of float32 in Triton needs Triton 3.6, got {triton.__version__}"
-    return None
-
-
 def _is_slower(x, weight, transposed):
     """Why PyTorch's product is the choice where nobody asks for this one by name."""
     if MEASURED_FASTER:
         K, N = weight.shape[::-1] if transposed else weight.shape
         kind = torch.cuda.get_device_capability(x.device) if x.is_cuda else None
-        if (kind, x.dtype, x.numel() // max(K, 1), K, N) in MEASURED_FASTER:
+        if (kind, x.dtype, math.prod(x.shape[:-1]), K, N) in MEASURED_FASTER:
             return None
-    return "cuBLAS is the choice, as no GPU has measured Triton's product to be faster at this size"
+    return "PyTorch's product is the choice: no GPU has measured Triton's to be faster at this size"
 
 
 def supports(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
-    return _objection(x)
+    return objection("linear", x, has_products=True)
 
 
 def slower(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
@@ -185,7 +178,7 @@ def slower(x, weight, bias=None, residual=None, activation="none", transposed=Fa
 
 
 def supports_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
-    return _objection(dy)
+    return objection("linear", dy, has_products=True)
 
 
 def slower_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):

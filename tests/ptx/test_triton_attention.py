@@ -8,6 +8,7 @@ pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
 from gpt2fast.kernels import attention as forward
 from gpt2fast.kernels import attention_backward as backward
+from gpt2fast.kernels import common
 from gpt2fast.op import OPS
 from gpt2fast.testing import assert_close_to_truth, ptx
 from gpt2fast.testing.inputs import build, reference, truth
@@ -111,7 +112,7 @@ def test_what_is_covered():
 
 def test_an_old_triton_leaves_float32_to_others(monkeypatch):
     """Triton 3.5 multiplies float32 by three products of TF32 at best, whose error breaks the parity rule."""
-    monkeypatch.setattr(forward, "HAS_BF16X6", False)
+    monkeypatch.setattr(common, "HAS_BF16X6", False)
     q = torch.empty(1, 3, 2, 64, device="meta")
     assert forward.supports(q, q, q).startswith("attention of float32 in Triton needs Triton 3.6, got 3.")
     assert forward.supports(*[q.bfloat16()] * 3) is None

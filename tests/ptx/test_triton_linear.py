@@ -10,6 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from gpt2fast import backends
+from gpt2fast.kernels import common
 from gpt2fast.kernels import linear as kernels
 from gpt2fast.op import OPS
 from gpt2fast.testing import assert_close_to_truth, ptx
@@ -127,7 +128,7 @@ def test_pytorch_s_product_is_the_choice_until_ours_was_measured_faster(monkeypa
     with ptx.machine():
         choice = backends.choose(OPS["linear"], x, weight)
         assert choice.backend == "fused"
-        assert choice.why == "cuBLAS is the choice, as no GPU has measured Triton's product to be faster at this size"
+        assert choice.why == "PyTorch's product is the choice: no GPU has measured Triton's to be faster at this size"
         with backends.use_backend("triton"):
             assert backends.choose(OPS["linear"], x, weight).backend == "triton"
         monkeypatch.setattr(kernels, "MEASURED_FASTER", {(None, torch.float32, 3, 8, 16)})
@@ -136,11 +137,24 @@ def test_pytorch_s_product_is_the_choice_until_ours_was_measured_faster(monkeypa
         assert backends.choose(OPS["linear_backward"], x @ weight, x, weight).backend == "triton"
 
 
+@pytest.mark.parametrize("transposed", (False, True))
+def test_a_sum_of_nothing(transposed):
+    """Without columns in x, y is bias + residual, and dbias is the sum of dy as ever."""
+    args = arguments(B=2, T=3, K=8, N=5, bias=True, residual=True, transposed=transposed)
+    none = dict(x=args["x"][..., :0], weight=args["weight"].narrow(int(transposed), 0, 0))
+    y, _ = run("linear", args | none)[0]
+    assert torch.equal(y, args["bias"] + args["residual"])
+    dy = torch.randint(-4, 5, (2, 3, 5)).float()
+    dx, dweight, dbias = run("linear_backward", dict(dy=dy, transposed=transposed, want="dx dweight dbias") | none)[0]
+    assert dx.shape == (2, 3, 0) and dweight.shape == none["weight"].shape
+    assert torch.equal(dbias, dy.sum((0, 1)))
+
+
 def test_what_is_covered(monkeypatch):
     x = torch.empty(3, 8, device="meta")
     assert kernels.supports(x, x) is None
     said = "linear in Triton covers float32, bfloat16 and float16, got float64"
     assert kernels.supports(x.double(), x) == kernels.supports_backward(x.double(), x, x) == said
-    monkeypatch.setattr(kernels, "HAS_BF16X6", False)
+    monkeypatch.setattr(common, "HAS_BF16X6", False)
     assert kernels.supports(x, x).startswith("linear of float32 in Triton needs Triton 3.6, got 3.")
     assert kernels.supports(x.half(), x) is None

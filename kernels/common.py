@@ -1,0 +1,31 @@
+"""What the kernels of several ops share: the dtypes that they cover, and how tl.dot multiplies float32."""
+
+import functools
+
+import torch
+import triton
+from triton.runtime import driver
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Tensor cores multiply float32 as three bfloat16 each, whose 24 bits are all of float32's: six products of those keep
+# float32's accuracy, which three of TF32 do not. Triton has this from 3.6 on.
+HAS_BF16X6 = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6)
+
+
+def objection(what, x, has_products=False):
+    """Why kernels named ``what`` do not cover x's dtype, or None; ``has_products``: they multiply matrices."""
+    if x.dtype not in DTYPES:
+        return f"{what} in Triton covers float32, bfloat16 and float16, got {str(x.dtype).removeprefix('torch.')}"
+    if has_products and x.dtype == torch.float32 and not HAS_BF16X6:
+        return f"{what} of float32 in Triton needs Triton 3.6, got {triton.__version__}"
+    return None
+
+
+@functools.cache
+def is_nvidia():
+    return driver.active.get_current_target().backend == "cuda"
+
+
+def precision(x):
+    """The input_precision of tl.dot; 16-bit types do not look at it. AMD's matrix units multiply float32 as it is."""
+    return "bf16x6" if x.dtype == torch.float32 and is_nvidia() else "ieee"
