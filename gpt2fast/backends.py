@@ -214,6 +214,8 @@ def choose(declared: "Op", *args: Any, device: str | None = None, **kwargs: Any)
             objection = reason
         elif declared.key not in backend.kernels:
             objection = f"the {backend.name} backend has no kernel for it"
+            if declared.fused_calls and _active != "auto":
+                return Choice("fused", declared.fused, {backend.name: objection})
         else:
             kernel = _kernel(backend, declared)
             try:

@@ -16,6 +16,7 @@ from . import weights as checkpoint
 from .cache import Cache
 from .config import Config
 from .generate import generate
+from .ops.linear_cross_entropy import MOST_ROWS, gradients_to_keep
 from .values import within
 
 IGNORED = -100
@@ -180,8 +181,10 @@ class GPT2(nn.Module):
         elif 0 < logits_to_keep < x.shape[1]:
             x = x[:, -logits_to_keep:]
         head = self.wte if self.lm_head is None else self.lm_head
-        logits = ops.linear(self.ln_f(x), head.weight, transposed=True)
-        return logits if targets is None else ops.cross_entropy(logits.flatten(0, 1), targets.flatten(), IGNORED)
+        x = self.ln_f(x)
+        if targets is None:
+            return ops.linear(x, head.weight, transposed=True)
+        return head_loss(x, head.weight, targets)
 
     generate = generate
 
@@ -255,6 +258,18 @@ class GPT2(nn.Module):
             module, _, leaf = name.rpartition(".")
             setattr(self.get_submodule(module), leaf, value if isinstance(value, nn.Parameter) else nn.Parameter(value))
         return self.eval()
+
+
+def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The loss of the logits x @ weight^T: x (..., C), weight (V, C), targets (...) int64, -100 where none counts.
+
+    Of many tokens few of the logits are in memory at a time; of few, two ops do the same in less time.
+    """
+    x, targets = x.flatten(0, -2), targets.flatten()
+    keep = gradients_to_keep(x, weight)
+    if keep in ("dweight", "both") and len(x) <= MOST_ROWS:
+        return ops.cross_entropy(ops.linear(x, weight, transposed=True), targets, IGNORED)
+    return ops.linear_cross_entropy(x, weight, targets, IGNORED, keep=keep)
 
 
 def check_mask(mask: Tensor | None, input_ids: Tensor) -> Tensor | None:

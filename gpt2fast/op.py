@@ -58,6 +58,7 @@ class Op:
     derivative_of: "Op | None"
     check_call: Callable[..., None]
     fused_is_differentiable: Callable[..., bool] | None
+    fused_calls: tuple["Op", ...]
     has_derivative: bool = False
     required = inspect.Parameter.empty  # what defaults hold for an argument without one
     autograd_function: type[torch.autograd.Function] | None = None
@@ -189,6 +190,7 @@ def op(
     fused: Callable | None = None,
     fused_unless: Callable[..., str | None] | None = None,
     fused_is_differentiable: Callable[..., bool] | None = None,
+    fused_calls: Sequence[Op] = (),
     baseline: Callable | None = None,
     naive: Callable | None = None,
     namespace: str = NAMESPACE,
@@ -217,6 +219,8 @@ def op(
         fused_unless: why ``fused`` does not compute a call, or None; the reference runs the call then.
         fused_is_differentiable: whether PyTorch's autograd through ``fused`` does what the derivative's own fused ways
             do for a call; on a GPU it is then left to it, which takes less time on the host.
+        fused_calls: the ops that ``fused`` is made of. Each chooses for itself, so that a backend named by
+            ``use_backend`` that has no kernel of this op runs it too, and raises only where it lacks one of those.
         baseline: PyTorch's fastest way to what a call returns, for benchmarks, where ``fused`` computes more than that.
         naive: the plain composition, for benchmarks. All of these take the op's arguments.
     """
@@ -249,6 +253,7 @@ def op(
             name, namespace, reference, signature, schema, shapes, rules, list(cases), tuple(returns.split()),
             tuple(saves.split()), make or {}, flops, autocast, tuple(mutates), tuple(dtypes), slack, fused,
             fused_unless, baseline, naive, derivative_of, check_call, fused_is_differentiable,
+            tuple(fused_calls),
         )  # fmt: skip
         library.impl(name, reference, "Meta")
         for lib in (library, fallbacks):

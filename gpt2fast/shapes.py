@@ -52,8 +52,9 @@ def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, An
     sizes: dict[str, Any] = {}
     first = first_floating = None
     specs = {name: parse(resolve(spec, args)) for name, spec in shapes.items()}
-    # where the data is float64, as the truth's is, statistics are too
-    float64 = any(dtype is None and _is_float64(args.get(name)) for name, (_, dtype) in specs.items())
+    # where the data is float64, as the truth's is, statistics are too; the first of its tensors tells
+    data = (args.get(name) for name, (_, dtype) in specs.items() if dtype is None)
+    float64 = _is_float64(next((t for t in data if t is not None), None))
     for name, (dims, dtype) in specs.items():
         tensor = args.get(name)
         if tensor is None:

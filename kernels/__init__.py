@@ -17,4 +17,6 @@ MODULES = dict(
     cross_entropy_backward="cross_entropy",
     linear="linear",
     linear_backward="linear",
+    linear_cross_entropy="linear_cross_entropy",
+    linear_cross_entropy_backward="linear_cross_entropy",
 )

@@ -163,13 +163,15 @@ def cross_entropy(logits, targets, ignore_index=-100, label_smoothing=0.0, reduc
             logits, targets, loss, lse, logits.stride(0), V, ignore_index, label_smoothing, label_smoothing > 0,
             BLOCK, ALIGNED, num_warps=WARPS, enable_fp_fusion=True,
         )  # fmt: skip
-    if reduction == "none":
-        return loss, lse
+    return (loss if reduction == "none" else _total_of_rows(loss, targets, ignore_index, reduction)), lse
+
+
+def _total_of_rows(loss, targets, ignore_index, reduction):
     total = loss.new_empty(())
     cross_entropy_sum_kernel[(1,)](
-        loss, targets, total, R, ignore_index, reduction == "mean", 1024, num_warps=8, enable_fp_fusion=True
+        loss, targets, total, len(loss), ignore_index, reduction == "mean", 1024, num_warps=8, enable_fp_fusion=True
     )
-    return total, lse
+    return total
 
 
 def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, label_smoothing=0.0, reduction="mean"):

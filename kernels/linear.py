@@ -159,7 +159,7 @@ def linear_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
     return dx, dweight, dbias
 
 
-def _is_slower(x, weight, transposed):
+def is_slower(x, weight, transposed):
     """Why PyTorch's product is the choice where nobody asks for this one by name."""
     if MEASURED_FASTER:
         K, N = weight.shape[::-1] if transposed else weight.shape
@@ -174,7 +174,7 @@ def supports(x, weight, bias=None, residual=None, activation="none", transposed=
 
 
 def slower(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
-    return _is_slower(x, weight, transposed)
+    return is_slower(x, weight, transposed)
 
 
 def supports_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
@@ -182,7 +182,7 @@ def supports_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
 
 
 def slower_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
-    return _is_slower(x, weight, transposed)
+    return is_slower(x, weight, transposed)
 
 
 KERNELS = {

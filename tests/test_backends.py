@@ -73,9 +73,22 @@ def test_what_pytorchs_fused_way_does_not_compute_runs_the_reference_and_says_wh
 
 @pytest.mark.parametrize("op", [o for o in OPS.values() if not backends.is_native(o)], ids=lambda op: op.name)
 def test_a_named_backend_is_strict_for_backward_ops_too(op):
-    said = f"gpt2fast::{op.name}: backend 'cpu' does not cover this call: the cpu backend has no kernel for it"
-    with use_backend("cpu"), pytest.raises(RuntimeError, match=re.escape(said)):
+    lacking = "|".join(o.name for o in (op, *op.fused_calls) if not backends.is_native(o))
+    said = f"gpt2fast::({lacking}): backend 'cpu' does not cover this call: the cpu backend has no kernel for it"
+    with use_backend("cpu"), pytest.raises(RuntimeError, match=said):
         call(op, small(op))
+
+
+def test_an_op_made_of_others_runs_on_a_named_backend_that_has_kernels_of_those():
+    op = OPS["linear_cross_entropy"]
+    args = build(op, dict(R=37, K=70, V=771, ignore_index=3))
+    choice = choose(op, **args)
+    assert choice.backend == "fused" and choice.why == "the cpu backend has no kernel for it"
+    expected = call(op, args)
+    with use_backend("cpu"):
+        assert choose(op, **args).run is op.fused
+        for a, b in zip(call(op, args), expected):
+            assert torch.equal(a, b)
 
 
 def test_strict_backends_raise_inside_a_backward_pass():

@@ -1,6 +1,7 @@
 """Training through the drop-in: gradients, dropout, checkpointing, autocast, compile, Trainer."""
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -124,6 +125,78 @@ def test_autocast():
             loss = model(IDS, labels=IDS).loss
         loss.backward()
     same_gradients(models)
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    """A chunk of head and loss is 7 rows, so that small inputs have many."""
+    module = sys.modules["gpt2fast.ops.linear_cross_entropy"]
+    for name in ("MOST_ROWS", "FEW_ROWS"):
+        monkeypatch.setattr(module, name, 7)
+
+
+@pytest.mark.parametrize("items", (None, 5), ids=("mean", "num_items_in_batch"))
+@pytest.mark.parametrize("tied", (True, False), ids=("tied", "untied"))
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+def test_fused_loss(dtype, tied, items, few_rows):
+    """The loss and all gradients, without logits; transformers' own loss is the truth's and the plain one's."""
+    models = trio(dtype=dtype, tie_word_embeddings=tied, **NO_DROPOUT).apply(lambda model: model.train())
+    assert gpt2fast.optimize(models.ours, fused_loss=True) is models.ours
+    losses = []
+    for model in models:
+        out = model(IDS, labels=IDS, attention_mask=padded(left=False), num_items_in_batch=items)
+        assert (out.logits is None) == (model is models.ours)
+        out.loss.backward()
+        losses.append(out.loss.detach())
+    assert_close_to_truth(losses[1][None], losses[0][None].float(), losses[2][None])
+    same_gradients(models)
+
+
+def test_fused_loss_gives_logits_where_they_are_asked_for(few_rows):
+    ours = gpt2fast.optimize(trio(**NO_DROPOUT).ours, fused_loss=True)
+    plain = ours(IDS, labels=IDS)
+    assert plain.logits.shape == (*IDS.shape, ours.config.vocab_size)  # in evaluation mode
+    ours.train()
+    assert torch.equal(ours(IDS).logits, plain.logits)
+    assert ours(IDS, labels=IDS).logits is None
+    assert ours(IDS, labels=IDS, logits_to_keep=IDS.shape[1]).logits is not None
+    report = gpt2fast.report(ours)
+    assert report["lm_head"].op == report["loss_function"].op == "linear_cross_entropy"
+    assert report["lm_head"].backward == "fused"
+    hook = ours.lm_head.register_forward_hook(lambda *_: None)
+    assert ours(IDS, labels=IDS).logits is not None
+    said = gpt2fast.report(ours)["loss_function"]
+    assert said.op == "cross_entropy" and said.reason == "not fused with lm_head: of lm_head it has a forward hook"
+    hook.remove()
+    ours.loss_function = ForCausalLMLoss
+    assert ours(IDS, labels=IDS).logits is not None
+    del ours._loss_function
+    assert gpt2fast.optimize(ours)(IDS, labels=IDS).logits is not None  # as the default says
+    gpt2fast.optimize(ours, fused_loss=True)
+    assert "fused_loss" not in vars(gpt2fast.restore(ours))
+    with pytest.raises(ValueError, match="fused_loss needs a GPT2LMHeadModel, got GPT2Model"):
+        gpt2fast.optimize(trio("GPT2Model").ours, fused_loss=True)
+
+
+def test_fused_loss_of_a_frozen_head_and_under_autocast_and_compile(few_rows):
+    models = trio(tie_word_embeddings=False, **NO_DROPOUT).apply(lambda model: model.train())
+    gpt2fast.optimize(models.ours, fused_loss=True)
+    models.apply(lambda model: model.lm_head.requires_grad_(False))
+    backward(models)
+    assert models.ours.lm_head.weight.grad is None
+    models.apply(lambda model: model.lm_head.requires_grad_(True))
+    for model in models:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=model is not models.truth):
+            loss = model(IDS, labels=IDS).loss
+        loss.backward()
+    same_gradients(models)
+    expected = [p.grad.clone() for p in models.ours.parameters()]
+    models.ours.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.compile(models.ours, backend="aot_eager")(IDS, labels=IDS).loss.backward()
+    for p, other in zip(models.ours.parameters(), expected):
+        assert torch.equal(p.grad, other)
 
 
 def test_replaced_loss_function():

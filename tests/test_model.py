@@ -1,5 +1,7 @@
 """The native model against transformers, by the parity rule; its cache, its training mode and its replaceable parts."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -168,8 +170,11 @@ def test_from_transformers_shares_the_parameters():
         GPT2.from_transformers(make(add_cross_attention=True))
 
 
-@pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu"])
-def test_loss_and_gradients(activation):
+@pytest.mark.parametrize("activation, rows", [("gelu_new", None), ("gelu", None), ("relu", None), ("gelu", 20)])
+def test_loss_and_gradients(activation, rows, monkeypatch):
+    if rows:  # of a chunk of head and loss
+        for module in ("gpt2fast.model", "gpt2fast.ops.linear_cross_entropy"):
+            monkeypatch.setattr(sys.modules[module], "MOST_ROWS", rows)
     hf = make(activation_function=activation)
     ids, labels = tokens(3, 17), tokens(3, 17).flip(0)
     labels[0, :4] = -100

@@ -98,6 +98,21 @@ PEAKS = """if True:
     use_backend("reference")
     print(json.dumps([found, grown(4096, torch.float32)]))
 """
+HEAD = (
+    PEAKS.split("def grown")[0]
+    + """
+    x, weight, targets = torch.randn(8192, 8), torch.randn(50257, 8), torch.zeros(8192, dtype=torch.int64)
+
+    def grown(function, *args, **options):
+        before = peak()
+        function(*args, **options)
+        return peak() - before
+
+    ops.linear_cross_entropy(x[:9], weight, targets[:9])
+    chunks = grown(ops.linear_cross_entropy, x, weight, targets)
+    print(json.dumps([chunks, grown(ops.linear, x, weight, transposed=True)]))
+"""
+)
 
 
 def test_attention_never_materialises_t_by_s():
@@ -106,3 +121,11 @@ def test_attention_never_materialises_t_by_s():
     kernels, plain = json.loads(done.stdout)
     assert max(kernels) < 16384 * 16384 * 4 / 64, kernels
     assert plain >= 4096 * 4096 * 4
+
+
+def test_head_and_loss_never_hold_all_logits():
+    """8192 tokens: the logits would take 1.6 GB."""
+    done = subprocess.run([sys.executable, "-c", HEAD], capture_output=True, text=True, check=True)
+    chunks, whole = json.loads(done.stdout)
+    assert whole >= 8192 * 50257 * 4
+    assert chunks < whole / 6

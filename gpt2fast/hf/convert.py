@@ -69,17 +69,24 @@ def to_ours() -> dict[type, type]:
     return pairs | {part.__bases__[0]: part for part in PARTS}
 
 
-def optimize(model: nn.Module) -> nn.Module:
+def optimize(model: nn.Module, fused_loss: bool = False) -> nn.Module:
     """Switches every GPT-2 in ``model`` (one of transformers' or anything that holds one) to our modules, in place.
 
     Only modules whose class is exactly transformers' or torch's change theirs: subclasses, adapters, quantised layers
-    and parametrized modules stay as they are and go on being called. Returns the same object; restore() undoes it.
-    Raises TypeError where there is no GPT-2 in it.
+    and parametrized modules stay as they are and go on being called. ``fused_loss``: a GPT2LMHeadModel in training mode
+    that is given labels computes its loss without its logits, which take most of the memory of a training step; the
+    output's ``logits`` are None then. Returns the same object; restore() undoes it.
+    Raises TypeError where there is no GPT-2 in it, ValueError for ``fused_loss`` where none has a language-model head.
     """
     roots = _roots(model)
     pairs = to_ours()
     for root in roots:
         _swap(root, pairs)
+    heads = [m for m in model.modules() if type(m) is pairs[stock.GPT2LMHeadModel]]
+    if fused_loss and not heads:
+        raise ValueError(f"gpt2fast: fused_loss needs a GPT2LMHeadModel, got {type(model).__name__}")
+    for module in heads:
+        module.fused_loss = fused_loss
     return model
 
 
@@ -88,6 +95,8 @@ def restore(model: nn.Module) -> nn.Module:
     pairs = {ours: theirs for theirs, ours in to_ours().items()}
     for root in _roots(model):
         _swap(root, pairs)
+    for module in model.modules():
+        module.__dict__.pop("fused_loss", None)
     return model
 
 

@@ -15,6 +15,7 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .. import ops
+from ..ops.linear_cross_entropy import gradients_to_keep
 from ..values import within
 from .blocks import needs_their_mask
 from .checks import embedding_obstacle, is_autocast, keep_forwards, stands_in, weight_obstacle
@@ -41,18 +42,33 @@ def apply_head(head: nn.Module, x: Tensor) -> Tensor:
 
 def causal_lm_loss(logits, labels, vocab_size, num_items_in_batch=None, ignore_index=-100, shift_labels=None, **kwargs):
     """transformers' ForCausalLMLoss without a float32 copy of the logits: token i is scored by the label of i + 1."""
-    if shift_labels is None:
-        shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
-    targets = shift_labels.reshape(-1).to(device=logits.device, dtype=torch.int64)
+    targets = _targets(labels, shift_labels, ignore_index, logits.device)
     rows = logits.reshape(-1, vocab_size)
     rows = rows.float() if rows.dtype == torch.float64 else rows
     reduction = "mean" if num_items_in_batch is None else "sum"
-    loss = ops.cross_entropy(rows, targets, ignore_index, reduction=reduction)
-    if num_items_in_batch is None:
+    return _per_item(ops.cross_entropy(rows, targets, ignore_index, reduction=reduction), num_items_in_batch)
+
+
+def fused_causal_lm_loss(x, head, labels, num_items_in_batch=None, ignore_index=-100, shift_labels=None, **kwargs):
+    """The same from what the head is given, (B, T, C), without its logits: few of them are in memory at a time."""
+    targets = _targets(labels, shift_labels, ignore_index, x.device)
+    reduction, keep = "mean" if num_items_in_batch is None else "sum", gradients_to_keep(x, head.weight)
+    rows = x.reshape(-1, x.shape[-1])
+    loss = ops.linear_cross_entropy(rows, head.weight, targets, ignore_index, reduction=reduction, keep=keep)
+    return _per_item(loss, num_items_in_batch)
+
+
+def _targets(labels, shift_labels, ignore_index: int, device) -> Tensor:
+    """(B T,) int64: the label that scores each token."""
+    if shift_labels is None:
+        shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    return shift_labels.reshape(-1).to(device=device, dtype=torch.int64)
+
+
+def _per_item(loss: Tensor, items) -> Tensor:
+    if items is None:
         return loss
-    if isinstance(num_items_in_batch, Tensor):
-        num_items_in_batch = num_items_in_batch.to(loss.device)
-    return loss / num_items_in_batch
+    return loss / (items.to(loss.device) if isinstance(items, Tensor) else items)
 
 
 class GPT2Model(Optimized, stock.GPT2Model):
@@ -169,6 +185,8 @@ def _widened(numbers: Tensor | None) -> Tensor | None:
 
 
 class GPT2LMHeadModel(Optimized, FastGeneration, stock.GPT2LMHeadModel):
+    fused_loss = False  # see optimize()
+
     @property
     def loss_function(self):
         # transformers' lookup, spelled out: torch.compile traces no super() of a property
@@ -210,9 +228,12 @@ class GPT2LMHeadModel(Optimized, FastGeneration, stock.GPT2LMHeadModel):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = apply_head(self.lm_head, _kept(found.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
+        x, loss, logits = found.last_hidden_state, None, None
+        if labels is None or not fuses_loss(self) or isinstance(logits_to_keep, Tensor) or logits_to_keep:
+            logits = apply_head(self.lm_head, _kept(x, logits_to_keep))
+        if labels is not None and logits is None:
+            loss = fused_causal_lm_loss(x, self.lm_head, labels, **kwargs)
+        elif labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithCrossAttentions(
             loss=loss,
@@ -222,6 +243,23 @@ class GPT2LMHeadModel(Optimized, FastGeneration, stock.GPT2LMHeadModel):
             attentions=found.attentions,
             cross_attentions=found.cross_attentions,
         )
+
+
+def fuses_loss(model: GPT2LMHeadModel) -> bool:
+    """Whether a call with labels computes its loss without the logits."""
+    return model.fused_loss and model.training and fused_loss_obstacle(model) is None
+
+
+def fused_loss_obstacle(model: GPT2LMHeadModel) -> str | None:
+    """Why head and loss cannot be one op, or None."""
+    if model.loss_function is not causal_lm_loss:
+        return "loss_function is replaced"
+    head = model.lm_head
+    if found := weight_obstacle(head, LINEAR):
+        return f"of lm_head {found}"
+    if head.bias is not None:
+        return "lm_head has a bias"
+    return "the model is in float64" if head.weight.dtype == torch.float64 else None
 
 
 class GPT2DoubleHeadsModel(Optimized, FastGeneration, stock.GPT2DoubleHeadsModel):

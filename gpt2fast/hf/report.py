@@ -188,13 +188,23 @@ def _generating_lines(name: str, model: nn.Module) -> Iterator[Line]:
         yield replace(line, module=type(model).__name__, backward=None)
     else:
         yield _own(name, model, f"generate runs transformers' loop: {found}")
+    asked = isinstance(model, models.GPT2LMHeadModel) and model.fused_loss and model.training
+    obstacle_to_fusion = models.fused_loss_obstacle(model) if asked else None
+    if asked and obstacle_to_fusion is None:
+        fused = "loss_function, where labels are given"
+        line = _line(_join(name, "lm_head"), model.lm_head, "linear_cross_entropy", fused)
+        yield line
+        yield replace(line, name=_join(name, "loss_function"), module="function", fused="part of lm_head")
+        return
     yield _leaf(_join(name, "lm_head"), model.lm_head, models.LINEAR, "linear")
     replaced = isinstance(model, models.GPT2LMHeadModel) and model.loss_function is not models.causal_lm_loss
     if replaced:
         other = "not switched" if model.loss_function is ForCausalLMLoss else "it is replaced"
         yield Line(_join(name, "loss_function"), "function", None, reason=other)
     else:
-        yield replace(_line(_join(name, "loss_function"), model.lm_head, "cross_entropy"), module="function")
+        line = _line(_join(name, "loss_function"), model.lm_head, "cross_entropy")
+        reason = f"not fused with lm_head: {obstacle_to_fusion}" if obstacle_to_fusion else line.reason
+        yield replace(line, module="function", reason=reason)
 
 
 def _leaf(name: str, module: nn.Module, ours: tuple, op: str) -> Line:

@@ -1,5 +1,7 @@
 """What several references share: widening, memory as a GPU needs it, and Philox in PyTorch."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -7,6 +9,40 @@ from torch import Tensor
 def widen(x: Tensor) -> Tensor:
     """float16 and bfloat16 to float32; float32 and float64 as they are."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def wide_dtype(x: Tensor) -> torch.dtype:
+    """What ``widen`` makes of x's dtype."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def multiply(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
+    """out = a @ b, or out += a @ b, by PyTorch: a (M, K), b (K, N) of one dtype, out (M, N) in ``wide_dtype`` of it.
+
+    On a CPU a product of 16-bit numbers is rounded to 16 bits once, since PyTorch has no other there, unless it is to
+    be added: then it is one of float32 numbers, at half the speed.
+    """
+    if a.dtype == out.dtype:
+        out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+    elif not a.is_cuda:
+        out.addmm_(a.to(out.dtype), b.to(out.dtype)) if add else out.copy_(a @ b)
+    elif not add:
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+    elif _adds_wide(a.device, a.dtype):
+        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+    else:
+        out.add_(torch.mm(a, b, out_dtype=out.dtype))
+
+
+@functools.cache
+def _adds_wide(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this PyTorch adds a product of 16-bit numbers to float32 in one step: some versions refuse the types."""
+    a = torch.zeros(16, 16, device=device, dtype=dtype)
+    try:
+        torch.addmm(a.float(), a, a, out_dtype=torch.float32)
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 def aligned(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -9,7 +9,7 @@ REDUCTION = "none | mean | sum"
 VALUES = dict(targets="[0, V) or ignore_index", label_smoothing="[0, 1]", reduction=REDUCTION)
 
 
-def _targets(shape, case, g):
+def targets_of_rows(shape, case, g):
     """Every third row is ignored."""
     targets = torch.randint(0, case["V"], shape, generator=g)
     return torch.where(torch.arange(shape[0]) % 3 == 2, case.get("ignore_index", -100), targets)
@@ -51,7 +51,7 @@ def _naive(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction="m
     returns="loss",
     saves="lse",
     cases=CASES,
-    make=dict(targets=_targets),
+    make=dict(targets=targets_of_rows),
     flops=lambda n: 4 * n["R"] * n["V"],
     autocast="widest",
     values=VALUES,  # no fused=: F.cross_entropy keeps no lse, and making it anew costs what the reference does
@@ -109,7 +109,7 @@ def _fused_backward(dloss, logits, targets, lse, ignore_index=-100, label_smooth
     shapes=dict(dloss=_dloss_shape, logits="R V", targets="R: int64", lse="R: float32"),
     returns="dlogits",
     cases=CASES,
-    make=dict(targets=_targets),
+    make=dict(targets=targets_of_rows),
     flops=lambda n: 4 * n["R"] * n["V"],
     derivative_of=cross_entropy,
     values=dict(reduction=REDUCTION),

@@ -1,0 +1,137 @@
+"""cross_entropy(x @ weight^T, targets) over chunks of rows, whose logits become their own gradient in place.
+
+The products are those of ``linear``: PyTorch's where no GPU has measured ours to be faster. What is left is one kernel:
+a program has one row of logits, reads it for the loss, and once more, from the L2 cache, to write the gradient over it.
+"""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from gpt2fast import backends
+from gpt2fast.ops.common import multiply
+from gpt2fast.ops.linear_cross_entropy import GRADIENTS, accumulate, chunks, scaled
+
+from .common import objection
+from .cross_entropy import LOG2E, _add_tile, _total_of_rows
+from .linear import is_slower, product
+
+BLOCK, WARPS, ALIGNED = 4096, 8, 16  # columns a tile; columns of which the buffer's rows are a multiple
+
+
+@triton.jit(do_not_specialize=["V", "ignore_index"])
+def loss_and_gradient_kernel(
+    logits_ptr, targets_ptr, loss_ptr, lse_ptr, dloss_ptr, stride_logits_r, stride_dloss, V, ignore_index,
+    label_smoothing, SMOOTHING: tl.constexpr, GRADIENT: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """A row has ``stride_logits_r`` columns in memory, a multiple of 16 bytes, of which the first V are logits."""
+    r = tl.program_id(0).to(tl.int64)
+    row_ptr = logits_ptr + r * stride_logits_r
+    lane = tl.arange(0, BLOCK_V)
+    target = tl.load(targets_ptr + r)
+    known = (target >= 0) & (target < V)
+    at_target = tl.load(row_ptr + target, mask=known, other=float("nan")).to(tl.float32)
+    peak = tl.full([BLOCK_V], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_V], tl.float32)
+    plain = tl.zeros([BLOCK_V], tl.float32)
+    for first in tl.range(0, V, BLOCK_V):
+        x = tl.load(row_ptr + first + lane, mask=first + lane < stride_logits_r, other=0.0)
+        peak, total, plain = _add_tile(peak, total, plain, x, first + lane < V, SMOOTHING)
+    top = tl.max(peak, 0)
+    shift = tl.where(top == float("-inf"), 0.0, top)
+    total_of_row = tl.sum(total * tl.exp2((peak - shift) * LOG2E), 0)
+    log_total = tl.log(total_of_row)
+    # The differences from the greatest logit are added, not the logits: they keep their digits however large those are.
+    loss = (shift - at_target) + log_total
+    if SMOOTHING:
+        mean = tl.sum(plain, 0) / V
+        loss = (1 - label_smoothing) * loss + label_smoothing * (shift - mean + log_total)
+    tl.store(loss_ptr + r, tl.where(target == ignore_index, 0.0, loss))
+    tl.store(lse_ptr + r, shift + log_total)
+    if GRADIENT:
+        scale = tl.where(target == ignore_index, 0.0, tl.load(dloss_ptr + r * stride_dloss))
+        uniform = label_smoothing / V
+        inverse = 1 / total_of_row
+        for first in tl.range(0, V, BLOCK_V):
+            inside = first + lane < stride_logits_r
+            x = tl.load(row_ptr + first + lane, mask=inside, other=0.0).to(tl.float32)
+            p = tl.exp2((x - top) * LOG2E) * inverse - uniform
+            p = tl.where(first + lane == target, p - (1 - label_smoothing), p)
+            p = tl.where(first + lane < V, scale * p, 0.0)
+            tl.store(row_ptr + first + lane, p.to(logits_ptr.dtype.element_ty), mask=inside)
+
+
+def _product(a, b, out, add=False):
+    """out = a @ b, or out += a @ b: ours where it is asked for by name, or measured faster."""
+    if backends.active() == "triton" or not is_slower(a, b, False):
+        product(a, b, out, residual=out if add else None, stride_residual=out.stride(0))
+    else:
+        multiply(a, b, out, add)
+
+
+def _rows(x, weight, targets, ignore_index, label_smoothing, want, dloss=None):
+    """loss and lse of every row (R,), and dx and dweight for ``dloss`` (R,), by default 1, in float32."""
+    R, V = len(x), len(weight)
+    x, targets = x.contiguous(), targets.contiguous()
+    loss, lse = (x.new_empty(R, dtype=torch.float32) for _ in range(2))
+    # Rows of whole lines of memory, for the matrix units and for 16 bytes at a time. The columns beyond V meet rows of
+    # zeros.
+    missing = -V % ALIGNED
+    weight = F.pad(weight, (0, 0, 0, missing)) if missing else weight.contiguous()
+    parts = chunks(x, want)
+    buffer = x.new_empty(parts[0].stop if parts else 0, V + missing)
+    per_row, stride = (loss.new_ones(1), 0) if dloss is None else (dloss, dloss.stride(0))
+
+    def dlogits_of(rows):
+        logits = buffer[: rows.stop - rows.start]
+        _product(x[rows], weight.t(), logits)
+        loss_and_gradient_kernel[(len(logits),)](
+            logits, targets[rows], loss[rows], lse[rows], per_row if dloss is None else per_row[rows], V + missing,
+            stride, V, ignore_index, label_smoothing, label_smoothing > 0, bool(want), BLOCK,
+            num_warps=WARPS, enable_fp_fusion=True,
+        )  # fmt: skip
+        return logits
+
+    dx, dweight = accumulate(x, weight, want, dlogits_of, _product)
+    return loss, lse, dx, dweight[:V]
+
+
+def linear_cross_entropy(x, weight, targets, ignore_index=-100, label_smoothing=0.0, reduction="mean", keep="none"):
+    want = GRADIENTS[keep] if reduction != "none" else ""
+    loss, lse, dx, dweight = _rows(x, weight, targets, ignore_index, label_smoothing, want)
+    if reduction != "none":
+        loss = _total_of_rows(loss, targets.contiguous(), ignore_index, reduction)
+    return loss, lse, dx, dweight
+
+
+def linear_cross_entropy_backward(
+    dloss, x, weight, targets, lse, ignore_index=-100, label_smoothing=0.0, reduction="mean", want="dx dweight"
+):
+    per_row = dloss if reduction == "none" else None
+    _, _, *gradients = _rows(x, weight, targets, ignore_index, label_smoothing, want, per_row)
+    if reduction == "none":
+        return tuple(g.to(x.dtype) for g in gradients)
+    return tuple(scaled(gradients, dloss, targets, ignore_index, reduction, x.dtype))
+
+
+def _objection(x, weight):
+    if found := objection("linear cross entropy", x, has_products=True):
+        return found
+    return None if len(weight) < 2**31 - BLOCK else f"it covers up to 2^31 - {BLOCK} columns"
+
+
+def supports(x, weight, targets, ignore_index=-100, label_smoothing=0.0, reduction="mean", keep="none"):
+    return _objection(x, weight)
+
+
+def supports_backward(
+    dloss, x, weight, targets, lse, ignore_index=-100, label_smoothing=0.0, reduction="mean", want="dx dweight"
+):
+    return _objection(x, weight)
+
+
+KERNELS = {
+    "linear_cross_entropy": (linear_cross_entropy, supports),
+    "linear_cross_entropy_backward": (linear_cross_entropy_backward, supports_backward),
+}
