@@ -17,6 +17,7 @@ MODULES = dict(
     cross_entropy_backward="cross_entropy",
     linear="linear",
     linear_backward="linear",
+    sample="sample",
     linear_cross_entropy="linear_cross_entropy",
     linear_cross_entropy_backward="linear_cross_entropy",
 )
