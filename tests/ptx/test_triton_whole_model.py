@@ -1,0 +1,114 @@
+"""GPT-2 as a whole on Triton's kernels alone, on the PTX machine: forward, generation, backward, optimiser steps."""
+
+import copy
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
+
+from gpt2fast import GPT2, Config, use_backend
+from gpt2fast.testing import assert_close_to_truth, ptx
+
+SIZES = dict(n_layer=2, n_embd=48, n_head=3, vocab_size=97, n_positions=40, bos_token_id=0, eos_token_id=0)
+DTYPES = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
+
+
+def models(dtype=torch.float32, **changes):
+    """Ours, the plain one and the truth, of the same parameters."""
+    torch.manual_seed(3)
+    ours = GPT2(Config(**SIZES | dict(initializer_range=0.2, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0) | changes))
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.dim() == 1:  # biases and norms are 0 and 1 at first, which would hide them
+                parameter.normal_(1.0, 0.1)
+    ours = ours.to(dtype)
+    return ours, copy.deepcopy(ours), copy.deepcopy(ours).double()
+
+
+def on_each(function, trio):
+    """``function`` of ours on Triton alone, of the plain one and the truth on the references."""
+    with ptx.machine() as machine, use_backend("triton"):
+        found = [function(trio[0])]
+    with use_backend("reference"):
+        return found + [function(model) for model in trio[1:]], machine.launches
+
+
+def tokens(B=2, T=11, seed=0):
+    return torch.randint(1, SIZES["vocab_size"], (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+@DTYPES
+@pytest.mark.parametrize("padded", (False, True))
+def test_logits(padded, dtype):
+    mask = torch.ones(2, 11, dtype=torch.bool)
+    mask[0, :4] = not padded
+    with torch.no_grad():
+        found, launches = on_each(lambda model: model(tokens(), mask=mask)[mask], models(dtype))
+    assert_close_to_truth(*found, "logits")
+    assert {launch.kernel for launch in launches} == {
+        "embedding_kernel", "layer_norm_kernel", "linear_kernel", "attention_kernel"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    (
+        dict(),
+        dict(do_sample=True, top_k=9, top_p=0.9, temperature=1.3),
+        dict(do_sample=True, top_k=None, repetition_penalty=1.3),
+    ),
+    ids=("greedy", "sampled", "penalised"),
+)
+@pytest.mark.parametrize("padded", (False, True))
+def test_generated_tokens(padded, options):
+    """Text, batched and padded on the left too, is the reference's token by token."""
+    mask = torch.ones(2, 11, dtype=torch.int64)
+    mask[0, :4] = int(not padded)
+
+    def generate(model):
+        return model.eval().generate(tokens(), mask, max_new_tokens=8, eos_token_id=[], seed=5, **options)
+
+    (ours, plain, _), launches = on_each(generate, models())
+    assert torch.equal(ours, plain)
+    names = [launch.kernel for launch in launches]
+    assert names.count("decode_attention_kernel") == 7 * SIZES["n_layer"]
+    assert names.count("sample_kernel" if options else "greedy_kernel") == 8
+
+
+@DTYPES
+def test_gradients(dtype):
+    ids, targets = tokens(), tokens(seed=1)
+    targets[0, :3] = -100
+
+    def gradients(model):
+        loss = model(ids, targets=targets)
+        loss.backward()
+        return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
+
+    trio = models(dtype)
+    (ours, plain, truth), _ = on_each(gradients, trio)
+    for name, *three in zip(("loss", *dict(trio[0].named_parameters())), ours, plain, truth):
+        assert_close_to_truth(*three, name)
+
+
+def test_three_optimiser_steps():
+    """Losses and parameters after three steps of AdamW with a clipped norm."""
+
+    def train(model):
+        optimiser, losses = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-4, foreach=False), []
+        for step in range(3):
+            loss = model(tokens(seed=step), targets=tokens(seed=step + 9))
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=False)
+            optimiser.step()
+            losses.append(loss.detach().double())
+        return [torch.stack(losses), *(parameter.detach() for parameter in model.parameters())]
+
+    trio = models()
+    (ours, plain, truth), _ = on_each(train, trio)
+    assert ours[0][2] != ours[0][0]
+    for name, *three in zip(("losses", *dict(trio[0].named_parameters())), ours, plain, truth):
+        assert_close_to_truth(*three, name)
