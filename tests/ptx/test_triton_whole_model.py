@@ -18,7 +18,8 @@ DTYPES = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=(
 def models(dtype=torch.float32, **changes):
     """Ours, the plain one and the truth, of the same parameters."""
     torch.manual_seed(3)
-    ours = GPT2(Config(**SIZES | dict(initializer_range=0.2, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0) | changes))
+    without = dict(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    ours = GPT2(Config(**SIZES | dict(initializer_range=0.2) | without | changes))
     with torch.no_grad():
         for parameter in ours.parameters():
             if parameter.dim() == 1:  # biases and norms are 0 and 1 at first, which would hide them
