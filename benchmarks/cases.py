@@ -11,10 +11,14 @@ from torch import Tensor
 from gpt2fast import memory
 from gpt2fast.backends import BUILT_IN, choose
 from gpt2fast.op import OPS, Op
-from gpt2fast.testing import build, find_ops
+from gpt2fast.testing import build, call, find_ops
+from gpt2fast.testing.inputs import every, tensors_of
 
 GPT2 = dict(C={768, 3072}, K={768, 3072}, N={768, 2304, 3072, 50257}, V={50257}, H={12}, D={64}, P={1024})
 BATCH = dict(B=8, T=1023)  # a batch that fills all positions but one
+VECTORS = [(768,)] * 6 + [(2304,), (3072,)]
+MATRICES = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
+PARAMETERS = [(50257, 768), (1024, 768), *12 * (VECTORS + MATRICES), (768,), (768,)]  # of the model of 124M
 MORE = {
     "embedding": [
         dict(B=1, T=1, C=768, V=50257, P=1024, start=37),
@@ -34,6 +38,8 @@ MORE = {
     "attention": [dict(B=4, T=1024, S=1024, H=12, D=64)],
     "decode_attention": [dict(B=1, T=1, S=1024, H=12, D=64), dict(B=8, T=1, S=1023, H=12, D=64)],
     "cross_entropy": [dict(R=1024, V=50257)],
+    "adamw_": [dict(each=PARAMETERS, step=10)],
+    "gradient_norm": [dict(each=PARAMETERS)],
 }
 LEAST_ROTATED = 2 << 20  # bytes a call moves from which its inputs would not be in cache when a model calls it
 MOST_ROTATED = 512 << 20
@@ -70,7 +76,11 @@ def bench_cases(op: Op) -> list[dict]:
 
 def describe(case: dict) -> str:
     words = [f"{k}{v}" for k, v in case.items() if k.isupper()]
-    flags = [k if v is True else f"{k}={v}" for k, v in case.items() if not k.isupper() and v is not False]
+    if "each" in case:
+        words.append(f"{len(case['each'])} tensors of {sum(math.prod(shape) for shape in case['each'])}")
+    flags = [
+        k if v is True else f"{k}={v}" for k, v in case.items() if not k.isupper() and k != "each" and v is not False
+    ]
     return " ".join(["·".join(words), *flags])
 
 
@@ -132,12 +142,10 @@ def last_level_cache() -> int:
 
 def nbytes(op: Op, args: dict) -> tuple[int, int]:
     """Bytes that a call must read and must write: every tensor in and out once, of tables only the rows in use."""
-    out = op.overload(**args)
-    written = sum(t.nbytes for t in (out if isinstance(out, tuple) else (out,)))
-    tensors = {name: t for name, t in args.items() if isinstance(t, Tensor)}
-    read = sum(t.nbytes for t in tensors.values())
+    written = sum(t.nbytes for t in call(op, args))
+    read = sum(t.nbytes for t in tensors_of(args))
     if op.name == "embedding":
-        wte, wpe, tokens = tensors["wte"], tensors["wpe"], tensors["tokens"]
+        wte, wpe, tokens = args["wte"], args["wpe"], args["tokens"]
         read += tokens.numel() * wte[0].nbytes + tokens.shape[1] * wpe[0].nbytes - wte.nbytes - wpe.nbytes
     return read, written
 
@@ -156,5 +164,5 @@ def inputs(op: Op, case: dict, dtype: torch.dtype) -> tuple[list[tuple], bool]:
     copies = 1
     if moved >= LEAST_ROTATED:
         copies = min(math.ceil(2 * last_level_cache() / moved) + 1, max(MOST_ROTATED // moved, 1))
-    sets = [tuple(_placed(t) if isinstance(t, Tensor) else t for t in args.values()) for _ in range(copies)]
+    sets = [tuple(every(_placed, value) for value in args.values()) for _ in range(copies)]
     return sets, moved >= LEAST_ROTATED and copies * moved > last_level_cache()

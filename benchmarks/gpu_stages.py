@@ -225,9 +225,9 @@ def kernel_ops() -> list:
 
 
 def arguments(op, case: dict, dtype: torch.dtype, device: str) -> dict:
-    from gpt2fast.testing import build
+    from gpt2fast.testing.inputs import build, every
 
-    return {n: v.to(device) if isinstance(v, torch.Tensor) else v for n, v in build(op, case, dtype).items()}
+    return {n: every(lambda t: t.to(device), v) for n, v in build(op, case, dtype).items()}
 
 
 def run_one_case_an_op(where: Where, each: Callable = lambda op, call: call()) -> None:

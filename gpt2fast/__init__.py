@@ -28,12 +28,14 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     )
     from .model import GPT2
     from .op import OPS, op
+    from .optim import AdamW
     from .text import Tokenizer
 
 __version__ = "0.1.0"
 __all__ = [
     "GPT2",
     "OPS",
+    "AdamW",
     "Config",
     "GPT2Config",
     "GPT2DoubleHeadsModel",
@@ -60,7 +62,14 @@ __all__ = [
 
 _MODULES = ("backends", "hf", "model", "ops", "shapes", "testing")
 _ELSEWHERE = dict(
-    GPT2="model", Config="config", Tokenizer="text", generate="generate", use_backend="backends", op="op", OPS="op"
+    GPT2="model",
+    Config="config",
+    Tokenizer="text",
+    generate="generate",
+    use_backend="backends",
+    op="op",
+    OPS="op",
+    AdamW="optim",
 )
 _WHERE = {name: _ELSEWHERE.get(name, "hf") for name in __all__ if name not in _MODULES and name != "__version__"}
 

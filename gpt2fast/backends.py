@@ -95,7 +95,7 @@ class _NativeKernels(Mapping):
 
 def declare(declared: "Op") -> None:
     """Hands the op's shapes and values to the bindings of kernels in C++, which obey them: csrc/torch/declaration.h."""
-    if _C is not None and not any(callable(spec) for spec in declared.shapes.values()):
+    if _C is not None and not any(callable(spec) or spec.startswith("each") for spec in declared.shapes.values()):
         _C.declare(declared.qualified, *declaration.rows(declared))
 
 

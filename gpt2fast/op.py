@@ -109,10 +109,8 @@ class Op:
         values = {n: 64 if p.default is p.empty else p.default for n, p in self.signature.parameters.items()}
         for name in self.tensors:
             if name not in self.optional:
-                dims, own = _shapes.parse(_shapes.resolve(self.shapes[name], values))
-                letters = {d.split("|")[0]: 64 for d in dims if d != "..."} | sizes
-                shape = _shapes.concrete(" ".join(dims), letters, (64, 64))
-                values[name] = torch.zeros((), dtype=own or dtype, device=device).expand(shape)
+                spec = _shapes.resolve(self.shapes[name], values)
+                values[name] = _shapes.example(spec, sizes, dtype, device)
         return values
 
     def choose_and_run(self, *args, **kwargs):
@@ -200,6 +198,7 @@ def op(
     Args:
         shapes: per tensor argument its dimensions by letter, ``"B T C"``; ``...`` for any leading ones, ``C|1`` for a
             broadcast one, a digit for itself, ``: int64`` for a dtype other than that of the first floating tensor;
+            ``"each"`` for a list of tensors of any shapes, the same ones in every such list;
             ``"N K if transposed else K N"`` by an argument, or a function from the arguments to such a text, which
             no kernel in C++ can obey.
         values: per argument what its values must be, ``"[0, V)"`` or ``"tanh | none"``; gpt2fast/values.py has it all.

@@ -16,6 +16,21 @@ def parse(spec: str) -> tuple[list[str], torch.dtype | None]:
     return dims.split(), getattr(torch, dtype.strip()) if dtype else None
 
 
+EACH = ["each"]  # the dimensions of a list of tensors, which have any shapes, in every such list the same ones
+
+
+def _members(op: str, name: str, value: Any, dims: list[str], sizes: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The tensor of an argument, or those of a list, with the words that name them."""
+    if dims != EACH:
+        return [(name, value)]
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"{op}: {name} must be a list of tensors, got {type(value).__name__}")
+    if "each" in sizes and len(value) != len(sizes["each"]):
+        raise ValueError(f"{op}: {name} must have {len(sizes['each'])} tensors, got {len(value)}")
+    sizes.setdefault("each", [])
+    return [(f"{name}[{i}]", tensor) for i, tensor in enumerate(value)]
+
+
 def resolve(spec: Any, args: dict[str, Any]) -> str:
     """A shape's text for these arguments: it may be a function of them, or ``"N K if transposed else K N"``."""
     if callable(spec):
@@ -47,6 +62,16 @@ def concrete(spec: str, sizes: dict[str, int], leading: tuple[int, ...] = ()) ->
     return tuple(shape)
 
 
+def example(spec: str, sizes: dict[str, int], dtype: torch.dtype, device: str | torch.device) -> Tensor | list[Tensor]:
+    """A tensor of the sizes named, by letter, and 64 elsewhere, in the memory of one element; or a list of one."""
+    dims, own = parse(spec)
+    if dims == EACH:
+        return [torch.zeros(64, dtype=own or dtype, device=device)]
+    letters = {dim.split("|")[0]: 64 for dim in dims if dim != "..."} | sizes
+    shape = concrete(" ".join(dims), letters, (64, 64))
+    return torch.zeros((), dtype=own or dtype, device=device).expand(shape)
+
+
 def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
     """Raises where an argument does not fit; returns the sizes that the letters stand for."""
     sizes: dict[str, Any] = {}
@@ -54,28 +79,38 @@ def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, An
     specs = {name: parse(resolve(spec, args)) for name, spec in shapes.items()}
     # where the data is float64, as the truth's is, statistics are too; the first of its tensors tells
     data = (args.get(name) for name, (_, dtype) in specs.items() if dtype is None)
-    float64 = _is_float64(next((t for t in data if t is not None), None))
+    first_data = next((value for value in data if value is not None), None)
+    float64 = _is_float64(next(iter(first_data), None) if isinstance(first_data, (list, tuple)) else first_data)
     for name, (dims, dtype) in specs.items():
-        tensor = args.get(name)
-        if tensor is None:
+        value = args.get(name)
+        if value is None:
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{op}: {name} must be a tensor, got {type(tensor).__name__}")
         dtype = torch.float64 if dtype == torch.float32 and float64 else dtype
-        first = first or (name, tensor)
-        if tensor.device != first[1].device:
-            raise ValueError(f"{op}: {name} must be on {first[1].device} as {first[0]} is, got {tensor.device}")
-        if dtype is None:
-            if not tensor.is_floating_point():
-                raise TypeError(f"{op}: {name} must be a floating-point tensor, got {_word(tensor.dtype)}")
-            first_floating = first_floating or (name, tensor)
-            if tensor.dtype != first_floating[1].dtype:
-                expected = f"{_word(first_floating[1].dtype)} as {first_floating[0]} is"
-                raise TypeError(f"{op}: {name} must have dtype {expected}, got {_word(tensor.dtype)}")
-        elif tensor.dtype != dtype:
-            raise TypeError(f"{op}: {name} must have dtype {_word(dtype)}, got {_word(tensor.dtype)}")
-        if not _fits(dims, tuple(tensor.shape), sizes):
-            raise ValueError(f"{op}: {name} must have shape {_describe(dims, sizes)}, got {_tuple(tensor.shape)}")
+        for label, tensor in _members(op, name, value, dims, sizes):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{op}: {label} must be a tensor, got {type(tensor).__name__}")
+            first = first or (label, tensor)
+            if tensor.device != first[1].device:
+                raise ValueError(f"{op}: {label} must be on {first[1].device} as {first[0]} is, got {tensor.device}")
+            if dtype is None:
+                if not tensor.is_floating_point():
+                    raise TypeError(f"{op}: {label} must be a floating-point tensor, got {_word(tensor.dtype)}")
+                first_floating = first_floating or (label, tensor)
+                if tensor.dtype != first_floating[1].dtype:
+                    expected = f"{_word(first_floating[1].dtype)} as {first_floating[0]} is"
+                    raise TypeError(f"{op}: {label} must have dtype {expected}, got {_word(tensor.dtype)}")
+            elif tensor.dtype != dtype:
+                raise TypeError(f"{op}: {label} must have dtype {_word(dtype)}, got {_word(tensor.dtype)}")
+            if dims == EACH:
+                expected, index = sizes["each"], int(label[len(name) + 1 : -1])
+                if index == len(expected):
+                    expected.append(tensor.shape)
+                elif tensor.shape != expected[index]:
+                    raise ValueError(
+                        f"{op}: {label} must have shape {_tuple(expected[index])}, got {_tuple(tensor.shape)}"
+                    )
+            elif not _fits(dims, tuple(tensor.shape), sizes):
+                raise ValueError(f"{op}: {label} must have shape {_describe(dims, sizes)}, got {_tuple(tensor.shape)}")
     return sizes
 
 
@@ -123,6 +158,10 @@ def _compile(signature: inspect.Signature, specs: dict[str, str], conditions: li
     lines, first, floating, leading = [], False, False, False
     for name, spec in specs.items():
         dims, dtype = parse(spec)
+        if dims == EACH:
+            lines += _compile_list(name, dtype, first, floating, any("_first" in line for line in lines))
+            first, floating = True, floating or dtype is None
+            continue
         named = [dim for dim in dims if dim != "..."]
         body = [f"_shape = {name}.shape", f"if len(_shape) {'!=' if named == dims else '<'} {len(named)}: return False"]
         if named != dims:
@@ -145,7 +184,7 @@ def _compile(signature: inspect.Signature, specs: dict[str, str], conditions: li
         first = True
         optional = signature.parameters[name].default is None
         lines += [f"if {name} is not None:", *(f"    {line}" for line in body)] if optional else body
-    letters = {dim.split("|")[0] for spec in specs.values() for dim in parse(spec)[0]}
+    letters = {dim.split("|")[0] for spec in specs.values() for dim in parse(spec)[0] if dim != "each"}
     head = [f"_{letter} = None" for letter in sorted(letters) if letter.isalpha()]
     lines += [f"if not ({condition}): return False" for condition in conditions]
     scope: dict[str, Any] = {f"_{n}": p.default for n, p in signature.parameters.items()}
@@ -155,6 +194,18 @@ def _compile(signature: inspect.Signature, specs: dict[str, str], conditions: li
     scope |= dict(lies_in=_values.lies_in, drawable=_values.drawable)
     exec(text, scope)
     return scope["fits"]
+
+
+def _compile_list(name: str, dtype: torch.dtype | None, first: bool, floating: bool, known: bool) -> list[str]:
+    """Of ``_compile``, the lines for a list of tensors; ``known``: whether a list came before."""
+    lines = [f"if not isinstance({name}, (list, tuple)) or not {name}: return False"]
+    lines += [] if first else [f"_device = {name}[0].device"]
+    if dtype is None and not floating:
+        lines += [f"_dtype = {name}[0].dtype", "if _dtype not in FAST: return False"]
+    wanted = "_dtype" if dtype is None else dtype
+    lines += [f"if len({name}) != len(_first): return False"] if known else [f"_first = {name}"]
+    differs = f"_t.shape != _o.shape or _t.dtype != {wanted} or _t.device != _device"
+    return [*lines, f"for _t, _o in zip({name}, _first):", f"    if {differs}: return False"]
 
 
 def _is_float64(value: Any) -> bool:

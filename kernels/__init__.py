@@ -18,6 +18,8 @@ MODULES = dict(
     linear="linear",
     linear_backward="linear",
     sample="sample",
+    adamw_="adamw_",
+    gradient_norm="gradient_norm",
     linear_cross_entropy="linear_cross_entropy",
     linear_cross_entropy_backward="linear_cross_entropy",
 )

@@ -66,13 +66,6 @@ def keys_of_tile(first, T, S, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.const
 
 
 @triton.jit
-def _philox_round(c0, c1, c2, c3, k0, k1):
-    # One 32 x 32 -> 64 bit product gives both halves; two 32-bit products would cost twice as much.
-    p0, p1 = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57
-    return (p1 >> 32).to(tl.uint32) ^ c1 ^ k0, p1.to(tl.uint32), (p0 >> 32).to(tl.uint32) ^ c3 ^ k1, p0.to(tl.uint32)
-
-
-@triton.jit
 def kept_by_dropout(seed, row, start, dropout_p, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
     """Which probabilities of the rows (b H + h) T + t and of the keys from ``start`` on are kept: (BLOCK_M, BLOCK_N).
 
@@ -83,10 +76,7 @@ def kept_by_dropout(seed, row, start, dropout_p, BLOCK_M: tl.constexpr, BLOCK_N:
     zero = tl.zeros([BLOCK_M, BLOCK_N // 4], tl.uint32)
     c0 = ((start // 4) + tl.arange(0, BLOCK_N // 4))[None, :].to(tl.uint32) + zero
     c1, c2, c3 = zero, row.to(tl.uint32) + zero, (row >> 32).to(tl.uint32) + zero
-    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
-    for _ in tl.static_range(10):
-        c0, c1, c2, c3 = _philox_round(c0, c1, c2, c3, k0, k1)
-        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    c0, c1, c2, c3 = common.philox(seed, c0, c1, c2, c3)
     words = tl.reshape(tl.join(tl.join(c0, c2), tl.join(c1, c3)), [BLOCK_M, BLOCK_N])
     return (words >> 8).to(tl.float32) * 5.9604644775390625e-8 >= dropout_p
 

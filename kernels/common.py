@@ -4,7 +4,26 @@ import functools
 
 import torch
 import triton
+import triton.language as tl
 from triton.runtime import driver
+
+
+@triton.jit
+def _philox_round(c0, c1, c2, c3, k0, k1):
+    # One 32 x 32 -> 64 bit product gives both halves; two 32-bit products would cost twice as much.
+    p0, p1 = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57
+    return (p1 >> 32).to(tl.uint32) ^ c1 ^ k0, p1.to(tl.uint32), (p0 >> 32).to(tl.uint32) ^ c3 ^ k1, p0.to(tl.uint32)
+
+
+@triton.jit
+def philox(key, c0, c1, c2, c3):
+    """The four words of a Philox 4x32-10 block (Salmon et al., SC11), as in csrc/math.h: key 64 bits, counters 32."""
+    k0, k1 = key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        c0, c1, c2, c3 = _philox_round(c0, c1, c2, c3, k0, k1)
+        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    return c0, c1, c2, c3
+
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Tensor cores multiply float32 as three bfloat16 each, whose 24 bits are all of float32's: six products of those keep

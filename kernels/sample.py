@@ -11,8 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention import _philox_round
-from .common import objection
+from .common import objection, philox
 from .cross_entropy import LOG2E, _dense_rows
 
 BLOCK, WARPS = 4096, 8  # logits a tile; as many top-k may ask for before every logit goes to the list
@@ -58,12 +57,9 @@ def _weights(x, top):
 def _uniform(seed_ptr, low, high):
     """A float64 in [0, 1) with 53 bits of the Philox 4x32-10 block with counter (low, high), as in ``uniform53``."""
     seed = tl.load(seed_ptr)
-    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
     c0, c1 = low.to(tl.uint32), (low >> 32).to(tl.uint32)
     c2, c3 = high.to(tl.uint32), (high >> 32).to(tl.uint32)
-    for _ in tl.static_range(10):
-        c0, c1, c2, c3 = _philox_round(c0, c1, c2, c3, k0, k1)
-        k0, k1 = k0 + 0x9E3779B9, k1 + 0xBB67AE85
+    c0, c1, c2, c3 = philox(seed, c0, c1, c2, c3)
     bits = (c0.to(tl.int64) << 21) ^ (c1 >> 11).to(tl.int64)
     return bits.to(tl.float64) * 1.1102230246251565e-16
 

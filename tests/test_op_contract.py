@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from gpt2fast import backends, shapes
 from gpt2fast.op import OPS
 from gpt2fast.testing import LAYOUTS, assert_close_to_truth, build, call
-from gpt2fast.testing.inputs import cast, reference
+from gpt2fast.testing.inputs import cast, every, outputs_of, reference
 
 TINY = 4000  # operations: for float64 finite differences
 FORWARD = [o for o in OPS.values() if o.has_derivative]
@@ -100,8 +100,8 @@ def test_compiles_whole_without_derivative(op):
     case = next(c for c in op.cases if 0 < flops(op, c) <= 3_000_000)
     args = build(op, case)
     torch._dynamo.reset()
-    compiled = torch.compile(lambda **kw: op.overload(**kw), fullgraph=True)(**args)
-    for a, b in zip(compiled if isinstance(compiled, tuple) else (compiled,), call(op, args)):
+    compiled = outputs_of(op, torch.compile(lambda **kw: op.overload(**kw), fullgraph=True), args)
+    for a, b in zip(compiled, call(op, args), strict=True):
         assert torch.equal(a, b)
 
 
@@ -204,7 +204,7 @@ def test_a_third_derivative_raises():
 def test_no_derivative_raises_instead_of_guessing(op):
     case = next(c for c in op.cases if 0 < flops(op, c) <= 3_000_000)
     args = build(op, case)
-    args = {n: v.requires_grad_() if n in floating(args) else v for n, v in args.items()}
+    args = {n: every(lambda t: t.requires_grad_() if t.is_floating_point() else t, v) for n, v in args.items()}
     outs = [o for o in call(op, args) if o.is_floating_point() and o.numel()]
     if not outs:
         assert not any(o.requires_grad for o in call(op, args))
@@ -217,13 +217,22 @@ def wrong_inputs(op, args):
     """(argument, change, arguments): one size, rank, dtype, kind or device changed at a time."""
     for name in op.tensors:
         good = args[name]
-        for axis in range(good.dim()):
-            if good.shape[axis]:
-                yield name, f"axis {axis}", args | {name: torch.cat([good, good.narrow(axis, 0, 1)], axis)}
-        yield name, "rank", args | {name: good[None]}
-        yield name, "dtype", args | {name: good.to(torch.float64 if good.is_floating_point() else torch.int32)}
-        yield name, "kind", args | {name: good.long() if good.is_floating_point() else good.float()}
-        yield name, "device", args | {name: good.to("meta")}
+        if isinstance(good, list):
+            yield name, "length", args | {name: [*good, good[0]]}
+            for _, change, changed in _wrong_tensors(name, good[0], args):
+                yield name, change, args | {name: [changed[name], *good[1:]]}
+        else:
+            yield from _wrong_tensors(name, good, args)
+
+
+def _wrong_tensors(name, good, args):
+    for axis in range(good.dim()):
+        if good.shape[axis]:
+            yield name, f"axis {axis}", args | {name: torch.cat([good, good.narrow(axis, 0, 1)], axis)}
+    yield name, "rank", args | {name: good[None]}
+    yield name, "dtype", args | {name: good.to(torch.float64 if good.is_floating_point() else torch.int32)}
+    yield name, "kind", args | {name: good.long() if good.is_floating_point() else good.float()}
+    yield name, "device", args | {name: good.to("meta")}
 
 
 def must_raise(op, args, name, change) -> bool:
@@ -234,6 +243,8 @@ def must_raise(op, args, name, change) -> bool:
     if not change.startswith("axis"):
         return True
     dims = specs[name][0]
+    if dims == shapes.EACH:
+        return True
     letter = dims[max(int(change[5:]) - args[name].dim() + len(dims), 0)].split("|")[0]
     before = op.tensors[: op.tensors.index(name)]
     return letter.isdigit() or any(letter in (d.split("|")[0] for d in specs[n][0]) for n in before)
@@ -255,7 +266,7 @@ def test_bad_input_names_op_argument_expected_and_got(op):
             with pytest.raises(type(expected)) as raised:
                 function(**args)
             assert str(raised.value).split("\n")[0] == str(expected), (name, change)
-        said = re.match(rf"gpt2fast::{op.name}: (\w+) must .+, got .+", str(expected))
+        said = re.match(rf"gpt2fast::{op.name}: (\w+)(?:\[\d+\])? must .+, got .+", str(expected))
         assert said, expected
         assert said[1] == name or not must_raise(op, args, name, change), (name, change, str(expected))
         seen.add(name)

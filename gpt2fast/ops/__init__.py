@@ -11,6 +11,7 @@ from .. import backends
 from ..op import OPS
 
 if TYPE_CHECKING:  # for type checkers and editors, which see no loop
+    from .adamw_ import adamw_
     from .add_layer_norm import add_layer_norm
     from .attention import attention, attention_backward
     from .bias_gelu import bias_gelu
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which see no loop
     from .decode_attention import decode_attention
     from .embedding import embedding, embedding_backward
     from .gelu import gelu, gelu_backward
+    from .gradient_norm import gradient_norm
     from .layer_norm import layer_norm, layer_norm_backward
     from .linear import linear, linear_backward
     from .linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_backward

@@ -1,6 +1,7 @@
 """What several references share: widening, memory as a GPU needs it, and Philox in PyTorch."""
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -9,6 +10,11 @@ from torch import Tensor
 def widen(x: Tensor) -> Tensor:
     """float16 and bfloat16 to float32; float32 and float64 as they are."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def elements(n: dict) -> int:
+    """Of a case or call of an op on lists: of one list, all together."""
+    return sum(math.prod(shape) for shape in n["each"])
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:

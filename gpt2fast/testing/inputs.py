@@ -1,6 +1,7 @@
 """Test inputs from a declaration: a case's letters give the shapes, its words the other arguments."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,12 +35,15 @@ def build(
             args[name] = None
             continue
         spec = _shapes.resolve(op.shapes[name], args)
-        shape, wanted = _shapes.concrete(spec, case, leading), _shapes.parse(spec)[1]
-        if name in op.make:
-            tensor = op.make[name](shape, case, generator)
-        else:
-            tensor = torch.randn(shape, generator=generator)
-        args[name] = _lay_out(tensor.to(wanted or (dtype if tensor.is_floating_point() else tensor.dtype)), layout)
+        dims, wanted = _shapes.parse(spec)
+        made = []
+        for shape in case["each"] if dims == _shapes.EACH else [_shapes.concrete(spec, case, leading)]:
+            if name in op.make:
+                tensor = op.make[name](shape, case, generator)
+            else:
+                tensor = torch.randn(shape, generator=generator)
+            made.append(_lay_out(tensor.to(wanted or (dtype if tensor.is_floating_point() else tensor.dtype)), layout))
+        args[name] = made if dims == _shapes.EACH else made[0]
     return {name: args[name] for name in op.signature.parameters}
 
 
@@ -56,24 +60,58 @@ def _build_backward(op: Op, case: dict, dtype: torch.dtype, layout: str, seed: i
 
 
 def call(op: Op, args: dict[str, Any]) -> tuple[Tensor, ...]:
-    """All outputs of ``op`` on the active backend, those for the backward pass included, as a tuple."""
-    out = op.overload(**args)
+    """All outputs of ``op`` on the active backend, those for the backward pass included, as a tuple.
+
+    Of an op that changes arguments in place these are copies of those, changed; the given ones stay.
+    """
+    return outputs_of(op, op.overload, args)
+
+
+def outputs_of(op: Op, function: Callable[..., Any], args: dict[str, Any]) -> tuple[Tensor, ...]:
+    """What ``function``, which takes the arguments of ``op``, returns or changes, as a tuple."""
+    if op.mutates:
+        args = args | {name: every(torch.clone, args[name]) for name in op.mutates}
+        function(**args)
+        changed = [args[name] for name in op.mutates]
+        return tuple(t for value in changed for t in (value if isinstance(value, list) else [value]))
+    out = function(**args)
     return out if isinstance(out, tuple) else (out,)
+
+
+def names_of_outputs(op: Op, args: dict[str, Any]) -> list[str]:
+    """Of what ``call`` returns."""
+    if not op.mutates:
+        return list(op.outputs)
+    values = {name: args[name] for name in op.mutates}
+    return [
+        label
+        for name, value in values.items()
+        for label in ([f"{name}[{i}]" for i in range(len(value))] if isinstance(value, list) else [name])
+    ]
+
+
+def every(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """``function`` of a tensor, or of every tensor of a list; other values as they are."""
+    if isinstance(value, (list, tuple)):
+        return [every(function, member) for member in value]
+    return function(value) if isinstance(value, Tensor) else value
+
+
+def tensors_of(args: dict[str, Any]) -> list[Tensor]:
+    """All tensors among arguments, those of lists too."""
+    values = [member for v in args.values() for member in (v if isinstance(v, (list, tuple)) else [v])]
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def cast(args: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Floating tensors to ``dtype`` (float32 statistics included where it is float64)."""
 
-    def convert(value):
-        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    return {name: convert(value) for name, value in args.items()}
+    return {name: every(lambda t: t.to(dtype) if t.is_floating_point() else t, value) for name, value in args.items()}
 
 
 def reference(op: Op, args: dict[str, Any], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
     """The reference's outputs, computed in ``dtype``."""
-    out = op.reference(**(args if dtype is None else cast(args, dtype)))
-    return out if isinstance(out, tuple) else (out,)
+    return outputs_of(op, op.reference, args if dtype is None else cast(args, dtype))
 
 
 def truth(op: Op, args: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -92,8 +130,12 @@ def work(op: Op, case: dict[str, Any]) -> int:
     leading = (case["B"], case["T"]) if "B" in case and "T" in case else ()
     elements = 0
     for name in op.tensors:
-        if name not in op.optional or case.get(name):
-            elements += math.prod(_shapes.concrete(_shapes.resolve(op.shapes[name], args), case, leading))
+        if name in op.optional and not case.get(name):
+            continue
+        spec = _shapes.resolve(op.shapes[name], args)
+        each = _shapes.parse(spec)[0] == _shapes.EACH
+        shapes = case["each"] if each else [_shapes.concrete(spec, case, leading)]
+        elements += sum(math.prod(shape) for shape in shapes)
     return max(flops, 8 * elements)
 
 
@@ -104,6 +146,12 @@ def cut(op: Op, case: dict[str, Any], limit: int) -> dict[str, Any]:
     and that of all keys where there are fewer of them than tokens.
     """
     rows = "R" if "R" in case else "T"
+    while "each" in case and work(op, case) > limit:  # the largest tensor gets smaller
+        shapes = list(case["each"])
+        largest = max(range(len(shapes)), key=lambda i: math.prod(shapes[i]))
+        first, *rest = shapes[largest]
+        shapes[largest] = (max(first // 2, 2) - 1, *rest)
+        case = case | dict(each=shapes)
     while work(op, case) > limit and (case.get("B", 1) > 1 or case.get(rows, 1) > 3):
         if case.get("B", 1) > 1:
             case = case | dict(B=1)

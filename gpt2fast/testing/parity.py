@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..op import Op
-from .inputs import build, call, reference, truth, work
+from .inputs import build, call, every, names_of_outputs, reference, truth, work
 
 
 def measure(actual: Tensor, plain: Tensor, truth: Tensor, slack: float = 1.0) -> dict[str, float]:
@@ -79,7 +79,7 @@ def assert_parity(
     """The active backend's outputs for a case, on ``device``, keep the rule; integers equal the reference's."""
     runs = [_run(op, build(op, case, dtype, layout), device)]
     runs += [_run(op, build(op, case, dtype, layout, seed), device) for seed in more_seeds(op, case, runs[0][0])]
-    for i, name in enumerate(op.outputs):
+    for i, name in enumerate(names_of_outputs(op, build(op, case, dtype, layout))):
         label = " ".join(filter(None, (op.name, what, name)))
         actual, plain, truth = (torch.stack([run[kind][i] for run in runs]) for kind in range(3))
         assert actual.dtype == plain.dtype, f"{label}: dtype {actual.dtype}, expected {plain.dtype}"
@@ -92,7 +92,7 @@ def assert_parity(
 def _run(op: Op, args: dict[str, Any], device: str) -> tuple[tuple[Tensor, ...], ...]:
     """What runs, plain PyTorch and the truth, all on ``device``, whose products may sum in another order than a CPU."""
     if device != "cpu":
-        args = {n: _to(v, device) if isinstance(v, Tensor) else v for n, v in args.items()}
+        args = {n: every(lambda t: _to(t, device), v) for n, v in args.items()}
     found = call(op, args), reference(op, args), truth(op, args)
     return tuple(tuple(t.cpu() for t in outputs) for outputs in found)
 

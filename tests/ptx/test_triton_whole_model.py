@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("triton")
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
-from gpt2fast import GPT2, Config, use_backend
+from gpt2fast import GPT2, AdamW, Config, use_backend
 from gpt2fast.testing import assert_close_to_truth, ptx
 
 SIZES = dict(n_layer=2, n_embd=48, n_head=3, vocab_size=97, n_positions=40, bos_token_id=0, eos_token_id=0)
@@ -94,22 +94,54 @@ def test_gradients(dtype):
         assert_close_to_truth(*three, name)
 
 
-def test_three_optimiser_steps():
-    """Losses and parameters after three steps of AdamW with a clipped norm."""
+@DTYPES
+def test_three_optimiser_steps(dtype):
+    """Losses and parameters after three steps of AdamW with a clipped norm: ours against torch's."""
+    options = dict(lr=1e-3, eps=1e-4)
 
-    def train(model):
-        optimiser, losses = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-4, foreach=False), []
+    def train(model, ours):
+        own, losses = list(model.parameters()), []
+        kind = (lambda p: AdamW(p, max_norm=1.0, **options)) if ours else (lambda p: Adam32(p, **options))
+        optimiser = kind(own)
         for step in range(3):
             loss = model(tokens(seed=step), targets=tokens(seed=step + 9))
             optimiser.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=False)
             optimiser.step()
-            losses.append(loss.detach().double())
-        return [torch.stack(losses), *(parameter.detach() for parameter in model.parameters())]
+            losses.append(loss.detach())
+        return [torch.stack(losses), *(parameter.detach() for parameter in own)]
 
-    trio = models()
-    (ours, plain, truth), _ = on_each(train, trio)
+    trio = models(dtype)
+    with ptx.machine() as machine, use_backend("triton"):
+        ours = train(trio[0], True)
+    with use_backend("reference"):
+        plain, truth = (train(model, False) for model in trio[1:])
     assert ours[0][2] != ours[0][0]
     for name, *three in zip(("losses", *dict(trio[0].named_parameters())), ours, plain, truth):
         assert_close_to_truth(*three, name)
+    names = [launch.kernel for launch in machine.launches]
+    assert names.count("adamw_kernel") == names.count("gradient_norm_kernel") == 3
+
+
+class Adam32(torch.optim.AdamW):
+    """torch's, with gradients clipped to a norm of 1; parameters in bfloat16 are computed in float32 and rounded."""
+
+    def __init__(self, own, **options):
+        self.own = own
+        self.wide = [torch.nn.Parameter(p.detach().to(torch.promote_types(p.dtype, torch.float32))) for p in own]
+        super().__init__(self.wide, foreach=False, **options)
+
+    def zero_grad(self):
+        for p in self.own:
+            p.grad = None
+
+    def step(self):
+        with torch.no_grad():
+            for p, w in zip(self.own, self.wide):
+                w.copy_(p)
+                w.grad = p.grad.to(w.dtype)
+        torch.nn.utils.clip_grad_norm_(self.wide, 1.0, foreach=False)
+        super().step()
+        with torch.no_grad():
+            for p, w in zip(self.own, self.wide):
+                p.copy_(w)

@@ -1,0 +1,141 @@
+"""AdamW for training on our ops: one launch for all tensors of a dtype, clipping included, and nobody waits for a GPU.
+
+Moments are float32 whatever the parameters are. The state is named as torch.optim.AdamW's.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import ops
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class AdamW(torch.optim.Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
+
+    Args: params, lr, betas, eps and weight_decay as for torch.optim.AdamW; max_norm: what the norm of all gradients
+    together is clipped to in every step, as clip_grad_norm_ does, None for no clipping (the norm is kept as ``norm``);
+    stochastic_rounding: parameters in bfloat16 are rounded up or down at random, so that small updates are not lost;
+    seed: of that, by default from torch's generator.
+    Errors: ValueError for a number out of range; TypeError for parameters that are neither float32, bfloat16 nor
+    float16, or are float16 with stochastic_rounding; RuntimeError in ``step`` for a sparse gradient.
+    """
+
+    def __init__(
+        self,
+        params: Iterable,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        *,
+        max_norm: float | None = None,
+        stochastic_rounding: bool = False,
+        seed: int | None = None,
+    ):
+        if max_norm is not None:
+            ops.gradient_norm.check_values(max_norm=max_norm)
+        if seed is None:
+            seed = int(torch.randint(-(2**63), 2**63 - 1, (1,)))
+        self.max_norm, self.stochastic_rounding, self.seed = max_norm, stochastic_rounding, seed
+        self.norm: Tensor | None = None
+        self._seeds: dict[tuple[int, torch.device], Tensor] = {}
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        ops.adamw_.check_values(**_numbers(group))
+        covered = {torch.float32, torch.bfloat16} | ({torch.float16} if not self.stochastic_rounding else set())
+        for parameter in group["params"]:
+            if parameter.dtype not in covered:
+                expected = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in covered))
+                found = str(parameter.dtype).removeprefix("torch.")
+                raise TypeError(f"gpt2fast.AdamW: params must have a dtype of {expected}, got {found}")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of all parameters that have a gradient; returns what ``closure``, if given, returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        factors = self._clip()
+        for index, group in enumerate(self.param_groups):
+            for parameters in self._alike(group["params"]):
+                first, moments = parameters[0], [[self.state[p][name] for p in parameters] for name in MOMENTS]
+                step = self.state[first]["step"]
+                step += 1
+                seed = self._seed(index, first.device) if self.stochastic_rounding else None
+                gradients = [p.grad for p in parameters]
+                factor = factors.get(first.device)
+                ops.adamw_(parameters, gradients, *moments, step, factor, seed, **_numbers(group))
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, where every parameter has a count of its own."""
+        found = super().state_dict()
+        found["state"] = {number: state | dict(step=state["step"].clone()) for number, state in found["state"].items()}
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which would hold the moments in the parameters' dtype; here they stay float32."""
+        super().load_state_dict(state_dict)
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        steps: dict[tuple, Tensor] = {}
+        for number, p in zip(numbers, parameters):
+            if saved := state_dict["state"].get(number):
+                self.state[p] |= {name: saved[name].to(p.device, torch.float32, copy=True) for name in MOMENTS}
+                step = torch.tensor(float(saved["step"]), device=p.device)
+                self.state[p]["step"] = steps.setdefault((p.device, p.dtype, float(saved["step"])), step)
+
+    def _clip(self) -> dict[torch.device, Tensor]:
+        """By device the factor on the gradients; ``norm`` becomes theirs."""
+        if self.max_norm is None:
+            return {}
+        alike: dict[tuple, list[Tensor]] = {}
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            alike.setdefault((p.device, p.dtype), []).append(p.grad)
+        if not alike:
+            return {}
+        found = [ops.gradient_norm(gradients, self.max_norm) for gradients in alike.values()]
+        self.norm, factor = found[0]
+        if len(found) > 1:
+            norms = torch.stack([norm.to(self.norm.device) for norm, _ in found])
+            self.norm, factor = ops.gradient_norm([norms], self.max_norm)
+        return {device: factor.to(device) for device, _ in alike}
+
+    def _alike(self, parameters: list[Tensor]) -> list[list[Tensor]]:
+        """Those with a gradient, by device, dtype and the count of their steps, a tensor that they share."""
+        found: dict[tuple, list[Tensor]] = {}
+        fresh: dict[tuple, Tensor] = {}
+        for p in parameters:
+            if p.grad is None:
+                continue
+            if p.grad.is_sparse:
+                raise RuntimeError(
+                    f"gpt2fast.AdamW: gradients must be dense, got a sparse one of shape {tuple(p.shape)}"
+                )
+            state, kind = self.state[p], (p.device, p.dtype)
+            if not state:
+                state["step"] = fresh.setdefault(kind, torch.zeros((), device=p.device))
+                state |= {name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name in MOMENTS}
+            found.setdefault((*kind, id(state["step"])), []).append(p)
+        return list(found.values())
+
+    def _seed(self, group: int, device: torch.device) -> Tensor:
+        """Of a group, so that no two draw the same numbers."""
+        if (group, device) not in self._seeds:
+            wrapped = (self.seed + group + 2**63) % 2**64 - 2**63
+            self._seeds[group, device] = torch.tensor([wrapped], device=device)
+        return self._seeds[group, device]
+
+
+def _numbers(group: dict[str, Any]) -> dict[str, float]:
+    beta1, beta2 = group["betas"]
+    return dict(lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"], weight_decay=group["weight_decay"])

@@ -1,0 +1,58 @@
+"""The norm of many gradients as of one vector, in two launches, and the factor that clips it, without a host sync.
+
+The blocks of numbers and the tables of where they are, are those of ``adamw_``.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .adamw_ import BLOCK, COLUMNS, WARPS, address, load_block, objection_to_lists, tables
+
+
+@triton.jit
+def gradient_squares_kernel(table_ptr, programs_ptr, gradient_ptr, out_ptr, ALIGNED: tl.constexpr,
+                            BLOCK_E: tl.constexpr):  # fmt: skip
+    """The sum of the squares of a block of numbers."""
+    program = tl.program_id(0)
+    tensor = tl.load(programs_ptr + 2 * program)
+    first = tl.load(programs_ptr + 2 * program + 1).to(tl.int64) * BLOCK_E
+    size = tl.load(table_ptr + tensor * COLUMNS + 4)
+    g_ptr = address(table_ptr, tensor, 0, gradient_ptr.dtype.element_ty, ALIGNED)
+    g = load_block(g_ptr, first + tl.arange(0, BLOCK_E), first + BLOCK_E <= size, size)
+    tl.store(out_ptr + program, tl.sum(g * g, 0))
+
+
+@triton.jit(do_not_specialize=["count"])
+def gradient_norm_kernel(squares_ptr, norm_ptr, factor_ptr, count, max_norm, BLOCK_P: tl.constexpr):
+    """One program adds up the blocks, in a fixed order."""
+    lane = tl.arange(0, BLOCK_P)
+    total = tl.zeros([BLOCK_P], tl.float32)
+    for first in tl.range(0, count, BLOCK_P):
+        total += tl.load(squares_ptr + first + lane, mask=first + lane < count, other=0.0)
+    norm = tl.sqrt_rn(tl.sum(total, 0))
+    tl.store(norm_ptr, norm)
+    tl.store(factor_ptr, tl.minimum(max_norm / (norm + 1e-6), 1.0))
+
+
+def gradient_norm(gradients, max_norm=1.0):
+    gradients = [g.contiguous() for g in gradients]
+    found = tables(gradients)
+    norm, factor = (torch.empty((), dtype=torch.float32, device=gradients[0].device) for _ in range(2))
+    squares = norm.new_empty(found.count)
+    if found.count:
+        gradient_squares_kernel[(found.count,)](
+            found.tensors, found.programs, gradients[0], squares, found.aligned, BLOCK,
+            num_warps=WARPS, enable_fp_fusion=True,
+        )  # fmt: skip
+    gradient_norm_kernel[(1,)](
+        squares, norm, factor, found.count, max_norm, 1024, num_warps=WARPS, enable_fp_fusion=True
+    )
+    return norm, factor
+
+
+def supports(gradients, max_norm=1.0):
+    return objection_to_lists("a norm", gradients)
+
+
+KERNELS = {"gradient_norm": (gradient_norm, supports)}
