@@ -348,6 +348,8 @@ class _Transformable:
 
 
 def _has_tangent(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_tangent, value))
     return isinstance(value, Tensor) and unpack_dual(value).tangent is not None
 
 

@@ -155,12 +155,12 @@ def _compile(signature: inspect.Signature, specs: dict[str, str], conditions: li
     It may answer False where ``check`` finds nothing: for what is rare (float64, broadcast sizes seen first) and for
     arguments that are no tensors.
     """
-    lines, first, floating, leading = [], False, False, False
+    lines, first, floating, leading, listed = [], False, False, False, False
     for name, spec in specs.items():
         dims, dtype = parse(spec)
         if dims == EACH:
-            lines += _compile_list(name, dtype, first, floating, any("_first" in line for line in lines))
-            first, floating = True, floating or dtype is None
+            lines += _compile_list(name, dtype, first, floating, listed)
+            first, floating, listed = True, floating or dtype is None, True
             continue
         named = [dim for dim in dims if dim != "..."]
         body = [f"_shape = {name}.shape", f"if len(_shape) {'!=' if named == dims else '<'} {len(named)}: return False"]

@@ -213,6 +213,13 @@ def test_no_derivative_raises_instead_of_guessing(op):
         outs[0].sum().backward()
 
 
+def test_tangents_in_a_list_are_not_dropped():
+    x, direction = torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])
+    with forward_ad.dual_level():
+        with pytest.raises(RuntimeError, match="gpt2fast::gradient_norm has no derivative"):
+            OPS["gradient_norm"]([forward_ad.make_dual(x, direction)])
+
+
 def wrong_inputs(op, args):
     """(argument, change, arguments): one size, rank, dtype, kind or device changed at a time."""
     for name in op.tensors:

@@ -29,8 +29,12 @@ def test_versions(tmp_path, version):
     done = subprocess.run([*pip, f"triton=={version}"], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"triton {version} could not be installed: {done.stderr.strip().splitlines()[-1]}")
-    files = [f"tests/ptx/test_triton_{part}.py" for part in ("language", "tutorials")]
-    left_out = ["-k", TOO_NEW] if version == OLDEST else []
+    parts = ["language", "tutorials"]
+    if version != OLDEST:  # older than 3.6, products of float32 are left to PyTorch
+        parts += ["whole_model", "linear_cross_entropy", "sample", "adamw"]
+    files = [f"tests/ptx/test_triton_{part}.py" for part in parts]
+    # Registers are another Triton's business: 3.6 spills 8 bytes in a kernel in which the newest spills none.
+    left_out = ["-k", TOO_NEW if version == OLDEST else "not test_bytes"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "triton"), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *left_out]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
