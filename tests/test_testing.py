@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
+from gpt2fast.op import OPS
 from gpt2fast.testing import assert_close_to_truth, check_op, measure, run_check, runnable_isas
-from gpt2fast.testing.inputs import build
+from gpt2fast.testing.inputs import build, cut, work
 
 
 def wrong_at(index, by):
@@ -93,3 +94,10 @@ def test_the_rule_is_twice_plain_pytorch_plus_one_rounding():
         assert_close_to_truth(lost, plain, truth)
     with pytest.raises(AssertionError, match=r"shape \(999,\), expected \(1000,\)"):
         assert_close_to_truth(lost[1:], plain, truth)
+
+
+def test_a_case_of_lists_is_cut_as_far_as_first_axes_go():
+    op = OPS["adamw_"]
+    case = cut(op, dict(each=[(768, 2304), (2304,), ()], step=1), 200_000)
+    assert work(op, case) <= 200_000 and case["each"][2] == ()
+    assert cut(op, dict(each=[(9, 50), (40,)], step=1), 1)["each"] == [(1, 50), (1,)]

@@ -146,11 +146,10 @@ def cut(op: Op, case: dict[str, Any], limit: int) -> dict[str, Any]:
     and that of all keys where there are fewer of them than tokens.
     """
     rows = "R" if "R" in case else "T"
-    while "each" in case and work(op, case) > limit:  # the largest tensor gets smaller
-        shapes = list(case["each"])
-        largest = max(range(len(shapes)), key=lambda i: math.prod(shapes[i]))
-        first, *rest = shapes[largest]
-        shapes[largest] = (max(first // 2, 2) - 1, *rest)
+    while work(op, case) > limit and any(shape[:1] > (1,) for shape in case.get("each", ())):
+        shapes = list(case["each"])  # of which the largest gets smaller
+        at = max((i for i in range(len(shapes)) if shapes[i][:1] > (1,)), key=lambda i: math.prod(shapes[i]))
+        shapes[at] = (max(shapes[at][0] // 2, 2) - 1, *shapes[at][1:])
         case = case | dict(each=shapes)
     while work(op, case) > limit and (case.get("B", 1) > 1 or case.get(rows, 1) > 3):
         if case.get("B", 1) > 1:
