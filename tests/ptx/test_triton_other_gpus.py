@@ -1,0 +1,68 @@
+"""Every Triton kernel, as the wrappers launch it, compiled for AMD's GPUs and NVIDIA's newer ones; none ran there."""
+
+import importlib
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from gpt2fast.kernels import MODULES
+from gpt2fast.op import OPS
+from gpt2fast.testing import call, on, work
+from gpt2fast.testing.inputs import build, cut
+
+AMD = (GPUTarget("hip", "gfx942", 64), GPUTarget("hip", "gfx1100", 32))
+UNITS = {90: "wgmma.mma_async", 100: "tcgen05.mma"}  # the newest matrix instructions, by compute capability
+
+
+def launched(name, cases):
+    """(kernel, what was compiled of it) of all that the cases of an op launch from its module, in bfloat16."""
+    op, module = OPS[name], importlib.import_module(f"gpt2fast.kernels.{MODULES[name]}")
+    kernels = [v for v in vars(module).values() if isinstance(v, triton.JITFunction)]
+    for kernel in kernels:
+        kernel.device_caches.clear()
+    with on("triton:ptx"):
+        for case in cases:
+            call(op, build(op, case, torch.bfloat16))
+    found = [(k, made) for k in kernels for cache, *_ in k.device_caches.values() for made in cache.values()]
+    assert found
+    return found
+
+
+def compiled(kernel, made, gpu):
+    words = dict(made.src.constants)
+    if gpu.backend == "hip" and "PRECISION" in kernel.arg_names:  # as is said there where a GPU is AMD's
+        words[(kernel.arg_names.index("PRECISION"),)] = "ieee"
+    source = ASTSource(kernel, made.src.signature, words, made.src.attrs)
+    chosen = made.metadata
+    options = dict(num_warps=chosen.num_warps, num_stages=chosen.num_stages, enable_fp_fusion=True)
+    return compile(source, target=gpu, options=options).asm
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_compiles_for_amd(name):
+    """The cases with the fewest and with the most words, which are what an op is asked for."""
+    op = OPS[name]
+    cases = [case for case in op.cases if work(op, case)]
+    chosen = [cut(op, case, 100_000) for case in (min(cases, key=len), max(cases, key=len))]
+    for kernel, made in launched(name, chosen):
+        for gpu in AMD:
+            assert "hsaco" in compiled(kernel, made, gpu), (kernel, gpu)
+
+
+@pytest.mark.parametrize("capability", UNITS)
+@pytest.mark.parametrize("name", ("linear", "linear_backward", "attention", "attention_backward"))
+def test_the_newest_matrix_instructions(name, capability):
+    """They are what large products of 16-bit numbers become, with none of the older ones beside them."""
+    sizes = dict(T=600, K=128, N=256) if "linear" in name else dict(T=256, S=256, H=1, D=64)
+    multiplying = [(k, made) for k, made in launched(name, [dict(B=1, **sizes)]) if "mma.sync" in made.asm["ptx"]]
+    assert multiplying
+    for kernel, made in multiplying:
+        text = compiled(kernel, made, GPUTarget("cuda", capability, 32))["ptx"]
+        assert UNITS[capability] in text and "mma.sync" not in text, kernel
