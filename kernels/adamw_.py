@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .common import objection, philox
 
-BLOCK, WARPS = 2048, 8  # numbers a program
+BLOCK, WARPS = 2048, 4  # numbers a program
 COLUMNS = tl.constexpr(5)  # of the table of tensors: weight, gradient, both moments, size; unused ones are 0
 KEPT = 16  # tables
 
@@ -107,11 +107,11 @@ def adamw_kernel(
 class _Tables:
     """The tables of a launch: of its tensors (n, COLUMNS) and of its programs (p, 2), on the device."""
 
-    def __init__(self, lists, sizes, device):
+    def __init__(self, block, lists, sizes, device):
         addresses = [list(row) for row in zip(*lists)]
         empty = [0] * (COLUMNS.value - 1 - len(lists))
         rows = [[*row, *empty, size] for row, size in zip(addresses, sizes)]
-        programs = [(i, block) for i, size in enumerate(sizes) for block in range(-(-size // BLOCK))]
+        programs = [(i, part) for i, size in enumerate(sizes) for part in range(-(-size // block))]
         self.tensors = torch.tensor(rows, dtype=torch.int64).to(device)
         self.programs = torch.tensor(programs, dtype=torch.int32).to(device)
         self.count = len(programs)
@@ -119,14 +119,14 @@ class _Tables:
 
 
 @functools.lru_cache(KEPT)
-def _tables_of(lists, sizes, device):
-    return _Tables(lists, sizes, device)
+def _tables_of(block, lists, sizes, device):
+    return _Tables(block, lists, sizes, device)
 
 
-def tables(*lists):
-    """Of lists of tensors, of which one member each belongs together."""
+def tables(block, *lists):
+    """Of lists of tensors, of which one member each belongs together; ``block``: numbers a program."""
     addresses = tuple(tuple([t.data_ptr() for t in tensors]) for tensors in lists)
-    return _tables_of(addresses, tuple([t.numel() for t in lists[0]]), lists[0][0].device)
+    return _tables_of(block, addresses, tuple([t.numel() for t in lists[0]]), lists[0][0].device)
 
 
 def adamw_(
@@ -134,7 +134,7 @@ def adamw_(
     weight_decay=0.01,
 ):  # fmt: skip
     gradients = [g.contiguous() for g in gradients]
-    found = tables(weights, gradients, exp_avgs, exp_avg_sqs)
+    found = tables(BLOCK, weights, gradients, exp_avgs, exp_avg_sqs)
     if found.count:
         logs = (math.log(beta) if beta else -math.inf for beta in (beta1, beta2))
         stochastic = seed is not None and weights[0].dtype == torch.bfloat16

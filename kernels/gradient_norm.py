@@ -7,7 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .adamw_ import BLOCK, COLUMNS, WARPS, address, load_block, objection_to_lists, tables
+from .adamw_ import COLUMNS, address, load_block, objection_to_lists, tables
+
+BLOCK, WARPS = 8192, 4  # numbers a program
 
 
 @triton.jit
@@ -37,7 +39,7 @@ def gradient_norm_kernel(squares_ptr, norm_ptr, factor_ptr, count, max_norm, BLO
 
 def gradient_norm(gradients, max_norm=1.0):
     gradients = [g.contiguous() for g in gradients]
-    found = tables(gradients)
+    found = tables(BLOCK, gradients)
     norm, factor = (torch.empty((), dtype=torch.float32, device=gradients[0].device) for _ in range(2))
     squares = norm.new_empty(found.count)
     if found.count:

@@ -1,0 +1,122 @@
+"""What each Triton kernel takes of a GPU and moves through it, one table an architecture: ``python -m
+benchmarks.kernel_table [sm_90 ...] > docs/kernels.md``.
+
+Registers, spills and shared memory are ptxas's, of compiled code; bytes, sectors, bank conflicts and operations are
+counted by the PTX machine. They are exact and repeatable, they are no times, and no GPU is needed.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import torch
+
+import gpt2fast.ops  # noqa: F401  declares them
+from gpt2fast.backends import BACKENDS, use_backend
+from gpt2fast.op import OPS, Op
+from gpt2fast.testing import ptx
+from gpt2fast.testing.inputs import build, call, cut
+
+from . import cases
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+DTYPES = (torch.bfloat16, torch.float32)
+LIMIT = 1_000_000  # operations to which the cases of other ops are cut, whose kernels do not depend on their rows
+SHOWN = {  # so many rows that the tiles are those of large inputs
+    "linear": dict(B=1, T=640, K=128, N=256, bias=True, activation="gelu_tanh"),
+    "linear_backward": dict(B=1, T=640, K=640, N=256),
+    "attention": dict(B=1, T=256, S=256, H=2, D=64),
+    "attention_backward": dict(B=1, T=256, S=256, H=2, D=64),
+    "linear_cross_entropy": dict(R=16, K=64, V=12288, keep="both"),
+    "linear_cross_entropy_backward": dict(R=16, K=64, V=12288),
+    "adamw_": dict(each=[(64, 512), (2048,), (2048,)], step=10),
+    "gradient_norm": dict(each=[(64, 512), (2048,), (2048,)]),
+}
+HEADS = (
+    "op", "dtype", "kernel", "threads", "registers", "spilled bytes", "shared bytes", "occupancy", "bytes / least",
+    "sectors / ideal", "conflicts a request", "products / least",
+)  # fmt: skip
+MATRICES = ("linear", "attention", "decode_attention")  # whose operations are products
+
+
+def shown(op: Op) -> dict:
+    return SHOWN.get(op.name) or cut(op, cases.bench_cases(op)[-1], LIMIT)
+
+
+def launches(op: Op, dtype: torch.dtype) -> tuple[list, float, float | None]:
+    """One of each kernel of an op's call; its bytes over the least, and its tensor-core operations over its own."""
+    case = shown(op)
+    args = build(op, case, dtype)
+    with ptx.machine() as machine, use_backend("triton"):
+        call(op, args)
+    made = list(machine.launches)
+    with use_backend("reference"):
+        least = sum(cases.nbytes(op, args))
+    moved = sum(bytes_moved(launch) for launch in made)
+    flops = sum(launch.counters["tensor_flops"] for launch in made)
+    once = {launch.kernel: launch for launch in made}
+    products = flops / op.flops(case) if op.name.startswith(MATRICES) and flops else None
+    return list(once.values()), moved / least, products
+
+
+def bytes_moved(launch) -> int:
+    """Of each source line the bytes that its threads ask for, or those of the sectors where many ask for the same."""
+    lines = [(line, kind) for line in launch.per_source.values() for kind in ("load", "store")]
+    return sum(
+        min(line.get(f"global_{kind}_bytes", 0), 32 * line.get(f"global_{kind}_sectors", 0)) for line, kind in lines
+    )
+
+
+def ratio(counters: dict, over: str, under: str, kinds: tuple[str, ...]) -> float | None:
+    top, bottom = (sum(counters.get(name.format(kind), 0) for kind in kinds) for name in (over, under))
+    return top / bottom if bottom else None
+
+
+def rows(op: Op, dtype: torch.dtype, architectures: tuple[str, ...]) -> Iterator[tuple[str, list]]:
+    """(architecture, row) of each kernel."""
+    made, moved, products = launches(op, dtype)
+    for i, launch in enumerate(made):
+        threads = launch.block[0] * launch.block[1] * launch.block[2]
+        sectors = ratio(launch.counters, "global_{}_sectors", "global_{}_ideal_sectors", ("load", "store"))
+        conflicts = ratio(launch.counters, "shared_{}_bank_conflicts", "shared_{}_requests", ("load", "store"))
+        for architecture in architectures:
+            found = launch.resources(architecture)
+            yield architecture, [
+                op.name, str(dtype).removeprefix("torch."), launch.kernel, threads, found.registers,
+                found.spill_stores, found.shared + launch.shared, f"{launch.occupancy(architecture):.0%}",
+                *(None if value is None or (i and own) else f"{value:.2f}" for value, own in
+                  ((moved, True), (sectors, False), (conflicts, False), (products, True))),
+            ]  # fmt: skip
+
+
+def table(names: list[str], architectures: tuple[str, ...] = ARCHITECTURES) -> str:
+    """Markdown, for the ops named or for all that have a kernel in Triton."""
+    found: dict[str, list[list]] = {architecture: [] for architecture in architectures}
+    for name in names or [name for name in OPS if name in BACKENDS["triton"].kernels]:
+        for dtype in DTYPES:
+            for architecture, row in rows(OPS[name], dtype, architectures):
+                found[architecture].append(row)
+    parts = []
+    for architecture, lines in found.items():
+        cells = [HEADS, ["---"] * len(HEADS), *(["–" if cell is None else str(cell) for cell in row] for row in lines)]
+        text = "\n".join(f"| {' | '.join(row)} |" for row in cells)
+        parts.append(f"## {architecture}\n\n{text}\n")
+    return "\n".join(parts)
+
+
+def main(argv: list[str]) -> int:
+    names, architectures = [a for a in argv if a in OPS], tuple(a for a in argv if a not in OPS)
+    print(INTRODUCTION)
+    print(table(names, architectures or ARCHITECTURES), end="")
+    return 0
+
+
+INTRODUCTION = """# Triton kernels in numbers
+
+Written by `python -m benchmarks.kernel_table`, from compiled code and from the PTX machine's counts; nothing here is
+a time. Bytes, and products on tensor cores, are those of all kernels of an op's call, over what it must move (every
+tensor once) and over what its formula asks for: float32 takes six products of bfloat16 each. No cache is taken away:
+a tile of a product, or a weight, that several programs read counts as often. A sector is 32 bytes. Rows are few.
+"""
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
