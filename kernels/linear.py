@@ -39,10 +39,13 @@ def linear_kernel(
     stride_a_m, stride_a_k, stride_b_k, stride_b_n, stride_residual_m, stride_out_m, stride_out_n, M, K, N,
     HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, FORM: tl.constexpr, KEEP: tl.constexpr, SUMS: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    TOGETHER: tl.constexpr,
+    TOGETHER: tl.constexpr, ALIGNED_M: tl.constexpr,
 ):  # fmt: skip
     """SUMS 1: of the columns of b, by the programs of the first row of tiles; 2: of the rows of a, by the first column.
-    FORM: the activation, as in FORMS."""
+    FORM: the activation, as in FORMS. ALIGNED_M: M is a multiple of 16, and a's columns lie dense, as in dweight. Where
+    M is a number of rows, the compiler does not look at it, or there would be kernels for rows of every kind."""
+    if ALIGNED_M:
+        M = M // 16 * 16  # says to the compiler what it may count on
     tile_m, tile_n = _tile_of_program(M, N, BLOCK_M, BLOCK_N, TOGETHER)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -113,7 +116,7 @@ def product(a, b, out, bias=None, residual=None, stride_residual=0, form=0, prea
         *(out if x is None else x for x in (preactivation, sums)),
         *a.stride(), *b.stride(), stride_residual, *out.stride(), M, K, N,
         bias is not None, residual is not None, form, preactivation is not None, which,
-        precision(a), block_m, block_n, block_k, ROWS_OF_TILES,
+        precision(a), block_m, block_n, block_k, ROWS_OF_TILES, a.stride(0) == 1 and M % 16 == 0,
         num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
 
