@@ -83,7 +83,13 @@ class AdamW(torch.optim.Optimizer):
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which would hold the moments in the parameters' dtype; here they stay float32."""
+        """As torch's, which would hold the moments in the parameters' dtype; here they stay float32.
+
+        Errors: ValueError for the state of another rule, amsgrad or maximize.
+        """
+        for name in ("amsgrad", "maximize"):
+            if any(group.get(name) for group in state_dict["param_groups"]):
+                raise ValueError(f"gpt2fast.AdamW: {name} must be False in the state, got True")
         super().load_state_dict(state_dict)
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         parameters = [p for group in self.param_groups for p in group["params"]]

@@ -7,9 +7,12 @@ import torch
 import triton
 import triton.language as tl
 
+from gpt2fast.ops.gradient_norm import EPS
+
 from .adamw_ import COLUMNS, address, load_block, objection_to_lists, tables
 
 BLOCK, WARPS = 8192, 4  # numbers a program
+EPSILON = tl.constexpr(EPS)
 
 
 @triton.jit
@@ -34,7 +37,7 @@ def gradient_norm_kernel(squares_ptr, norm_ptr, factor_ptr, count, max_norm, BLO
         total += tl.load(squares_ptr + first + lane, mask=first + lane < count, other=0.0)
     norm = tl.sqrt_rn(tl.sum(total, 0))
     tl.store(norm_ptr, norm)
-    tl.store(factor_ptr, tl.minimum(max_norm / (norm + 1e-6), 1.0))
+    tl.store(factor_ptr, tl.minimum(max_norm / (norm + EPSILON), 1.0))
 
 
 def gradient_norm(gradients, max_norm=1.0):

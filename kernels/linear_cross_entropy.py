@@ -1,7 +1,7 @@
 """cross_entropy(x @ weight^T, targets) over chunks of rows, whose logits become their own gradient in place.
 
 The products are those of ``linear``: PyTorch's where no GPU has measured ours to be faster. What is left is one kernel:
-a program has one row of logits, reads it for the loss, and once more, from the L2 cache, to write the gradient over it.
+a program has one row of logits, reads it for the loss, and once more to write the gradient over it.
 """
 
 import torch

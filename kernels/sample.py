@@ -49,6 +49,11 @@ def _order(x):
 
 
 @triton.jit
+def _bit(i):
+    return tl.full([], 1, tl.uint32) << i.to(tl.uint32)
+
+
+@triton.jit
 def _weights(x, top):
     return tl.exp2((x - top) * LOG2E).to(tl.float64)
 
@@ -111,7 +116,7 @@ def _kth_of_lanes(order, k):
     """The greatest value that at least k of the lanes reach."""
     found = tl.full([], 0, tl.uint32)
     for i in tl.range(0, 32):
-        trial = found | (tl.full([], 1, tl.uint32) << (31 - i).to(tl.uint32))
+        trial = found | _bit(31 - i)
         found = tl.where(tl.sum((order >= trial).to(tl.int32), 0) >= k, trial, found)
     return found
 
@@ -143,7 +148,7 @@ def _keep_top_k(list_ptr, n, k, BLOCK_V: tl.constexpr):
     """Makes -infinity of what is less than the k-th greatest of the list."""
     cut = tl.full([], 0, tl.uint32)
     for i in tl.range(0, 32):
-        trial = cut | (tl.full([], 1, tl.uint32) << (31 - i).to(tl.uint32))
+        trial = cut | _bit(31 - i)
         cut = tl.where(_count(list_ptr, n, trial, BLOCK_V) >= k, trial, cut)
     lane = tl.arange(0, BLOCK_V)
     for first in tl.range(0, n, BLOCK_V):
@@ -162,7 +167,7 @@ def _keep_top_p(list_ptr, n, top, dropped, share, BLOCK_V: tl.constexpr):
     cut = tl.full([], 0, tl.uint32)
     below = dropped
     for i in tl.range(0, 32):
-        trial = cut | (tl.full([], 1, tl.uint32) << (31 - i).to(tl.uint32))
+        trial = cut | _bit(31 - i)
         mass = dropped + _mass_below(list_ptr, n, trial, top, BLOCK_V)
         fits = (mass <= limit) & (trial <= _order(top))
         cut, below = tl.where(fits, trial, cut), tl.where(fits, mass, below)

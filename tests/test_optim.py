@@ -72,17 +72,23 @@ def test_moments_of_bfloat16_parameters_are_float32_and_survive_a_checkpoint():
 def test_the_state_of_torch_s_optimiser_is_taken_over_and_back():
     params = parameters()
     _, theirs = run(lambda p: torch.optim.AdamW(p, lr=0.1), params)
-    ours = gpt2fast.AdamW(again := [torch.nn.Parameter(p.detach().clone()) for p in params])
+
+    def copies(dtype=torch.float32):
+        return [torch.nn.Parameter(p.detach().clone().to(dtype)) for p in params]
+
+    ours = gpt2fast.AdamW(again := copies())
     ours.load_state_dict(copy.deepcopy(theirs.state_dict()))
-    back = torch.optim.AdamW(third := [torch.nn.Parameter(p.detach().clone()) for p in params])
+    truth = torch.optim.AdamW(wide := copies(torch.float64))
+    truth.load_state_dict(copy.deepcopy(theirs.state_dict()))
+    back = torch.optim.AdamW(third := copies())
     ours_state = copy.deepcopy(ours.state_dict())
     back.load_state_dict(ours_state | dict(param_groups=theirs.state_dict()["param_groups"]))
-    for optimiser, own in ((theirs, params), (ours, again), (back, third)):
+    for optimiser, own in ((theirs, params), (ours, again), (truth, wide), (back, third)):
         gradients_of_step(9, own)
         optimiser.step()
-    for p, q, r in zip(params, again, third):
+    for p, q, t, r in zip(params, again, wide, third):
         assert torch.equal(p, r)
-        torch.testing.assert_close(p, q)
+        assert_close_to_truth(q.detach(), p.detach(), t.detach())
 
 
 def test_parameters_that_get_gradients_later_count_their_own_steps():
@@ -183,6 +189,10 @@ def test_bad_input():
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match=r"gradients must be dense, got a sparse one of shape \(5, 3\)"):
         gpt2fast.AdamW(table.parameters()).step()
+    for name in ("amsgrad", "maximize"):
+        theirs = torch.optim.AdamW(parameters(), **{name: True})
+        with pytest.raises(ValueError, match=f"gpt2fast.AdamW: {name} must be False in the state, got True"):
+            gpt2fast.AdamW(parameters()).load_state_dict(theirs.state_dict())
     weight, moments = [torch.zeros(3)], ([torch.zeros(3)], [torch.zeros(3)])
     with pytest.raises(ValueError, match=r"gpt2fast::adamw_: gradients must have 1 tensors, got 2"):
         ops.adamw_(weight, weight * 2, *moments, torch.ones(()))

@@ -86,7 +86,7 @@ def cross_entropy(
     return loss, lse
 
 
-def _dloss_shape(args):
+def dloss_shape(args):
     return "R: float32" if args.get("reduction", "mean") == "none" else ": float32"
 
 
@@ -106,7 +106,7 @@ def _fused_backward(dloss, logits, targets, lse, ignore_index=-100, label_smooth
 
 
 @op(
-    shapes=dict(dloss=_dloss_shape, logits="R V", targets="R: int64", lse="R: float32"),
+    shapes=dict(dloss=dloss_shape, logits="R V", targets="R: int64", lse="R: float32"),
     returns="dlogits",
     cases=CASES,
     make=dict(targets=targets_of_rows),

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..op import op
 from .common import multiply, wide_dtype
-from .cross_entropy import REDUCTION, VALUES, cross_entropy, cross_entropy_backward, targets_of_rows
+from .cross_entropy import REDUCTION, VALUES, cross_entropy, cross_entropy_backward, dloss_shape, targets_of_rows
 from .linear import linear
 
 GRADIENTS = dict(none="", dx="dx", dweight="dweight", both="dx dweight")  # by ``keep``
@@ -162,10 +162,6 @@ def linear_cross_entropy(
     return loss, lse, dx, dweight
 
 
-def _dloss_shape(args):
-    return "R: float32" if args.get("reduction", "mean") == "none" else ": float32"
-
-
 def _fused_backward(
     dloss, x, weight, targets, lse, ignore_index=-100, label_smoothing=0.0, reduction="mean", want="dx dweight"
 ):
@@ -184,7 +180,7 @@ def _fused_backward(
 
 
 @op(
-    shapes=dict(dloss=_dloss_shape, x="R K", weight="V K", targets="R: int64", lse="R: float32"),
+    shapes=dict(dloss=dloss_shape, x="R K", weight="V K", targets="R: int64", lse="R: float32"),
     values=dict(reduction=REDUCTION),
     returns="dx dweight",
     cases=[{k: v for k, v in c.items() if k != "keep"} for c in CASES[1:]],

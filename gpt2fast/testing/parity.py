@@ -77,9 +77,10 @@ def assert_parity(
     device: str = "cpu",
 ) -> None:
     """The active backend's outputs for a case, on ``device``, keep the rule; integers equal the reference's."""
-    runs = [_run(op, build(op, case, dtype, layout), device)]
+    args = build(op, case, dtype, layout)
+    runs = [_run(op, args, device)]
     runs += [_run(op, build(op, case, dtype, layout, seed), device) for seed in more_seeds(op, case, runs[0][0])]
-    for i, name in enumerate(names_of_outputs(op, build(op, case, dtype, layout))):
+    for i, name in enumerate(names_of_outputs(op, args)):
         label = " ".join(filter(None, (op.name, what, name)))
         actual, plain, truth = (torch.stack([run[kind][i] for run in runs]) for kind in range(3))
         assert actual.dtype == plain.dtype, f"{label}: dtype {actual.dtype}, expected {plain.dtype}"
