@@ -77,17 +77,26 @@ def prefill(where: Where, models: dict, config, B: int, P: int) -> dict:
 
 
 def decode(where: Where, models: dict, config, B: int, new: int) -> dict:
+    """The drop-in, whose turns are CUDA graphs, beside transformers, and the native model without graphs."""
+    from gpt2fast import GPT2
+
     ids = tokens(where, config, B, 16 if where.rehearse else 32)
 
-    def generate(model):
+    def generate(model, **options):
         with torch.inference_mode():
-            out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0
+            return model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0, **options
             )
-        assert out.shape[1] == ids.shape[1] + new
-        return out
 
-    found = timed(where, {name: functools.partial(generate, model) for name, model in models.items()}, 4)
+    calls = {name: functools.partial(generate, model) for name, model in models.items()}
+    twin = GPT2.from_transformers(models["transformers"])
+    calls["ours_without_graphs"] = functools.partial(generate, twin, eos_token_id=[], cuda_graph=False)
+    with where.machine():
+        made = {name: call() for name, call in calls.items()}
+    for name, out in made.items():
+        assert out.shape[1] == ids.shape[1] + new, f"{name} made {out.shape[1] - ids.shape[1]} tokens"
+    assert torch.equal(made["ours"], made["ours_without_graphs"]), "a graph draws other tokens"
+    found = timed(where, calls, 4)
     return found | dict(tokens_per_second={n: B * new / s["median"] for n, s in found["seconds"].items()})
 
 

@@ -12,6 +12,9 @@ class Cache:
     ``length`` columns are filled in the longest row, ``lengths`` (B,) int64 in each; the first ``starts[b]`` columns of
     row b are left padding. A mask that hides other columns is kept whole in ``mask`` (B, S) bool. ``capacity`` S
     doubles when it runs out, up to ``limit``.
+
+    A cache that is ``fixed`` is one for CUDA graphs: it has its tensors where they are and changes them in place, finds
+    the current columns by ``lengths``, and counts nothing on the host, ``length`` neither.
     """
 
     def __init__(
@@ -36,6 +39,9 @@ class Cache:
         self.starts: Tensor | None = None
         self.mask: Tensor | None = None
         self.ragged = False
+        self.fixed = False
+        self._fixed: tuple[Tensor, Tensor] | None = None  # lengths and starts of a fixed cache
+        self._rows: Tensor | None = None
         self._columns: Tensor | None = None
         shape = (batch, heads, min(capacity, limit or capacity), head_size)
         self._memory = [torch.empty(2, *shape, dtype=dtype, device=device) for _ in range(layers)]
@@ -88,10 +94,14 @@ class Cache:
         """
         if self.ragged and (mask is not None or self.mask is not None):
             raise ValueError("gpt2fast.Cache: mask must be None after rows were truncated to different lengths")
+        if self.ragged:
+            self._rows = torch.arange(self.batch, device=self.lengths.device)[:, None]
+            self._columns = self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
+        if self.fixed:
+            self.lengths += tokens
+            return
         before = self.length
         self.reserve(before + tokens)
-        if self.ragged:
-            self._columns = self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
         self.length = before + tokens
         self.lengths = self.lengths + tokens
         if mask is not None:
@@ -101,7 +111,7 @@ class Cache:
         """(B, length) bool: the columns that are not padding; None where all are tokens."""
         if self.mask is not None:
             return self.mask[:, : self.length]
-        if self.starts is None:
+        if self.starts is None or self.fixed:  # decode_attention asks for starts
             return None
         return torch.arange(self.length, device=self.starts.device) >= self.starts[:, None]
 
@@ -132,9 +142,8 @@ class Cache:
             keys.narrow(1, first, count).copy_(k)
             values.narrow(1, first, count).copy_(v)
         else:
-            rows = torch.arange(self.batch, device=k.device)[:, None]
-            keys[rows, self._columns] = k
-            values[rows, self._columns] = v
+            keys[self._rows, self._columns] = k
+            values[self._rows, self._columns] = v
         if self.decodes(k.shape[1]):
             return keys, values
         return keys[:, : self.length], values[:, : self.length]
@@ -144,7 +153,7 @@ class Cache:
         wanted = torch.as_tensor(lengths, dtype=torch.int64, device=self.lengths.device).expand(self.batch).clone()
         if bool(((wanted < 0) | (wanted > self.lengths)).any()):
             raise ValueError(f"gpt2fast.Cache: lengths must lie in [0, {self.lengths.tolist()}], got {wanted.tolist()}")
-        self.lengths = wanted
+        self.lengths, self.fixed = wanted, False
         self.length = int(wanted.max()) if self.batch else 0
         self.ragged = bool((wanted != self.length).any())
         if self.starts is not None:
@@ -153,3 +162,23 @@ class Cache:
         if self.mask is not None:
             self.mask[:, self.length :] = True
             self.mask = None if bool(self.mask.all()) else self.mask
+
+    def clear(self) -> None:
+        """Forgets everything; the memory stays."""
+        self.length, self.lengths = 0, torch.zeros_like(self.lengths)
+        self.starts = self.mask = None
+        self.ragged = self.fixed = False
+
+    def fix(self) -> None:
+        """Makes the cache a fixed one, until ``clear`` or ``truncate``; the caller sees to it that ``capacity`` lasts.
+
+        Raises ValueError where a mask hides columns other than padding on the left.
+        """
+        if self.mask is not None:
+            raise ValueError("gpt2fast.Cache: mask must be None in a fixed cache, got one that hides more than starts")
+        if self._fixed is None:
+            self._fixed = torch.empty_like(self.lengths), torch.empty_like(self.lengths)
+        lengths, starts = self._fixed
+        self.lengths = lengths.copy_(self.lengths)
+        self.starts = None if self.starts is None else starts.copy_(self.starts)
+        self.ragged = self.fixed = True

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
+from . import decoding, ops
 
 MOST_NEW_TOKENS = 20
 
@@ -32,6 +32,7 @@ def generate(
     tokenizer: Any = None,
     streamer: Any = None,
     seed: int | Tensor | None = None,
+    cuda_graph: bool | None = None,
 ) -> Tensor:
     """Continues each row until its end-of-sequence token, a stop string, or ``max_new_tokens``.
 
@@ -40,6 +41,8 @@ def generate(
     where do_sample; eos_token_id: by default the config's, [] for none; pad_token_id fills rows that ended early, by
     default the config's, else the first eos; stop_strings need a tokenizer; streamer has put(tokens) and end(); seed:
     of the draws, by default from torch's generator. A draw depends on (seed, row index, tokens so far) alone.
+    cuda_graph: whether each token after the first is one launch of a CUDA graph, which is captured once per batch size
+    and kept with its cache; by default where a GPU runs a model of stock parts and enough tokens are asked for.
     Returns: (B, T + N) int64, N <= max_new_tokens. Errors: ValueError or TypeError before anything is computed.
     """
     config = model.config
@@ -74,6 +77,7 @@ def generate(
         least=min_new_tokens,
         options=options,
         seed=make_seed(seed, input_ids.device),
+        by_graph=_by_graph(cuda_graph, model, mask, max_new_tokens - min_new_tokens),
         eos=frozenset(eos),
         pad=pad if pad is not None else eos[0] if eos else 0,
         stops=Stops(stop_strings, tokenizer) if stop_strings else None,
@@ -92,6 +96,7 @@ class Plan:
     banned: list[int]
     options: dict[str, float]
     seed: Tensor
+    by_graph: bool
     eos: frozenset[int]
     pad: int
     stops: "Stops | None"
@@ -102,38 +107,27 @@ def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streame
     out = input_ids.new_full((B, T + plan.most), plan.pad)
     out[:, :T] = input_ids
     _stream(streamer, input_ids)
-    real, positions = input_ids.new_full((B,), T), None
-    if mask is not None:
-        real = mask.sum(1)
-        positions = (mask.cumsum(1) - 1).masked_fill(~mask, 0)
-    seen = None  # what the repetition penalty counts: as in transformers, all but padding on the left
-    if plan.options["repetition_penalty"] != 1.0:
-        seen = out if mask is None else out.clone()
-        if mask is not None:
-            seen[:, :T].masked_fill_(mask.cumsum(1) == 0, -1)
-    cache = model.new_cache(B, T + plan.most)
-    alive, length, tokens = set(range(B)), T, input_ids
-    while length < T + plan.most and alive:
-        logits = model(tokens, positions, mask, cache, logits_to_keep=1)[:, -1]
-        if length - T < plan.least and plan.banned:
-            logits[:, plan.banned] = -torch.inf
-        drawn = ops.sample(logits, plan.seed, real, None if seen is None else seen[:, :length], **plan.options)
-        if plan.eos or plan.stops is not None:
-            chosen = drawn.tolist()
-            if len(alive) < B:
-                chosen = [token if row in alive else plan.pad for row, token in enumerate(chosen)]
-                drawn = torch.tensor(chosen, device=out.device)
-            alive = {row for row in alive if chosen[row] not in plan.eos}
-        out[:, length] = drawn
-        if seen is not None:
-            seen[:, length] = drawn
-        length += 1
-        if plan.stops is not None:
-            alive = {row for row in alive if not plan.stops.ends(out[row, :length])}
-        _stream(streamer, drawn)
-        tokens, mask, real = out[:, length - 1 : length], None, real + 1
-        if positions is not None:
-            positions = positions[:, -1:] + 1
+    with decoding.turns(model, B, T + plan.most, plan.options, mask is not None, plan.by_graph) as turns:
+        alive, length = set(range(B)), T
+        while length < T + plan.most and alive:
+            banned = plan.banned if length - T < plan.least else ()
+            if length == T:
+                turns.begin(model, input_ids, mask, plan.seed, banned)
+            else:
+                turns.next(model, banned)
+            drawn = turns.tokens[:, 0]
+            if plan.eos or plan.stops is not None:
+                chosen = drawn.tolist()
+                if len(alive) < B:
+                    chosen = [token if row in alive else plan.pad for row, token in enumerate(chosen)]
+                    drawn.copy_(torch.tensor(chosen))
+                alive = {row for row in alive if chosen[row] not in plan.eos}
+            out[:, length] = drawn
+            turns.record(drawn, length)
+            length += 1
+            if plan.stops is not None:
+                alive = {row for row in alive if not plan.stops.ends(out[row, :length])}
+            _stream(streamer, drawn)
     if streamer is not None:
         streamer.end()
     return out[:, :length]
@@ -189,6 +183,17 @@ def make_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
         return seed.reshape(1).to(device)
     _need(-(2**63) <= seed < 2**63, "seed", "an integer of 64 bits", seed)
     return torch.tensor([seed], dtype=torch.int64, device=device)
+
+
+def _by_graph(wanted: bool | None, model: Any, mask: Tensor | None, turns: int) -> bool:
+    """Whether CUDA graphs are used; ValueError where they are asked for and cannot be."""
+    if wanted is False or (wanted is None and turns < decoding.LEAST_TURNS):
+        return False
+    found = decoding.graph_obstacle(model)
+    if found is None and mask is not None and not bool((mask[:, 1:] >= mask[:, :-1]).all()):
+        found = "attention_mask hides more than padding on the left"
+    _need(not (wanted and found), "cuda_graph", "None or False here", f"True, but {found}")
+    return found is None
 
 
 class Stops:

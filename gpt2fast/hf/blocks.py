@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import ops
-from .checks import is_autocast, is_plain, keep_forwards, keeps_grad, obstacle, stands_in, weight_obstacle
+from ..checks import is_autocast, is_plain, keep_forwards, keeps_grad, obstacle, stands_in, weight_obstacle
 from .masks import Visible, from_theirs, maker_obstacle, theirs
 
 _SDPA_OPTIONS = ("is_causal", "position_bias", "softcap", "cache")

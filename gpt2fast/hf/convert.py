@@ -7,8 +7,8 @@ from torch import nn
 from transformers.models.gpt2 import modeling_gpt2 as stock
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from ..checks import is_own_forward
 from . import blocks
-from .checks import is_own_forward
 
 ROOTS = (stock.GPT2PreTrainedModel, stock.GPT2Block, stock.GPT2Attention, stock.GPT2MLP)
 MODELS = (

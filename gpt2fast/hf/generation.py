@@ -15,10 +15,10 @@ from transformers import GenerationMixin
 from transformers.generation import logits_process as processors
 from transformers.generation import stopping_criteria as criteria
 
+from ..checks import is_autocast, obstacle
 from ..config import Config
 from ..model import GPT2
 from . import blocks
-from .checks import is_autocast, obstacle
 from .convert import to_ours
 from .native import parts_obstacle
 

@@ -15,10 +15,10 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .. import ops
+from ..checks import embedding_obstacle, is_autocast, keep_forwards, stands_in, weight_obstacle
 from ..ops.linear_cross_entropy import gradients_to_keep
 from ..values import within
 from .blocks import needs_their_mask
-from .checks import embedding_obstacle, is_autocast, keep_forwards, stands_in, weight_obstacle
 from .convert import MODELS, Optimized
 from .generation import FastGeneration
 from .masks import cross_attention_mask, padding_mask, self_attention_mask

@@ -8,10 +8,10 @@ from torch import nn
 from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import activations
+from ..checks import embedding_obstacle, keep_forwards, obstacle, weight_obstacle
 from ..config import Config
 from ..model import GPT2
 from . import blocks
-from .checks import embedding_obstacle, keep_forwards, obstacle, weight_obstacle
 
 _NORM = (blocks.LayerNorm, nn.LayerNorm)
 # The modules of a model and of a block, with the classes that the native model stands for.

@@ -10,9 +10,9 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import backends
+from ..checks import class_obstacle, embedding_obstacle, is_autocast, is_plain, obstacle, weight_obstacle
 from ..op import OPS, Op
 from . import blocks, models
-from .checks import class_obstacle, embedding_obstacle, is_autocast, is_plain, obstacle, weight_obstacle
 from .convert import _roots, to_ours
 from .generation import FastGeneration, native_obstacle
 

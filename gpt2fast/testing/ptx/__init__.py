@@ -5,6 +5,7 @@ The machine is no timer, and not bit-equal to hardware in tensor-core rounding a
 """
 
 from .cuda import Library, compile_cuda, connect, load_cuda, runtime_source
+from .graphs import CUDAGraph
 from .launches import Error, Launch, MachineError
 from .machines import Machine, active, machine, parse
 from .occupancy import ARCHITECTURES, Resources, resources
@@ -12,6 +13,7 @@ from .torch_cuda import torch_cuda
 
 __all__ = [
     "ARCHITECTURES",
+    "CUDAGraph",
     "Error",
     "Launch",
     "Library",

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import torch
 
+from .graphs import CUDAGraph, graph
+
 NAME = "gpt2fast PTX machine (sm_80)"
 
 
@@ -129,6 +131,8 @@ _ANSWERS = {
     "Stream": Stream,
     "ExternalStream": Stream,
     "Event": Event,
+    "CUDAGraph": CUDAGraph,
+    "graph": graph,
     **dict.fromkeys(("init", "set_device", "set_stream", "synchronize", "empty_cache"), _nothing),
     "reset_peak_memory_stats": _nothing,
 }
