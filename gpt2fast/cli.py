@@ -1,4 +1,4 @@
-"""The command line: ``gpt2fast generate | info | check | bench``. Each imports what it needs when it runs."""
+"""The command line: ``gpt2fast generate | info | check | bench | tune``. Each imports what it needs when it runs."""
 
 import argparse
 import json
@@ -47,6 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
         add = commands.add_parser(name, parents=[common], help=text)
         add.add_argument("ops", nargs="*", metavar="OP", help="ops by name (default: all)")
         add.set_defaults(run=run)
+    text = "find the fastest tile sizes of the Triton kernels on this GPU"
+    add = commands.add_parser("tune", parents=[common], help=text)
+    add.add_argument("kernels", nargs="*", metavar="KERNEL", help="kernels by name (default: all that have a table)")
+    add.add_argument("--out", default="tiles.json", metavar="FILE", help="the table to write or to add to")
+    add.add_argument("--seconds", type=float, default=600, metavar="N", help="start nothing new after so long")
+    add.set_defaults(run=run_tune)
     return parser
 
 
@@ -248,6 +254,12 @@ def run_bench(args: argparse.Namespace) -> int:
     from .testing import run_bench
 
     return run_bench(args.ops, args.json)
+
+
+def run_tune(args: argparse.Namespace) -> int:
+    from .benchmarks.tune import main
+
+    return main(args.kernels, Path(args.out), args.seconds, args.json)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,13 +4,12 @@ A program holds one tile of queries of one head and streams the tiles of keys th
 greatest score so far, the sum of exponentials and the weighted sum of values, both relative to that greatest score.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
 
 from . import common
+from .tiles import tiles
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-3.4028234663852886e38)  # lse of a query that sees nothing: the least float32
@@ -176,9 +175,9 @@ def attention_kernel(
     tl.store(lse_ptr + row, tl.where(total == 0, LOWEST, peak + tl.log(some)), mask=t < T)
 
 
-@functools.cache
+@tiles("attention_kernel")
 def forward_tile(block_d, wide):
-    """(BLOCK_M, BLOCK_N, num_warps, num_stages); ``wide``: float32, whose products take six of bfloat16 each."""
+    """``wide``: float32, whose products take six of bfloat16 each."""
     if wide:
         if block_d <= 64:
             return (64, 32, 4, 1) if block_d <= 32 else (32, 32, 4, 1)

@@ -6,8 +6,6 @@ sums for the second, which holds keys and streams queries for dk and dv. Nobody 
 that the gradients are the same bit by bit in every run. dbias has its own kernel, which sums where bias broadcasts.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -24,6 +22,7 @@ from .attention import (
     sees,
     usable_keys,
 )
+from .tiles import tiles
 
 
 @triton.jit
@@ -280,23 +279,32 @@ def attention_backward_bias_kernel(
         tl.store(at, dbias.to(dbias_ptr.dtype.element_ty), mask=(t[:, None] < T) & (s[None, :] < S))
 
 
-@functools.cache
-def tiles(block_d, wide):
-    """(BLOCK_M, BLOCK_N, num_warps, num_stages) of the kernel that holds queries, of that which holds keys, and of
-    dbias. ``wide``: float32, whose parts of bfloat16 fill the registers."""
+@tiles("attention_backward_q_kernel")
+def tile_of_queries(block_d, wide):
+    """Of the kernel that holds queries; ``wide``: float32, whose parts of bfloat16 fill the registers."""
     if wide:
-        if block_d <= 32:
-            return (64, 32, 4, 1), (16, 32, 4, 1), (32, 16, 4, 1)
-        if block_d <= 64:
-            return (32, 32, 4, 1), (32, 32, 4, 1), (32, 16, 4, 1)
-        if block_d <= 128:
-            return (16, 32, 4, 1), (16, 16, 4, 1), (16, 32, 8, 1)
-        return ((16, 16, 8, 1),) * 3
-    if block_d <= 64:
-        return (64, 64, 4, 3), (32, 64, 4, 3), (64, 64, 4, 1)
-    if block_d <= 128:
-        return (64, 64, 4, 2), (32, 64, 4, 2), (64, 64, 4, 1)
-    return ((32, 32, 8, 1),) * 3
+        return {16: (64, 32, 4, 1), 32: (64, 32, 4, 1), 64: (32, 32, 4, 1), 128: (16, 32, 4, 1)}.get(
+            block_d, (16, 16, 8, 1)
+        )
+    return (32, 32, 8, 1) if block_d > 128 else (64, 64, 4, 2 if block_d > 64 else 3)
+
+
+@tiles("attention_backward_kv_kernel")
+def tile_of_keys(block_d, wide):
+    """Of the kernel that holds keys."""
+    if wide:
+        return {16: (16, 32, 4, 1), 32: (16, 32, 4, 1), 64: (32, 32, 4, 1), 128: (16, 16, 4, 1)}.get(
+            block_d, (16, 16, 8, 1)
+        )
+    return (32, 32, 8, 1) if block_d > 128 else (32, 64, 4, 2 if block_d > 64 else 3)
+
+
+@tiles("attention_backward_bias_kernel")
+def tile_of_bias(block_d, wide):
+    """Of the kernel that sums dbias."""
+    if wide:
+        return (32, 16, 4, 1) if block_d <= 64 else (16, 32, 8, 1) if block_d <= 128 else (16, 16, 8, 1)
+    return (32, 32, 8, 1) if block_d > 128 else (64, 64, 4, 1)
 
 
 def attention_backward(
@@ -313,19 +321,19 @@ def attention_backward(
     delta, excess = torch.empty_like(lse), torch.empty_like(lse)
     optional, strides, sizes, words = arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p)
     strides_dout = dout.stride()[:3]
-    for_q, for_kv, for_bias = tiles(words["BLOCK_D"], q.dtype == torch.float32)
-    M, N, warps, stages = for_q
+    key = words["BLOCK_D"], q.dtype == torch.float32
+    M, N, warps, stages = tile_of_queries(*key)
     attention_backward_q_kernel[(-(-T // M) * B * H,)](
         dout, out, q, k, v, *optional, lse, dq, delta, excess, *strides_dout, *out.stride()[:3], *strides, *sizes,
         **words, BLOCK_M=M, BLOCK_N=N, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    M, N, warps, stages = for_kv
+    M, N, warps, stages = tile_of_keys(*key)
     attention_backward_kv_kernel[(-(-S // N) * B * H,)](
         dout, q, k, v, *optional, lse, delta, excess, dk, dv, *strides_dout, *strides, *sizes,
         **words, BLOCK_M=M, BLOCK_N=N, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if bias is not None:
-        M, N, warps, stages = for_bias
+        M, N, warps, stages = tile_of_bias(*key)
         summed = [size == 1 for size in bias.shape]
         tiles_of = [B, H, -(-T // M), -(-S // N)]
         programs = 1

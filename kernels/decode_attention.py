@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from .attention import LOG2E, dense_heads, load_rows, objection, precision
+from .tiles import tiles
 
 SPLIT = 128  # keys of a program
 MOST_TOKENS = 16
@@ -97,6 +98,12 @@ def decode_attention_join_kernel(
     tl.store(out_ptr + row * D + d, out.to(out_ptr.dtype.element_ty), mask=d < D)
 
 
+@tiles("decode_attention_kernel")
+def tile(block_d, wide):
+    """``wide``: float32."""
+    return 64 if block_d <= 64 else 32, 4, 2
+
+
 def decode_attention(q, k, v, lengths, starts=None, window=0, scale=None):
     B, T, H, D = q.shape
     S = k.shape[1]
@@ -112,11 +119,12 @@ def decode_attention(q, k, v, lengths, starts=None, window=0, scale=None):
         sums = q.new_empty((splits, B, T, H, D), dtype=torch.float32)
         peak, total = q.new_empty((2, splits, B, T, H), dtype=torch.float32)
     block_d = max(16, triton.next_power_of_2(D))
+    block_s, warps, stages = tile(block_d, q.dtype == torch.float32)
     decode_attention_kernel[(B * H, splits)](
         q, k, v, lengths.contiguous(), lengths if starts is None else starts.contiguous(), out, sums, peak, total,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], H, T, S, window, D**-0.5 if scale is None else scale,
-        D, block_d, MOST_TOKENS, 64 if block_d <= 64 else 32, SPLIT, starts is not None, window > 0, splits == 1,
-        precision(q), num_warps=4, num_stages=2, enable_fp_fusion=True,
+        D, block_d, MOST_TOKENS, block_s, SPLIT, starts is not None, window > 0, splits == 1,
+        precision(q), num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
     if splits > 1:
         decode_attention_join_kernel[(B * T * H,)](

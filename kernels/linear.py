@@ -5,7 +5,6 @@ rows of b. What follows the product is done on the tile in float32, before it is
 of the first row of tiles add up the columns of dy too, which they read anyhow: that is dbias.
 """
 
-import functools
 import math
 
 import torch
@@ -15,6 +14,7 @@ import triton.language as tl
 from .common import objection, precision
 from .gelu import _gelu
 from .layer_norm import dense_rows
+from .tiles import tiles
 
 ROWS_OF_TILES = 8  # that programs walk through together, so that the columns of b that they share stay in the L2 cache
 FORMS = dict(none=0, gelu_tanh=1, gelu_erf=2)
@@ -93,14 +93,19 @@ def linear_kernel(
     tl.store(at, product.to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@functools.cache
+@tiles("linear_kernel")
 def tile(rows, wide):
-    """(BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages); ``wide``: float32, as six products of bfloat16."""
+    """``rows``: of out, as ``rows_class`` has it; ``wide``: float32, as six products of bfloat16."""
     if wide:
         return (16, 64, 32, 4, 1) if rows <= 16 else (64, 64, 32, 4, 1)
     if rows <= 16:
         return 16, 64, 128, 4, 4
     return (64, 64, 64, 4, 4) if rows <= 512 else (128, 128, 64, 8, 3)
+
+
+def rows_class(rows):
+    """16, 512 or 8192: up to as many rows, the last for all above, products have one tile."""
+    return 16 if rows <= 16 else 512 if rows <= 512 else 8192
 
 
 def product(a, b, out, bias=None, residual=None, stride_residual=0, form=0, preactivation=None, sums=None, which=0):
@@ -109,7 +114,7 @@ def product(a, b, out, bias=None, residual=None, stride_residual=0, form=0, prea
     if not out.numel():
         return
     wide = a.dtype == torch.float32
-    block_m, block_n, block_k, warps, stages = tile(M, wide)
+    block_m, block_n, block_k, warps, stages = tile(rows_class(M), wide)
     # What is not given is not touched: any tensor will do.
     linear_kernel[(-(-M // block_m) * -(-N // block_n),)](
         a, b, *(out if x is None else x for x in (bias, residual)), out,

@@ -45,7 +45,7 @@ def arguments(name="linear", dtype=torch.float32, **case):
 @pytest.mark.parametrize("transposed", (False, True))
 def test_more_tiles_than_walk_together(dtype, transposed):
     """Nine rows of tiles, the last of them and the last column in part, and a K that no tile divides."""
-    rows = 8 * kernels.tile(1024, dtype == torch.float32)[0] + 5
+    rows = 8 * kernels.tile.rule(8192, dtype == torch.float32)[0] + 5
     check("linear", arguments(dtype=dtype, B=1, T=rows, K=70, N=150, bias=True, residual=True, transposed=transposed))
 
 
@@ -54,7 +54,7 @@ def test_more_tiles_than_walk_together(dtype, transposed):
 def test_work_and_bytes(dtype, transposed):
     """Every product once, and each tile of x and the weight read once for each tile of y that it goes into."""
     wide, (M, K, N) = dtype == torch.float32, (128, 128, 192)
-    block_m, block_n = kernels.tile(M, wide)[:2]
+    block_m, block_n = kernels.tile.rule(kernels.rows_class(M), wide)[:2]
     args = arguments(dtype=dtype, B=1, T=M, K=K, N=N, bias=True, activation="gelu_tanh", transposed=transposed)
     (launch,) = check("linear", args)
     size, moved = dtype.itemsize, launch.per_buffer
