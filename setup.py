@@ -65,6 +65,8 @@ class BuildExtensions(BuildExtension):
 
     def run(self):
         super().run()
+        if not WITH_CPU:
+            return
         path = os.path.join(os.path.dirname(self.get_ext_fullpath("gpt2fast._C")), "_C.built_with")
         with open(path, "w") as file:
             file.write(torch.__version__)
@@ -78,7 +80,8 @@ class BuildLibraries(build_clib):
             list(pool.map(lambda one: build_clib.build_libraries(self, [one]), libraries))
 
 
-# GPT2FAST_PTX=0 leaves it out, for those in a hurry.
+# GPT2FAST_PTX=0 leaves it out, for those in a hurry, and GPT2FAST_CPU=0 the kernels for the CPU.
+WITH_PTX, WITH_CPU = (os.environ.get(f"GPT2FAST_{name}") != "0" for name in ("PTX", "CPU"))
 ptx = Extension(
     "gpt2fast._ptx",
     sorted(glob.glob("csrc/ptx/*.cpp")),
@@ -88,16 +91,15 @@ ptx = Extension(
     language="c++",
 )
 
+cpu = CppExtension(
+    "gpt2fast._C",
+    [*sorted(glob.glob("csrc/torch/*.cpp")), "csrc/cpu/dispatch.cpp"],
+    extra_compile_args=["-std=c++20", *FLAGS, "-fopenmp"],
+    depends=headers,
+)
+
 setup(
-    libraries=[library(name, [f"csrc/cpu/isa_{name}.cpp"], flags) for name, flags in isas.items()],
-    ext_modules=[
-        CppExtension(
-            "gpt2fast._C",
-            [*sorted(glob.glob("csrc/torch/*.cpp")), "csrc/cpu/dispatch.cpp"],
-            extra_compile_args=["-std=c++20", *FLAGS, "-fopenmp"],
-            depends=headers,
-        ),
-        *([] if os.environ.get("GPT2FAST_PTX") == "0" else [ptx]),
-    ],
+    libraries=[library(name, [f"csrc/cpu/isa_{name}.cpp"], flags) for name, flags in isas.items()] * WITH_CPU,
+    ext_modules=[cpu] * WITH_CPU + [ptx] * WITH_PTX,
     cmdclass={"build_ext": BuildExtensions, "build_clib": BuildLibraries},
 )

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = dict(build=150, machine=15, parity=110, sanitizer=30, ops=70, counters=15, model=90)  # seconds: 8 minutes
+LIMITS = dict(build=90, machine=15, parity=110, sanitizer=30, ops=115, counters=15, model=105)  # seconds: 8 minutes
 
 
 def make_importable() -> None:
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     make_importable()
-    from . import gpu_stages
+    from . import gpu_aims, gpu_stages
 
     if args.one:
         gpu_stages.run_one_case_an_op(gpu_stages.Where(args.rehearse))
@@ -120,6 +120,8 @@ def main(argv: list[str] | None = None) -> int:
         part.with_suffix(".log").unlink(missing_ok=True)
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print("\n".join(summary(found)))
+    if not args.rehearse:
+        print("\n".join(["Aims:", *gpu_aims.table(found["stages"])]))
     print(f"All of it: {path}")
     stages = found["stages"].values()
     failed = [row for stage in stages for row in (stage.get("found") or {}).get("rows", []) if row.get("error")]

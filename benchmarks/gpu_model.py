@@ -31,7 +31,7 @@ def rows_of(where: Where) -> Iterator[dict]:
     for B in (1,) if where.rehearse else (1, 8):
         case = dict(what="decode after 32", case=f"{B}")
         yield attempt(case, functools.partial(decode, where, models, config, B, 4 if where.rehearse else 64))
-    B, T = (1, 16) if where.rehearse else (8, 1024)
+    B, T = (1, 16) if where.rehearse else (16, 1024)
     yield attempt(dict(what="training step", case=f"{B}x{T}"), functools.partial(train, where, models, config, B, T))
     if not where.rehearse:  # last, since compiling takes most of the time that this stage has
         models = dict(ours=ours, compiled_transformers=torch.compile(plain))

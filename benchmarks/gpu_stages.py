@@ -126,12 +126,13 @@ def attempt(row: dict, measure: Callable[[], dict]) -> dict:
 
 
 def build(where: Where, save) -> None:
-    """The extensions, in place, with the Python that runs this: no environment and no registry is needed."""
+    """The PTX machine, in place, with the Python that runs this: no environment and no registry is needed."""
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         save(skipped="Python's headers are missing: no C++ extension is built, and no counters are predicted")
         return
     command = [sys.executable, "setup.py", "-q", "build_clib", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    environment = os.environ | dict(GPT2FAST_CPU="0")  # the counters need the PTX machine, no stage the CPU's kernels
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     save(status=done.returncode, output=(done.stdout + done.stderr)[-2000:] if done.returncode else "")
     if done.returncode:
         raise RuntimeError("the build failed; the stages go on without the C++ extensions")
@@ -305,18 +306,21 @@ def ops(where: Where, save) -> None:
     """Ours against PyTorch eager and compiled, and against other libraries where they can be imported."""
     from gpt2fast.backends import use_backend
 
-    from . import cases
+    from . import cases, gpu_aims
 
     copy = 1.0 if where.rehearse else ceilings(where)["copy_bytes_per_second"]
+    found = kernel_ops()
+    jobs = [(op, smallest(op), torch.bfloat16) for op in found]
+    if not where.rehearse:
+        jobs = [(op, case, torch.bfloat16) for op in found for case in gpu_aims.CASES.get(op.name, [])]
+        for dtype in (torch.bfloat16, torch.float32):
+            jobs += [(op, case, dtype) for op in found for case in cases.bench_cases(op)]
     rows: list[dict] = []
-    for dtype in (torch.bfloat16, torch.float32)[: 1 if where.rehearse else 2]:
-        for op in kernel_ops():
-            for case in [smallest(op)] if where.rehearse else cases.bench_cases(op):
-                with where.machine(), use_backend("triton"):
-                    name = str(dtype).removeprefix("torch.")
-                    row = dict(op=op.name, case=cases.describe(case), dtype=name)
-                    rows.append(attempt(row, functools.partial(contest, where, op, case, dtype, copy)))
-                save(rows=rows, copy_bytes_per_second=copy)
+    for op, case, dtype in jobs:
+        with where.machine(), use_backend("triton"):
+            row = dict(op=op.name, case=cases.describe(case), dtype=str(dtype).removeprefix("torch."))
+            rows.append(attempt(row, functools.partial(contest, where, op, case, dtype, copy)))
+        save(rows=rows, copy_bytes_per_second=copy)
 
 
 def smallest(op) -> dict:
