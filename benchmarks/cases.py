@@ -1,5 +1,7 @@
 """What is timed: the cases of each op that have GPT-2's own sizes, a few more shapes, and PyTorch's ways to compare."""
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -166,3 +168,33 @@ def inputs(op: Op, case: dict, dtype: torch.dtype) -> tuple[list[tuple], bool]:
         copies = min(math.ceil(2 * last_level_cache() / moved) + 1, max(MOST_ROTATED // moved, 1))
     sets = [tuple(every(_placed, value) for value in args.values()) for _ in range(copies)]
     return sets, moved >= LEAST_ROTATED and copies * moved > last_level_cache()
+
+
+def peers(op, case: dict, args: dict) -> dict[str, Callable]:
+    """Other libraries' kernels for the same op, by name, those that can be imported."""
+    found: dict[str, Callable] = {}
+    plain = case.get("causal", True) and not any(case.get(k) for k in ("mask", "bias", "window", "dropout_p"))
+    if op.name == "attention_backward" and plain and case["T"] == case["S"]:
+        q, k, v = (args[n].transpose(1, 2).detach().requires_grad_() for n in "qkv")
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        dout = args["dout"].transpose(1, 2)
+        found["sdpa"] = lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
+    if op.name not in ("layer_norm", "layer_norm_backward"):
+        return found
+    with contextlib.suppress(ImportError):
+        from liger_kernel.ops.layer_norm import layer_norm_backward, layer_norm_forward
+
+        if op.name == "layer_norm":
+            found["liger"] = functools.partial(layer_norm_forward, *args.values())
+        else:
+            dy, x, weight, mean, rstd = (t.reshape(-1, t.shape[-1]) if t.dim() > 2 else t for t in args.values())
+            found["liger"] = functools.partial(
+                layer_norm_backward, dy, x, weight, weight, mean.reshape(-1), rstd.reshape(-1)
+            )
+    if op.name == "layer_norm":
+        with contextlib.suppress(ImportError):
+            from quack.layernorm import _layernorm_fwd
+
+            x = args["x"].reshape(-1, args["x"].shape[-1])
+            found["quack (no bias)"] = functools.partial(_layernorm_fwd, x, args["weight"].float(), args["eps"])
+    return found

@@ -340,7 +340,7 @@ def contest(where: Where, op, case: dict, dtype: torch.dtype, copy: float) -> di
     if not where.rehearse:
         torch.compiler.reset()  # or the second case would compile for sizes that vary
         others["compiled"] = functools.partial(torch.compile(op.naive or op.fused), *args.values())
-    others |= peers(op, case, args)
+    others |= cases.peers(op, case, args)
     found: dict = {}
     for name, call in others.items():
         tried = attempt({}, lambda call=call: dict(result=call()))
@@ -357,36 +357,6 @@ def contest(where: Where, op, case: dict, dtype: torch.dtype, copy: float) -> di
         share=moved / summarise(times["ours"])["median"] / copy,
         bytes=moved,
     )
-
-
-def peers(op, case: dict, args: dict) -> dict[str, Callable]:
-    """Other libraries' kernels for the same op, by name, those that can be imported."""
-    found: dict[str, Callable] = {}
-    plain = case.get("causal", True) and not any(case.get(k) for k in ("mask", "bias", "window", "dropout_p"))
-    if op.name == "attention_backward" and plain and case["T"] == case["S"]:
-        q, k, v = (args[n].transpose(1, 2).detach().requires_grad_() for n in "qkv")
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        dout = args["dout"].transpose(1, 2)
-        found["sdpa"] = lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
-    if op.name not in ("layer_norm", "layer_norm_backward"):
-        return found
-    with contextlib.suppress(ImportError):
-        from liger_kernel.ops.layer_norm import layer_norm_backward, layer_norm_forward
-
-        if op.name == "layer_norm":
-            found["liger"] = functools.partial(layer_norm_forward, *args.values())
-        else:
-            dy, x, weight, mean, rstd = (t.reshape(-1, t.shape[-1]) if t.dim() > 2 else t for t in args.values())
-            found["liger"] = functools.partial(
-                layer_norm_backward, dy, x, weight, weight, mean.reshape(-1), rstd.reshape(-1)
-            )
-    if op.name == "layer_norm":
-        with contextlib.suppress(ImportError):
-            from quack.layernorm import _layernorm_fwd
-
-            x = args["x"].reshape(-1, args["x"].shape[-1])
-            found["quack (no bias)"] = functools.partial(_layernorm_fwd, x, args["weight"].float(), args["eps"])
-    return found
 
 
 def model(where: Where, save) -> None:

@@ -24,6 +24,7 @@ LIMIT = 1_000_000  # operations to which the cases of other ops are cut, whose k
 SHOWN = {  # so many rows that the tiles are those of large inputs
     "linear": dict(B=1, T=640, K=128, N=256, bias=True, activation="gelu_tanh"),
     "linear_backward": dict(B=1, T=640, K=640, N=256),
+    "mlp_backward": dict(B=1, T=640, K=128, M=640, N=128, bias_in=True, bias_out=True, keep=True),
     "attention": dict(B=1, T=256, S=256, H=2, D=64),
     "attention_backward": dict(B=1, T=256, S=256, H=2, D=64),
     "linear_cross_entropy": dict(R=16, K=64, V=12288, keep="both"),
@@ -35,7 +36,7 @@ HEADS = (
     "op", "dtype", "kernel", "threads", "registers", "spilled bytes", "shared bytes", "occupancy", "bytes / least",
     "sectors / ideal", "conflicts a request", "products / least",
 )  # fmt: skip
-MATRICES = ("linear", "attention", "decode_attention")  # whose operations are products
+MATRICES = ("linear", "mlp", "attention", "decode_attention")  # whose operations are products
 
 
 def shown(op: Op) -> dict:

@@ -17,6 +17,7 @@ from .cache import Cache
 from .config import Config
 from .generate import generate
 from .ops.linear_cross_entropy import MOST_ROWS, gradients_to_keep
+from .ops.mlp import trains_as_one
 from .values import within
 
 IGNORED = -100
@@ -89,10 +90,13 @@ class MLP(nn.Module):
         self.c_proj = Linear(config.inner, config.n_embd)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        dropout, weights = self.resid_pdrop if self.training else 0.0, (self.c_fc.weight, self.c_proj.weight)
+        if self.fused != "none" and not dropout and trains_as_one(x, residual, *weights):
+            return ops.mlp(x, *weights, self.c_fc.bias, self.c_proj.bias, residual, self.fused, keep=True)
         x = self.c_fc(x, self.fused)
         if self.activation is not None:
             x = self.activation(x)
-        return self.c_proj.add_to(residual, x, self.resid_pdrop if self.training else 0.0)
+        return self.c_proj.add_to(residual, x, dropout)
 
 
 class Block(nn.Module):

@@ -17,6 +17,7 @@ MODULES = dict(
     cross_entropy_backward="cross_entropy",
     linear="linear",
     linear_backward="linear",
+    mlp_backward="mlp",
     sample="sample",
     adamw_="adamw_",
     gradient_norm="gradient_norm",

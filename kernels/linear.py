@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .common import objection, precision
-from .gelu import _gelu
+from .gelu import _derivative, _gelu
 from .layer_norm import dense_rows
 from .tiles import tiles
 
@@ -37,13 +37,15 @@ def _tile_of_program(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TOGETHE
 def linear_kernel(
     a_ptr, b_ptr, bias_ptr, residual_ptr, out_ptr, preactivation_ptr, sums_ptr,
     stride_a_m, stride_a_k, stride_b_k, stride_b_n, stride_residual_m, stride_out_m, stride_out_n, M, K, N,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, FORM: tl.constexpr, KEEP: tl.constexpr, SUMS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, FORM: tl.constexpr, KEEP: tl.constexpr,
+    BACKWARD: tl.constexpr, SUMS: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     TOGETHER: tl.constexpr, ALIGNED_M: tl.constexpr,
 ):  # fmt: skip
     """SUMS 1: of the columns of b, by the programs of the first row of tiles; 2: of the rows of a, by the first column.
-    FORM: the activation, as in FORMS. ALIGNED_M: M is a multiple of 16, and a's columns lie dense, as in dweight. Where
-    M is a number of rows, the compiler does not look at it, or there would be kernels for rows of every kind."""
+    FORM: the activation, as in FORMS; BACKWARD: its derivative at the preactivation, times the product. ALIGNED_M: M is
+    a multiple of 16, and a's columns lie dense, as in dweight. Where M is a number of rows, the compiler does not look
+    at it, or there would be kernels for rows of every kind."""
     if ALIGNED_M:
         M = M // 16 * 16  # says to the compiler what it may count on
     tile_m, tile_n = _tile_of_program(M, N, BLOCK_M, BLOCK_N, TOGETHER)
@@ -82,10 +84,11 @@ def linear_kernel(
     if KEEP:
         before = product.to(preactivation_ptr.dtype.element_ty)
         tl.store(preactivation_ptr + rows * N + n[None, :], before, mask=inside)
-    if FORM == 1:
-        product = _gelu(product, True)
-    elif FORM == 2:
-        product = _gelu(product, False)
+    if BACKWARD:
+        before = tl.load(preactivation_ptr + rows * N + n[None, :], mask=inside, other=0.0).to(tl.float32)
+        product *= _derivative(before, FORM == 1)
+    elif FORM:
+        product = _gelu(product, FORM == 1)
     if HAS_RESIDUAL:
         at = residual_ptr + rows * stride_residual_m + n[None, :]
         product += tl.load(at, mask=inside, other=0.0).to(tl.float32)
@@ -108,7 +111,10 @@ def rows_class(rows):
     return 16 if rows <= 16 else 512 if rows <= 512 else 8192
 
 
-def product(a, b, out, bias=None, residual=None, stride_residual=0, form=0, preactivation=None, sums=None, which=0):
+def product(
+    a, b, out, bias=None, residual=None, stride_residual=0, form=0, preactivation=None, backward=False, sums=None,
+    which=0,
+):  # fmt: skip
     """Launches out = a @ b with what follows; a (M, K), b (K, N) and out (M, N) of any strides."""
     (M, K), N = a.shape, b.shape[1]
     if not out.numel():
@@ -120,7 +126,7 @@ def product(a, b, out, bias=None, residual=None, stride_residual=0, form=0, prea
         a, b, *(out if x is None else x for x in (bias, residual)), out,
         *(out if x is None else x for x in (preactivation, sums)),
         *a.stride(), *b.stride(), stride_residual, *out.stride(), M, K, N,
-        bias is not None, residual is not None, form, preactivation is not None, which,
+        bias is not None, residual is not None, form, preactivation is not None and not backward, backward, which,
         precision(a), block_m, block_n, block_k, ROWS_OF_TILES, a.stride(0) == 1 and M % 16 == 0,
         num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip

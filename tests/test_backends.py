@@ -71,7 +71,12 @@ def test_what_pytorchs_fused_way_does_not_compute_runs_the_reference_and_says_wh
     assert choice.backend == "reference" and "on the CPU only" in choice.why
 
 
-@pytest.mark.parametrize("op", [o for o in OPS.values() if not backends.is_native(o)], ids=lambda op: op.name)
+def lacks_kernels(op) -> bool:
+    """Whether the C++ backend has none for it, nor for one of those that it is made of."""
+    return not backends.is_native(op) and not (op.fused_calls and all(map(backends.is_native, op.fused_calls)))
+
+
+@pytest.mark.parametrize("op", filter(lacks_kernels, OPS.values()), ids=lambda op: op.name)
 def test_a_named_backend_is_strict_for_backward_ops_too(op):
     lacking = "|".join(o.name for o in (op, *op.fused_calls) if not backends.is_native(o))
     said = f"gpt2fast::({lacking}): backend 'cpu' does not cover this call: the cpu backend has no kernel for it"
@@ -79,9 +84,12 @@ def test_a_named_backend_is_strict_for_backward_ops_too(op):
         call(op, small(op))
 
 
-def test_an_op_made_of_others_runs_on_a_named_backend_that_has_kernels_of_those():
-    op = OPS["linear_cross_entropy"]
-    args = build(op, dict(R=37, K=70, V=771, ignore_index=3))
+@pytest.mark.parametrize(
+    "name, case", (("linear_cross_entropy", dict(R=37, K=70, V=771, ignore_index=3)), ("mlp", None))
+)
+def test_an_op_made_of_others_runs_on_a_named_backend_that_has_kernels_of_those(name, case):
+    op = OPS[name]
+    args = build(op, case) if case else small(op)
     choice = choose(op, **args)
     assert choice.backend == "fused" and choice.why == "the cpu backend has no kernel for it"
     expected = call(op, args)

@@ -14,6 +14,7 @@ from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import ops
 from ..checks import is_autocast, is_plain, keep_forwards, keeps_grad, obstacle, stands_in, weight_obstacle
+from ..ops.mlp import trains_as_one
 from .masks import Visible, from_theirs, maker_obstacle, theirs
 
 _SDPA_OPTIONS = ("is_causal", "position_bias", "softcap", "cache")
@@ -84,14 +85,22 @@ def _project(linear: nn.Module, dropout: nn.Module, x: Tensor, residual: Tensor 
 
     Not under autocast, where transformers keeps the residual stream in float32 and the product in the lower dtype.
     """
-    idle = obstacle(dropout, DROPOUT) is None and not (dropout.training and dropout.p > 0)
-    fusible = residual is not None and idle and x.dtype == residual.dtype and not is_autocast(x)
-    if fusible and weight_obstacle(linear, CONV1D) is None:
+    fusible = residual is not None and x.dtype == residual.dtype and not is_autocast(x)
+    if fusible and _is_bare(linear, dropout):
         return ops.linear(x, linear.weight, linear.bias, residual)
     y = linear(x)
-    if not idle:
+    if not _is_idle(dropout):
         y = dropout(y)
     return y if residual is None else residual + y
+
+
+def _is_idle(dropout: nn.Module) -> bool:
+    return obstacle(dropout, DROPOUT) is None and not (dropout.training and dropout.p > 0)
+
+
+def _is_bare(linear: nn.Module, dropout: nn.Module) -> bool:
+    """Whether the product is all that happens."""
+    return _is_idle(dropout) and weight_obstacle(linear, CONV1D) is None
 
 
 class GPT2MLP(stock.GPT2MLP):
@@ -104,6 +113,9 @@ class GPT2MLP(stock.GPT2MLP):
         form = ACTIVATIONS.get(type(act))
         if form is None or weight_obstacle(c_fc, CONV1D) is not None or obstacle(act, (type(act),)) is not None:
             x = act(c_fc(x))
+        elif _is_bare(self.c_proj, self.dropout) and trains_as_one(x, residual, c_fc.weight, self.c_proj.weight):
+            weights = c_fc.weight, self.c_proj.weight, c_fc.bias, self.c_proj.bias
+            return ops.mlp(x, *weights, residual, form, keep=keeps_grad(x, *weights))
         else:
             keep = keeps_grad(x, c_fc.weight, c_fc.bias)
             x = ops.linear(x, c_fc.weight, c_fc.bias, activation=form, keep_preactivation=keep)

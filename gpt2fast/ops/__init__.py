@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which see no loop
     from .layer_norm import layer_norm, layer_norm_backward
     from .linear import linear, linear_backward
     from .linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_backward
+    from .mlp import mlp, mlp_backward
     from .sample import sample
 
 for _module in pkgutil.iter_modules(__path__):

@@ -111,7 +111,7 @@ def test_nothing_spills(dtype, rows):
 @pytest.mark.parametrize("gpu", ("gfx942", "gfx1100"))
 def test_compiles_for_amd(gpu):
     words = dict(
-        HAS_BIAS=True, HAS_RESIDUAL=True, FORM=1, KEEP=True, SUMS=1, PRECISION="ieee",
+        HAS_BIAS=True, HAS_RESIDUAL=True, FORM=1, KEEP=True, BACKWARD=False, SUMS=1, PRECISION="ieee",
         BLOCK_M=64, BLOCK_N=64, BLOCK_K=32, TOGETHER=8, ALIGNED_M=False,
     )  # fmt: skip
     kind = {name: "*bf16" if name.endswith("_ptr") else "i32" for name in kernels.linear_kernel.arg_names}

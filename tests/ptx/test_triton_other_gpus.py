@@ -22,9 +22,9 @@ UNITS = {90: "wgmma.mma_async", 100: "tcgen05.mma"}  # the newest matrix instruc
 
 
 def launched(name, cases, dtype=torch.bfloat16):
-    """(kernel, what was compiled of it) of all that the cases of an op launch from its module."""
-    op, module = OPS[name], importlib.import_module(f"gpt2fast.kernels.{MODULES[name]}")
-    kernels = [v for v in vars(module).values() if isinstance(v, triton.JITFunction)]
+    """(kernel, what was compiled of it) of all that the cases of an op launch."""
+    op, modules = OPS[name], [importlib.import_module(f"gpt2fast.kernels.{m}") for m in set(MODULES.values())]
+    kernels = {v for module in modules for v in vars(module).values() if isinstance(v, triton.JITFunction)}
     for kernel in kernels:
         kernel.device_caches.clear()
     with on("triton:ptx"):
