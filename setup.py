@@ -65,7 +65,7 @@ class BuildExtensions(BuildExtension):
 
     def run(self):
         super().run()
-        if not WITH_CPU:
+        if not with_cpu:
             return
         path = os.path.join(os.path.dirname(self.get_ext_fullpath("gpt2fast._C")), "_C.built_with")
         with open(path, "w") as file:
@@ -81,7 +81,8 @@ class BuildLibraries(build_clib):
 
 
 # GPT2FAST_PTX=0 leaves it out, for those in a hurry, and GPT2FAST_CPU=0 the kernels for the CPU.
-WITH_PTX, WITH_CPU = (os.environ.get(f"GPT2FAST_{name}") != "0" for name in ("PTX", "CPU"))
+with_ptx = os.environ.get("GPT2FAST_PTX") != "0"
+with_cpu = os.environ.get("GPT2FAST_CPU") != "0"
 ptx = Extension(
     "gpt2fast._ptx",
     sorted(glob.glob("csrc/ptx/*.cpp")),
@@ -99,7 +100,7 @@ cpu = CppExtension(
 )
 
 setup(
-    libraries=[library(name, [f"csrc/cpu/isa_{name}.cpp"], flags) for name, flags in isas.items()] * WITH_CPU,
-    ext_modules=[cpu] * WITH_CPU + [ptx] * WITH_PTX,
+    libraries=[library(name, [f"csrc/cpu/isa_{name}.cpp"], flags) for name, flags in isas.items()] * with_cpu,
+    ext_modules=[cpu] * with_cpu + [ptx] * with_ptx,
     cmdclass={"build_ext": BuildExtensions, "build_clib": BuildLibraries},
 )
