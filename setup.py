@@ -1,10 +1,12 @@
-"""Builds gpt2fast._C (one static library per instruction set, then the torch extension that links them) and
-gpt2fast._ptx, the machine that runs PTX, which needs pybind11 only."""
+"""Builds gpt2fast._C (one static library per instruction set, then the torch extension that links them), gpt2fast._ptx,
+the machine that runs PTX, which needs pybind11 only, and gpt2fast/_cuda.so, which needs nvcc and no torch."""
 
 import glob
 import os
 import platform
+import runpy
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
@@ -61,15 +63,22 @@ def library(name, sources, flags):
 
 
 class BuildExtensions(BuildExtension):
-    """Leaves beside the extension which torch it was built with: with another it may not load."""
+    """Notes beside the extension which torch it was built with: with another it may not load. Adds the CUDA kernels."""
 
     def run(self):
         super().run()
-        if not with_cpu:
-            return
-        path = os.path.join(os.path.dirname(self.get_ext_fullpath("gpt2fast._C")), "_C.built_with")
-        with open(path, "w") as file:
-            file.write(torch.__version__)
+        folder = Path(self.get_ext_fullpath("gpt2fast._C")).parent
+        if with_cpu:
+            (folder / "_C.built_with").write_text(torch.__version__)
+        cuda, out = runpy.run_path("csrc/cuda/build.py"), folder / "_cuda.so"
+        if wants_cuda(cuda["find_nvcc"]()) and not cuda["is_current"](out):
+            cuda["build"](out)
+
+
+def wants_cuda(nvcc):
+    """GPT2FAST_CUDA=1 builds the CUDA kernels or fails, 0 leaves them out; else where torch and nvcc are for CUDA."""
+    wanted = os.environ.get("GPT2FAST_CUDA")
+    return wanted == "1" or (wanted != "0" and torch.version.cuda is not None and nvcc is not None)
 
 
 class BuildLibraries(build_clib):

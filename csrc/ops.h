@@ -30,6 +30,17 @@ struct LayerNormArgs {
   DType dtype;
 };
 
+// dx = rstd (g - avg(g) - n avg(g n)), g = dy weight, n = (x - mean) rstd; dweight = sum of dy n, dbias = sum of dy
+struct LayerNormBackwardArgs {
+  const void *dy, *x, *weight;
+  const float *mean, *rstd;  // (R), as layer_norm gave them
+  void *dx, *dweight, *dbias;
+  float* partial;   // (P, 2, C): workspace, what each of P groups of rows adds to dweight and to dbias
+  int64_t R, C, P;  // P at least 1
+  int64_t stride_dy_r, stride_x_r;
+  DType dtype;
+};
+
 // y = activation(x @ W + bias) + residual; W is weight (K, N), or weight^T when transposed (N, K)
 struct LinearArgs {
   const void *x, *weight, *bias, *residual;  // (M, K), (K, N) or (N, K), (N), (M, N)

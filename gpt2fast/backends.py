@@ -107,22 +107,20 @@ def _native_objection(declared: "Op", *args, **kwargs) -> str | None:
     return _C.cpu_objection(declared.name, first)
 
 
-class _TritonKernels(Mapping):
-    """The kernels of ``kernels/``, whose modules, and triton with them, are imported when the first one is wanted."""
+class _ModuleKernels(Mapping):
+    """The kernels of a package of modules, which are imported, and triton with them, when the first one is wanted."""
 
-    def __init__(self):
-        self._found: dict[str, Kernel] = {}
+    def __init__(self, package: str):
+        self.package, self._found = package, dict[str, Kernel]()
 
     @functools.cached_property
     def modules(self) -> dict[str, str]:
         """By op the name of its module; empty where the package is imported from its sources, not installed."""
-        if not _is_installed("gpt2fast.kernels"):
-            return {}
-        return importlib.import_module("gpt2fast.kernels").MODULES
+        return importlib.import_module(self.package).MODULES if _is_installed(self.package) else {}
 
     def __getitem__(self, name: str) -> Kernel:
         if name not in self._found:
-            module = importlib.import_module(f"gpt2fast.kernels.{self.modules[name]}")
+            module = importlib.import_module(f"{self.package}.{self.modules[name]}")
             self._found[name] = Kernel(*module.KERNELS[name])
         return self._found[name]
 
@@ -176,9 +174,14 @@ def _triton_reason() -> str | None:
     return None
 
 
+def _cuda_reason() -> str | None:
+    return importlib.import_module("gpt2fast.cuda.library").reason()
+
+
 BACKENDS: dict[str, Backend] = {
     "cpu": Backend("cpu", ("cpu",), _cpu_reason, _NativeKernels(), "C++ kernels"),
-    "triton": Backend("triton", ("cuda",), _triton_reason, _TritonKernels(), "Triton kernels, on a GPU"),
+    "triton": Backend("triton", ("cuda",), _triton_reason, _ModuleKernels("gpt2fast.kernels"), "Triton kernels"),
+    "cuda": Backend("cuda", ("cuda",), _cuda_reason, _ModuleKernels("gpt2fast.cuda"), "kernels in CUDA C++"),
 }
 BUILT_IN = {
     "fused": "PyTorch's own fastest way that keeps the parity rule",

@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..tensors import dense_rows
 from .common import objection
-from .layer_norm import dense_rows
 
 TILE, WIDEST, WARPS = 4096, 256, 4  # elements of a tile, columns of one of several rows (16, which share a bias), warps
 LOG2E = tl.constexpr(1 / math.log(2))

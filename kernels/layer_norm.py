@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from triton.runtime import driver
 
+from ..tensors import dense_rows
 from .common import objection
 
 LONGEST = 16384  # columns; a longer row does not fit in the registers of one program
@@ -169,25 +170,6 @@ def forward_programs(R, rows, most):
 def backward_programs(R, rows, parts, most):
     """P: enough programs to fill the device, but at least 8 rows a program, as each costs 16 C bytes of strips."""
     return max(1, min(_multiprocessors(driver.active.get_current_device()) * most // parts, -(-R // max(rows, 8))))
-
-
-def dense_rows(x):
-    """x and its row stride: as it is where rows lie at one stride and are dense, else a contiguous copy."""
-    if x.is_contiguous():
-        return x, x.shape[-1]
-    sizes, strides = x.shape, x.stride()
-    stride = expected = None
-    if strides[-1] == 1 or sizes[-1] == 1:
-        for size, step in zip(reversed(sizes[:-1]), reversed(strides[:-1])):
-            if size == 1:
-                continue
-            if stride is None:
-                stride = step
-            elif step != expected:
-                return x.contiguous(), sizes[-1]
-            expected = step * size
-        return x, sizes[-1] if stride is None else stride
-    return x.contiguous(), sizes[-1]
 
 
 def _empty_like(x):

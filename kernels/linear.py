@@ -11,9 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
+from ..tensors import dense_rows
 from .common import objection, precision
 from .gelu import _derivative, _gelu
-from .layer_norm import dense_rows
 from .tiles import tiles
 
 ROWS_OF_TILES = 8  # that programs walk through together, so that the columns of b that they share stay in the L2 cache

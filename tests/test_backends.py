@@ -76,7 +76,7 @@ def lacks_kernels(op) -> bool:
     return not backends.is_native(op) and not (op.fused_calls and all(map(backends.is_native, op.fused_calls)))
 
 
-@pytest.mark.parametrize("op", filter(lacks_kernels, OPS.values()), ids=lambda op: op.name)
+@pytest.mark.parametrize("op", list(filter(lacks_kernels, OPS.values())), ids=lambda op: op.name)
 def test_a_named_backend_is_strict_for_backward_ops_too(op):
     lacking = "|".join(o.name for o in (op, *op.fused_calls) if not backends.is_native(o))
     said = f"gpt2fast::({lacking}): backend 'cpu' does not cover this call: the cpu backend has no kernel for it"

@@ -11,16 +11,16 @@ def table() -> str:
     """Markdown, one row an op, in the order of their names."""
     from .. import ops  # noqa: F401  declares them
 
-    lines = ["| op | what it is | CPU | Triton | derivative | autocast |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = ["| op | what it is | CPU | Triton | CUDA | derivative | autocast |", "| --- " * 7 + "|"]
     for op in sorted(OPS.values(), key=lambda op: op.name):
         if op.namespace != NAMESPACE:
             continue
         what = op.summary.replace("|", "\\|").rstrip(".")
         found = backends.choose(op, **op.example()).backend
         cpu = "C++" if found == "cpu" else found
-        triton = "yes" if op.key in backends.BACKENDS["triton"].kernels else "–"
+        triton, cuda = ("yes" if op.key in backends.BACKENDS[n].kernels else "–" for n in ("triton", "cuda"))
         derivative = "yes" if op.has_derivative else "–"
-        lines.append(f"| `{op.name}` | {what} | {cpu} | {triton} | {derivative} | {op.autocast} |")
+        lines.append(f"| `{op.name}` | {what} | {cpu} | {triton} | {cuda} | {derivative} | {op.autocast} |")
     return "\n".join(lines)
 
 

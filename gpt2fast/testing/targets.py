@@ -1,6 +1,8 @@
-"""Targets: on what an op is tested. ``cpu:avx2`` and its like, ``fused``, ``triton:ptx``; on a GPU ``triton:gpu`` too.
+"""Targets: on what an op is tested. ``cpu:avx2`` and its like, ``fused``, ``triton:ptx``, ``cuda:ptx``; on a GPU
+``triton:gpu`` and ``cuda:gpu`` too.
 
-``triton:ptx`` runs Triton's kernels as compiled PTX on the CPU (gpt2fast.testing.ptx); ``fused:gpu`` PyTorch on a GPU.
+``triton:ptx`` and ``cuda:ptx`` run kernels as compiled PTX on the CPU (gpt2fast.testing.ptx); ``fused:gpu`` PyTorch on
+a GPU.
 """
 
 import contextlib
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from .. import backends
+from ..cuda import library
 from ..op import Op
 from .isa import cpu_isa, runnable_isas
 
@@ -21,8 +24,11 @@ def targets() -> list[str]:
     found = [f"cpu:{isa}" for isa in ([forced] if forced else runnable_isas())] + ["fused"]
     if importlib.util.find_spec("triton") and importlib.util.find_spec("gpt2fast._ptx"):
         found.append("triton:ptx")
+    if importlib.util.find_spec("gpt2fast._ptx") and library.machine_reason() is None:
+        found.append("cuda:ptx")
     if torch.cuda.is_available():
         found += ["fused:gpu", *(["triton:gpu"] if importlib.util.find_spec("triton") else [])]
+        found += ["cuda:gpu"] if library.reason() is None else []
     return found
 
 
@@ -52,7 +58,7 @@ def on(target: str) -> Iterator[str]:
             stack.enter_context(ptx.machine())
         if name == "cpu":
             stack.enter_context(cpu_isa(where))
-        elif name == "triton" or name in backends.BUILT_IN:
+        elif name in ("triton", "cuda") or name in backends.BUILT_IN:
             stack.enter_context(backends.use_backend(name))
         else:
             raise ValueError(f"target must be one of {', '.join(targets())}, got {target!r}")

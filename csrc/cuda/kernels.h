@@ -1,0 +1,17 @@
+// The CUDA kernels as C++ offers them: a launcher an op, which takes the op's struct of ops.h and a stream.
+//
+// Pointers are the device's. A launcher only launches: it neither allocates nor waits, so that a CUDA graph may capture
+// it. cudaErrorInvalidValue: it does not cover these sizes, and nothing was launched.
+#pragma once
+#include <cuda_runtime.h>
+
+#include "../ops.h"
+
+namespace gpt2fast::cuda {
+
+constexpr int64_t kLongestRow = 16384;  // columns of layer_norm and layer_norm_backward
+
+cudaError_t layer_norm(const LayerNormArgs& args, cudaStream_t stream);
+cudaError_t layer_norm_backward(const LayerNormBackwardArgs& args, cudaStream_t stream);
+
+}  // namespace gpt2fast::cuda

@@ -1,0 +1,127 @@
+"""The library of the CUDA kernels as it is built for GPUs: compiled, read as machine code, loaded without a GPU."""
+
+import ctypes
+import re
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
+
+from gpt2fast.cuda import MODULES, library
+from gpt2fast.testing.ptx.toolchain import tool
+
+ROOT = Path(__file__).parents[2]
+BUILD = runpy.run_path(str(ROOT / "csrc/cuda/build.py"))
+pytestmark = pytest.mark.skipif(BUILD["find_nvcc"]() is None, reason="nvcc is not there")
+STREAMING = ("layer_norm_kernel", "layer_norm_backward_kernel")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cuda") / "_cuda.so"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0")
+        BUILD["build"](path)
+    return path
+
+
+def machine_code(path, arch):
+    """By kernel, names as the compiler spells them, its instructions."""
+    text = subprocess.run([tool("cuobjdump"), "-sass", "-arch", arch, path], capture_output=True, text=True, check=True)
+    parts = re.split(r"\n\s*Function : (\S+)\n", text.stdout)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
+def test_machine_code(built, arch):
+    """No local memory anywhere; 128 bits a load and store in the aligned variants of the streaming kernels."""
+    found = machine_code(built, arch)
+    assert not [name for name, code in found.items() if re.search(r"\b(LDL|STL)\b", code)]
+    for kernel in STREAMING:
+        variants = {name: code for name, code in found.items() if kernel in name}
+        wide = {n for n, code in variants.items() if ".128" in code}
+        assert wide == {name for name in variants if "Li1E" not in name} and len(wide) == len(variants) // 2
+        for name in wide:
+            loads = re.findall(r"\b(?:LDG|STG)\.E(\.[\w.]+)?", variants[name])
+            assert sum(".128" in kind for kind in loads) >= 0.5 * len(loads), name
+
+
+def test_it_loads_without_a_gpu(built, monkeypatch):
+    """And an error is returned and named: nothing is launched where there is no driver."""
+    found = ctypes.CDLL(str(built))
+    found.gpt2fast_error_string.restype = ctypes.c_char_p
+    assert found.gpt2fast_error_string(1) == b"invalid argument"
+    for name in MODULES:
+        assert hasattr(found, f"gpt2fast_{name.removeprefix('add_')}")
+    if torch.cuda.is_available():
+        return
+    monkeypatch.setattr(library, "PATH", built)
+    library._library.cache_clear(), library._function.cache_clear()
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: None, raising=False)
+    x = torch.zeros(4, 8)
+    arguments = x, None, x[0], x[0], x, None, x[:, 0], x[:, 0]
+    with pytest.raises(RuntimeError, match="gpt2fast_layer_norm: CUDA error 1: invalid argument"):
+        library.call("layer_norm.cu", "gpt2fast_layer_norm", *arguments, 4, 0, 8, 0, 1e-5, 0)
+    with pytest.raises(RuntimeError, match=r"gpt2fast_layer_norm: CUDA error \d+: .*driver"):
+        library.call("layer_norm.cu", "gpt2fast_layer_norm", *arguments, 4, 8, 8, 0, 1e-5, 0)
+    library._library.cache_clear(), library._function.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "wanted, said",
+    (("7.5", "need compute capability 8.0, got 7.5"), ("sm_80", "must be like '8.0 9.0\\+PTX', got 'sm_80'")),
+)
+def test_architectures_that_are_none(monkeypatch, wanted, said):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
+    with pytest.raises(ValueError, match=said):
+        BUILD["targets"](BUILD["find_nvcc"]())
+
+
+def test_architectures(monkeypatch):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.6;9.0a+PTX")
+    found = BUILD["targets"](BUILD["find_nvcc"]())
+    assert found == [f"-gencode=arch={a},code={b}" for a, b in (
+        ("compute_86", "sm_86"), ("compute_90a", "sm_90a"), ("compute_90a", "compute_90a")
+    )]  # fmt: skip
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST")
+    assert "-gencode=arch=compute_80,code=sm_80" in BUILD["targets"](BUILD["find_nvcc"]())
+
+
+def test_without_nvcc_it_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setitem(BUILD["build"].__globals__, "find_nvcc", lambda: None)
+    with pytest.raises(RuntimeError, match="install NVIDIA's CUDA toolkit, or set GPT2FAST_CUDA=0"):
+        BUILD["build"](tmp_path / "_cuda.so")
+
+
+def test_a_library_that_is_not_there_or_does_not_load(monkeypatch, tmp_path):
+    library._library_reason.cache_clear()
+    monkeypatch.setattr(library, "PATH", tmp_path / "_cuda.so")
+    assert library._library_reason().startswith("gpt2fast/_cuda.so is not built; GPT2FAST_CUDA=1 pip install")
+    library._library_reason.cache_clear(), library._library.cache_clear()
+    library.PATH.write_bytes(b"built for another machine")
+    assert library._library_reason().startswith("gpt2fast/_cuda.so does not load: ")
+    library._library_reason.cache_clear()
+
+
+def test_setup_builds_it_where_it_should(monkeypatch):
+    source = (ROOT / "setup.py").read_text()
+    start = source.index("def wants_cuda(")
+    scope = dict(os=__import__("os"), torch=torch)
+    exec(source[start : source.index("\n\n", start)], scope)
+    for given, cuda, nvcc, wanted in (
+        (None, None, "nvcc", False),  # a CPU build of torch
+        (None, "13.0", "nvcc", True),
+        (None, "13.0", None, False),
+        ("0", "13.0", "nvcc", False),
+        ("1", None, "nvcc", True),
+        ("1", None, None, True),  # and the build says that nvcc is missing
+    ):
+        monkeypatch.delenv("GPT2FAST_CUDA", raising=False)
+        if given:
+            monkeypatch.setenv("GPT2FAST_CUDA", given)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        assert scope["wants_cuda"](nvcc) == wanted
