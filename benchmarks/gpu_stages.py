@@ -126,7 +126,8 @@ def attempt(row: dict, measure: Callable[[], dict]) -> dict:
 
 
 def build(where: Where, save) -> None:
-    """The PTX machine, in place, with the Python that runs this: no environment and no registry is needed."""
+    """The PTX machine and, for torch's CUDA build, the kernels in CUDA C++: in place, with the Python that runs this.
+    No environment and no registry is needed."""
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         save(skipped="Python's headers are missing: no C++ extension is built, and no counters are predicted")
         return
@@ -176,7 +177,7 @@ def parity(where: Where, save) -> None:
     """
     from gpt2fast.testing import assert_parity, find_ops, lacks, on, runs, work
 
-    wanted = ("triton:ptx", "fused") if where.rehearse else ("triton:gpu", "fused:gpu")
+    wanted = ("triton:ptx", "cuda:ptx", "fused") if where.rehearse else ("triton:gpu", "cuda:gpu", "fused:gpu")
     jobs = [(op, run) for op in find_ops([]) for run in runs(op) if run["target"] in wanted]
     jobs.sort(key=lambda job: (job[1]["layout"] != "contiguous", work(job[0], job[1]["case"])))
     if where.rehearse:  # the smallest case of every op and target
@@ -330,12 +331,18 @@ def smallest(op) -> dict:
 
 
 def contest(where: Where, op, case: dict, dtype: torch.dtype, copy: float) -> dict:
-    """One case of an op: seconds of ours and of every other way, and ratios to the fastest of those."""
+    """One case of an op: seconds of ours in Triton and, by its side, in CUDA C++; of every other way, and ratios to the
+    fastest of those."""
+    from gpt2fast.backends import BACKENDS
+
     from . import cases
     from .timing import ratios, summarise
 
     args = arguments(op, case, dtype, where.device)
     contenders = {"ours": functools.partial(op.overload, **args)}
+    cuda, kernel = BACKENDS["cuda"], BACKENDS["cuda"].kernels.get(op.key)
+    if kernel is not None and (cuda.reason() or kernel.supports(**args)) is None:
+        contenders["ours in CUDA C++"] = functools.partial(kernel.run, **args)
     others = {name: functools.partial(f, *args.values()) for name, f in cases.rivals(op, case).items()}
     if not where.rehearse:
         torch.compiler.reset()  # or the second case would compile for sizes that vary
@@ -350,7 +357,7 @@ def contest(where: Where, op, case: dict, dtype: torch.dtype, copy: float) -> di
             contenders[name] = call
     times = where.times(contenders)
     moved = sum(cases.nbytes(op, args))
-    best = min((n for n in times if n != "ours"), key=lambda n: summarise(times[n])["median"])
+    best = min((n for n in times if not n.startswith("ours")), key=lambda n: summarise(times[n])["median"])
     return found | dict(
         seconds={n: summarise(t) for n, t in times.items()},
         ratios={f"vs {best}": ratios(times[best], times["ours"])},
