@@ -68,7 +68,7 @@ class Choice:
     @property
     def why(self) -> str | None:
         """Why no kernel of ours runs, None where one does."""
-        return "; ".join(self.objections.values()) or None if self.backend in BUILT_IN else None
+        return "; ".join(dict.fromkeys(self.objections.values())) or None if self.backend in BUILT_IN else None
 
 
 class _NativeKernels(Mapping):
@@ -216,6 +216,8 @@ def choose(declared: "Op", *args: Any, device: str | None = None, **kwargs: Any)
         elif reason := backend.reason():
             objection = reason
         elif declared.key not in backend.kernels:
+            if objections:  # those of a backend that has a kernel say more
+                continue
             objection = f"the {backend.name} backend has no kernel for it"
             if declared.fused_calls and _active != "auto":
                 return Choice("fused", declared.fused, {backend.name: objection})
@@ -232,8 +234,7 @@ def choose(declared: "Op", *args: Any, device: str | None = None, **kwargs: Any)
                 return Choice(backend.name, kernel.run, objections)
         objections[backend.name] = objection
     if _active != "auto":
-        text = f"backend {_active!r} does not cover this call: {objections[_active]}"
-        raise RuntimeError(f"{declared.qualified}: {text}")
+        raise RuntimeError(f"{declared.qualified}: backend {_active!r} does not cover this call: {objections[_active]}")
     objections = objections or {device: f"no backend of ours runs on {device} tensors"}
     return _without_kernel(declared, objections, args, kwargs)
 

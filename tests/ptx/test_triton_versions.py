@@ -31,7 +31,7 @@ def test_versions(tmp_path, version):
         pytest.skip(f"triton {version} could not be installed: {done.stderr.strip().splitlines()[-1]}")
     parts = ["language", "tutorials"]
     if version != OLDEST:  # older than 3.6, products of float32 are left to PyTorch
-        parts += ["whole_model", "linear_cross_entropy", "sample", "adamw"]
+        parts += ["whole_model", "linear_cross_entropy", "mlp", "sample", "adamw"]
     files = [f"tests/ptx/test_triton_{part}.py" for part in parts]
     # Registers are another Triton's business: 3.6 spills 8 bytes in a kernel in which the newest spills none.
     left_out = ["-k", TOO_NEW if version == OLDEST else "not test_bytes"]
