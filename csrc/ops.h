@@ -62,6 +62,16 @@ struct GeluArgs {
   DType dtype;
 };
 
+// dx = dy gelu'(x)
+struct GeluBackwardArgs {
+  const void *dy, *x;
+  void* dx;
+  int64_t R, C;
+  int64_t stride_dy_r, stride_x_r;
+  Activation activation;
+  DType dtype;
+};
+
 // out = softmax(scale * q k^T + bias, over visible keys) v; lse = log of the sum of exponentials.
 // Query i of T sees key j of S if j <= S - T + i (causal), j > S - T + i - window (window > 0) and mask[b, j].
 struct AttentionArgs {

@@ -96,7 +96,10 @@ __device__ __forceinline__ void store(T* to, const float (&from)[kWidth]) {
         word[i] = pair<T>(from[2 * i], from[2 * i + 1]);
       }
     }
-    *reinterpret_cast<uint4*>(to) = make_uint4(word[0], word[1], word[2], word[3]);
+    // By name: of an assignment the compiler makes four stores where it loses sight of the alignment. It is free to
+    // move loads across, as no kernel reads what it stores.
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(word[0]),
+                 "r"(word[1]), "r"(word[2]), "r"(word[3]));
   }
 }
 

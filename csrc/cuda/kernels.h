@@ -11,6 +11,8 @@ namespace gpt2fast::cuda {
 
 constexpr int64_t kLongestRow = 16384;  // columns of layer_norm and layer_norm_backward
 
+cudaError_t gelu(const GeluArgs& args, cudaStream_t stream);
+cudaError_t gelu_backward(const GeluBackwardArgs& args, cudaStream_t stream);
 cudaError_t layer_norm(const LayerNormArgs& args, cudaStream_t stream);
 cudaError_t layer_norm_backward(const LayerNormBackwardArgs& args, cudaStream_t stream);
 

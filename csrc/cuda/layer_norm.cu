@@ -14,11 +14,13 @@ constexpr int64_t kWarpColumns = 1024;  // of the widest row that one warp has
 constexpr int kWarpPerLane = 32;        // the most columns of a lane where a warp has a row,
 constexpr int kBlockPerLane = 16;       // and where a block has one
 constexpr int kRowsPerBlock = 4;        // of a warp each
+constexpr int kResident = 8;            // such blocks on a multiprocessor: up to 64 registers a thread; 0: no limit
 constexpr int kBackwardPerLane = 8;     // columns of a lane, of rows of up to 8192; twice as many of longer ones
 
 // Lane i of n has the packs i, i + n, i + 2n, ... of its row, so that neighbouring lanes read neighbouring bytes.
-template <class T, int kWidth, bool kWarpRow>
-__global__ void __launch_bounds__(kWarpRow ? kRowsPerBlock * kWarp : kMaxThreads) layer_norm_kernel(LayerNormArgs a) {
+template <class T, int kWidth, bool kWarpRow, bool kResidual>
+__global__ void __launch_bounds__(kWarpRow ? kRowsPerBlock * kWarp : kMaxThreads, kWarpRow&& kWidth > 1 ? 8 : 0)
+    layer_norm_kernel(LayerNormArgs a) {
   constexpr int kPacks = (kWarpRow ? kWarpPerLane : kBlockPerLane) / kWidth;
   __shared__ float2 scratch[2][kWarp];
   const int lane = kWarpRow ? threadIdx.x % kWarp : threadIdx.x, lanes = kWarpRow ? kWarp : blockDim.x;
@@ -26,7 +28,7 @@ __global__ void __launch_bounds__(kWarpRow ? kRowsPerBlock * kWarp : kMaxThreads
   if (row >= a.R) return;  // a whole warp, and never one of a block that has a row together
   const int C = int(a.C);
   const T* x = static_cast<const T*>(a.x) + row * a.stride_x_r;
-  const T* residual = a.residual ? static_cast<const T*>(a.residual) + row * a.stride_residual_r : nullptr;
+  const T* residual = static_cast<const T*>(a.residual) + row * a.stride_residual_r;
 
   float s[kPacks][kWidth];
   float total = 0;
@@ -35,7 +37,7 @@ __global__ void __launch_bounds__(kWarpRow ? kRowsPerBlock * kWarp : kMaxThreads
     const int column = (p * lanes + lane) * kWidth;
     if (column >= C) continue;
     load<T, kWidth>(x + column, s[p]);
-    if (residual) {
+    if constexpr (kResidual) {
       float added[kWidth];
       load<T, kWidth>(residual + column, added);
 #pragma unroll
@@ -169,13 +171,13 @@ __global__ void __launch_bounds__(kSumWarps* kWarp) layer_norm_partial_kernel(La
   *to = narrow<T>(sum);
 }
 
-template <class T, int kWidth>
+template <class T, int kWidth, bool kResidual>
 void launch_forward(const LayerNormArgs& a, cudaStream_t stream) {
   if (a.C <= kWarpColumns) {
     const unsigned blocks = unsigned((a.R + kRowsPerBlock - 1) / kRowsPerBlock);
-    layer_norm_kernel<T, kWidth, true><<<blocks, kRowsPerBlock * kWarp, 0, stream>>>(a);
+    layer_norm_kernel<T, kWidth, true, kResidual><<<blocks, kRowsPerBlock * kWarp, 0, stream>>>(a);
   } else {
-    layer_norm_kernel<T, kWidth, false><<<unsigned(a.R), threads_for(a.C, 8), 0, stream>>>(a);
+    layer_norm_kernel<T, kWidth, false, kResidual><<<unsigned(a.R), threads_for(a.C, 8), 0, stream>>>(a);
   }
 }
 
@@ -201,7 +203,9 @@ cudaError_t layer_norm(const LayerNormArgs& a, cudaStream_t stream) {
     using T = typename decltype(tag)::type;
     const bool wide = packed<T>({a.x, a.residual, a.weight, a.bias, a.y, a.sum},
                                 {a.C, a.stride_x_r, a.residual ? a.stride_residual_r : 0});
-    wide ? launch_forward<T, kPack<T>>(a, stream) : launch_forward<T, 1>(a, stream);
+    auto* launch = a.residual ? (wide ? launch_forward<T, kPack<T>, true> : launch_forward<T, 1, true>)
+                              : (wide ? launch_forward<T, kPack<T>, false> : launch_forward<T, 1, false>);
+    launch(a, stream);
   });
   return cudaGetLastError();
 }

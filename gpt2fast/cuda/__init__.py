@@ -2,6 +2,9 @@
 
 # By op the file that calls its kernel; ops of one formula share a file.
 MODULES = dict(
+    gelu="gelu",
+    bias_gelu="gelu",
+    gelu_backward="gelu",
     layer_norm="layer_norm",
     add_layer_norm="layer_norm",
     layer_norm_backward="layer_norm",

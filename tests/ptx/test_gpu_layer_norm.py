@@ -3,39 +3,22 @@
 The machine raises where a kernel breaks memcheck or racecheck, so that every launch here is a test of both.
 """
 
-import importlib
-
 import pytest
 import torch
+from both import kernels_of
 
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
-from gpt2fast.cuda import library
 from gpt2fast.op import OPS
 from gpt2fast.tensors import dense_rows
-from gpt2fast.testing import assert_close_to_truth, ptx
+from gpt2fast.testing import assert_close_to_truth
 from gpt2fast.testing.inputs import build, reference, truth
 
 NAMES = ("layer_norm", "add_layer_norm", "layer_norm_backward")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(params=("triton", "cuda"))
-def run(request):
-    """Calls a kernel of the backend by the op's name: its outputs, and the launches."""
-    if request.param == "triton":
-        pytest.importorskip("triton")
-    elif why := library.machine_reason():
-        pytest.skip(why)
-    module = importlib.import_module(f"gpt2fast.{dict(triton='kernels', cuda='cuda')[request.param]}.layer_norm")
-
-    def call(name, args):
-        function, supports = module.KERNELS[name]
-        assert supports(**args) is None
-        with ptx.machine() as m:
-            return function(**args), m.launches
-
-    return call
+run = kernels_of("layer_norm")
 
 
 def short(value):
