@@ -39,7 +39,7 @@ class Turns:
         self.seen = None
         if options["repetition_penalty"] != 1.0:
             self.seen = self.real.new_full((batch, self.cache.capacity), -1)
-        self.compiled = False
+        self.padded = self.compiled = False
         self.replay: Callable[[], None] | None = None
 
     def begin(self, model: Any, prompt: Tensor, mask: Tensor | None, seed: Tensor, banned: Sequence[int]) -> None:
@@ -47,10 +47,9 @@ class Turns:
         T = prompt.shape[1]
         self.cache.clear()
         self.seed.copy_(seed)
-        positions = None
+        positions, self.padded = None, mask is not None
         if mask is None:
             self.real.fill_(T)
-            self.positions.fill_(T - 1)
         else:
             positions = (mask.cumsum(1) - 1).masked_fill(~mask, 0)
             self.real.copy_(mask.sum(1))
@@ -69,6 +68,8 @@ class Turns:
         if not self.by_graph or banned:
             return self._run(model, banned)
         if not self.cache.fixed:
+            if not self.padded:
+                self.positions.fill_(self.cache.length - 1)
             self.cache.fix()
         if not self.compiled:
             self._run(model)
@@ -85,8 +86,11 @@ class Turns:
 
     def _run(self, model: Any, banned: Sequence[int] = ()) -> None:
         self.real += 1
-        self.positions += 1
-        self._draw(model(self.tokens, self.positions, None, self.cache, logits_to_keep=1), banned)
+        positions = None  # the model counts for itself, unless there is padding or nothing may be counted
+        if self.padded or self.cache.fixed:
+            self.positions += 1
+            positions = self.positions
+        self._draw(model(self.tokens, positions, None, self.cache, logits_to_keep=1), banned)
 
     def _draw(self, logits: Tensor, banned: Sequence[int]) -> None:
         logits, seen = logits[:, -1], self.seen
