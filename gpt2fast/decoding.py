@@ -123,12 +123,12 @@ def turns(
 
 
 def _launch_state(model: Any) -> Iterator[Any]:
-    """All that the launches of a turn have in them beside the batch: addresses, dtypes, numbers, the stream."""
+    """All that the launches of a turn have in them beside the batch: tensors, numbers, the stream."""
     yield backends.active()
     if model.wte.weight.is_cuda:
         yield torch.cuda.current_stream(model.wte.weight.device).cuda_stream
     for parameter in model.parameters():
-        yield parameter.data_ptr(), parameter.dtype
+        yield parameter.data_ptr(), parameter.dtype, parameter.shape, parameter.stride()
     for module in model.modules():
         yield tuple(v for v in vars(module).values() if isinstance(v, int | float | str) or callable(v))
 
@@ -148,8 +148,10 @@ def graph_obstacle(model: Any) -> str | None:
     weight = model.wte.weight
     if not (weight.is_cuda or backends.cpu_counts_as_cuda() and torch.cuda.is_available()):
         return f"the model is on {weight.device}, not on a GPU"
-    if backends.active() not in ("auto", "triton") or (why := backends.status()["triton"]):
-        return why if backends.active() in ("auto", "triton") else f"backend {backends.active()!r} is in force"
+    if backends.active() not in ("auto", "triton"):
+        return f"backend {backends.active()!r} is in force"
+    if why := backends.status()["triton"]:
+        return why
     if torch.is_autocast_enabled(weight.device.type):
         return "autocast is on"
     stock = (GPT2, Block, Attention, MLP, Embedding, LayerNorm, Linear, torch.nn.ModuleList)

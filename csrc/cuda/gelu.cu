@@ -84,12 +84,12 @@ int64_t blocks_for(int64_t R, int64_t C, int width) {
   return blocks <= INT32_MAX ? blocks : 0;
 }
 
-// Rows without gaps between them as rows of whole blocks.
+// Rows without gaps between them as rows of whole blocks; returns their stride.
 template <class Args>
-void lay_out_anew(Args& a, int64_t& stride, int64_t& other_stride, int width) {
+int64_t lay_out_anew(Args& a, int width) {
   const int64_t n = a.R * a.C, columns = kThreads * width;
   a.R = (n + columns - 1) / columns, a.C = columns;
-  stride = other_stride = columns;
+  return columns;
 }
 
 }  // namespace
@@ -104,7 +104,7 @@ cudaError_t gelu(const GeluArgs& args, cudaStream_t stream) {
     const bool dense = !a.bias && a.stride_x_r == a.C;
     const bool wide = packed<T>({a.x, a.bias, a.y}, {dense ? n : a.C, dense ? n : a.stride_x_r});
     const int width = wide ? kPack<T> : 1;
-    if (dense) lay_out_anew(a, a.stride_x_r, a.stride_x_r, width);
+    if (dense) a.stride_x_r = lay_out_anew(a, width);
     const int64_t blocks = blocks_for(a.R, a.C, width);
     if (!blocks) return void(status = cudaErrorInvalidValue);
     with_form(a.activation, [&](auto form) {
@@ -126,7 +126,7 @@ cudaError_t gelu_backward(const GeluBackwardArgs& args, cudaStream_t stream) {
     const bool wide =
         packed<T>({a.x, a.dy, a.dx}, {dense ? n : a.C, dense ? n : a.stride_x_r, dense ? n : a.stride_dy_r});
     const int width = wide ? kPack<T> : 1;
-    if (dense) lay_out_anew(a, a.stride_x_r, a.stride_dy_r, width);
+    if (dense) a.stride_x_r = a.stride_dy_r = lay_out_anew(a, width);
     const int64_t blocks = blocks_for(a.R, a.C, width);
     if (!blocks) return void(status = cudaErrorInvalidValue);
     with_form(a.activation, [&](auto form) {

@@ -14,12 +14,15 @@ constexpr int64_t kWarpColumns = 1024;  // of the widest row that one warp has
 constexpr int kWarpPerLane = 32;        // the most columns of a lane where a warp has a row,
 constexpr int kBlockPerLane = 16;       // and where a block has one
 constexpr int kRowsPerBlock = 4;        // of a warp each
-constexpr int kResident = 8;            // such blocks on a multiprocessor: up to 64 registers a thread; 0: no limit
 constexpr int kBackwardPerLane = 8;     // columns of a lane, of rows of up to 8192; twice as many of longer ones
+
+// The least blocks of the forward pass on a multiprocessor, 0 for any. Of warps with rows that are read in packs it
+// holds 8, at up to 64 registers a thread; left to itself the compiler aims at more, and spills.
+constexpr int resident(bool warp_row, int width) { return warp_row && width > 1 ? 8 : 0; }
 
 // Lane i of n has the packs i, i + n, i + 2n, ... of its row, so that neighbouring lanes read neighbouring bytes.
 template <class T, int kWidth, bool kWarpRow, bool kResidual>
-__global__ void __launch_bounds__(kWarpRow ? kRowsPerBlock * kWarp : kMaxThreads, kWarpRow&& kWidth > 1 ? 8 : 0)
+__global__ void __launch_bounds__(kWarpRow ? kRowsPerBlock * kWarp : kMaxThreads, resident(kWarpRow, kWidth))
     layer_norm_kernel(LayerNormArgs a) {
   constexpr int kPacks = (kWarpRow ? kWarpPerLane : kBlockPerLane) / kWidth;
   __shared__ float2 scratch[2][kWarp];
@@ -28,7 +31,7 @@ __global__ void __launch_bounds__(kWarpRow ? kRowsPerBlock * kWarp : kMaxThreads
   if (row >= a.R) return;  // a whole warp, and never one of a block that has a row together
   const int C = int(a.C);
   const T* x = static_cast<const T*>(a.x) + row * a.stride_x_r;
-  const T* residual = static_cast<const T*>(a.residual) + row * a.stride_residual_r;
+  const T* residual = kResidual ? static_cast<const T*>(a.residual) + row * a.stride_residual_r : nullptr;
 
   float s[kPacks][kWidth];
   float total = 0;
@@ -214,8 +217,7 @@ cudaError_t layer_norm_backward(const LayerNormBackwardArgs& a, cudaStream_t str
   if (!covered(a.R, a.C) || a.P < 1 || a.P > INT32_MAX) return cudaErrorInvalidValue;
   with_dtype(a.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const bool wide = packed<T>({a.dy, a.x, a.weight, a.dx, a.partial}, {a.C, a.stride_dy_r, a.stride_x_r}) &&
-                      a.C % kPack<float> == 0;
+    const bool wide = packed<T>({a.dy, a.x, a.weight, a.dx, a.partial}, {a.C, a.stride_dy_r, a.stride_x_r});
     wide ? launch_backward<T, kPack<T>>(a, stream) : launch_backward<T, 1>(a, stream);
     const unsigned blocks = unsigned((2 * a.C + kWarp - 1) / kWarp);
     layer_norm_partial_kernel<T><<<blocks, kSumWarps * kWarp, 0, stream>>>(a);
