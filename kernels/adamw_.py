@@ -5,12 +5,16 @@ device: of every tensor its addresses and size, and of every program its tensor 
 tables are kept for as long as the addresses are the same, which they are from step to step.
 """
 
+import array
 import functools
 import math
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+
+from gpt2fast import backends, extension
 
 from .common import objection, philox
 
@@ -107,34 +111,46 @@ def adamw_kernel(
 class _Tables:
     """The tables of a launch: of its tensors (n, COLUMNS) and of its programs (p, 2), on the device."""
 
-    def __init__(self, block, lists, sizes, device):
-        addresses = [list(row) for row in zip(*lists)]
-        empty = [0] * (COLUMNS.value - 1 - len(lists))
-        rows = [[*row, *empty, size] for row, size in zip(addresses, sizes)]
+    def __init__(self, block, found, lists, device):
+        *addresses, sizes = np.frombuffer(found, np.int64).reshape(lists + 1, -1)
+        rows = np.zeros((len(sizes), COLUMNS.value), np.int64)
+        rows[:, :lists], rows[:, -1] = np.stack(addresses, 1), sizes
         programs = [(i, part) for i, size in enumerate(sizes) for part in range(-(-size // block))]
-        self.tensors = torch.tensor(rows, dtype=torch.int64).to(device)
+        self.tensors = torch.from_numpy(rows).to(device)
         self.programs = torch.tensor(programs, dtype=torch.int32).to(device)
         self.count = len(programs)
-        self.aligned = all(address % 16 == 0 for row in addresses for address in row)
+        self.aligned = not (rows[:, :lists] % 16).any()
 
 
-@functools.lru_cache(KEPT)
-def _tables_of(block, lists, sizes, device):
-    return _Tables(block, lists, sizes, device)
+_tables_of = functools.lru_cache(KEPT)(_Tables)
+
+
+def _addresses(*lists):
+    """What ``addresses`` of the C++ extension finds, without it."""
+    if not all(t.is_contiguous() for tensors in lists for t in tensors):
+        return None
+    found = [t.data_ptr() for tensors in lists for t in tensors]
+    return array.array("q", found + [t.numel() for t in lists[0]]).tobytes()
 
 
 def tables(block, *lists):
-    """Of lists of tensors, of which one member each belongs together; ``block``: numbers a program."""
-    addresses = tuple(tuple([t.data_ptr() for t in tensors]) for tensors in lists)
-    return _tables_of(block, addresses, tuple([t.numel() for t in lists[0]]), lists[0][0].device)
+    """Of lists of dense tensors, of which one member each belongs together; ``block``: numbers a program. None where
+    one of them is not dense."""
+    if extension._C is None or backends.cpu_counts_as_cuda():  # the PTX machine watches who asks for an address
+        found = _addresses(*lists)
+    else:
+        found = extension._C.addresses(lists)
+    return None if found is None else _tables_of(block, found, len(lists), lists[0][0].device)
 
 
 def adamw_(
     weights, gradients, exp_avgs, exp_avg_sqs, step, scale=None, seed=None, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8,
     weight_decay=0.01,
 ):  # fmt: skip
-    gradients = [g.contiguous() for g in gradients]
     found = tables(BLOCK, weights, gradients, exp_avgs, exp_avg_sqs)
+    if found is None:
+        gradients = [g.contiguous() for g in gradients]
+        found = tables(BLOCK, weights, gradients, exp_avgs, exp_avg_sqs)
     if found.count:
         logs = (math.log(beta) if beta else -math.inf for beta in (beta1, beta2))
         stochastic = seed is not None and weights[0].dtype == torch.bfloat16
@@ -151,7 +167,7 @@ def objection_to_lists(what, tensors, *changed):
         return f"{what} in Triton takes at least one tensor"
     if found := objection(what, tensors[0]):
         return found
-    if not all(t.is_contiguous() for changes in changed for t in changes):
+    if not all(t.is_contiguous() for tensors in changed for t in tensors):
         return f"{what} in Triton changes dense tensors only"
     return None
 

@@ -41,8 +41,10 @@ def gradient_norm_kernel(squares_ptr, norm_ptr, factor_ptr, count, max_norm, BLO
 
 
 def gradient_norm(gradients, max_norm=1.0):
-    gradients = [g.contiguous() for g in gradients]
     found = tables(BLOCK, gradients)
+    if found is None:
+        gradients = [g.contiguous() for g in gradients]
+        found = tables(BLOCK, gradients)
     norm, factor = (torch.empty((), dtype=torch.float32, device=gradients[0].device) for _ in range(2))
     squares = norm.new_empty(found.count)
     if found.count:

@@ -111,65 +111,91 @@ def rows_class(rows):
     return 16 if rows <= 16 else 512 if rows <= 512 else 8192
 
 
+def matrix(x):
+    """x (..., K) as a matrix (R, K), as ``product`` takes it: tensor, R, K and both strides. It is no view of x, whose
+    making would take the host longer than all else here; a copy only where rows do not lie at one stride."""
+    x, stride = dense_rows(x)
+    shape = x.shape
+    return x, math.prod(shape[:-1]), shape[-1], stride, 1
+
+
+def strided(x):
+    """x (R, K) of any strides, as ``product`` takes it."""
+    return x, *x.shape, *x.stride()
+
+
+def turned(x):
+    """The transpose of a matrix as ``product`` takes it."""
+    x, rows, columns, stride, step = x
+    return x, columns, rows, step, stride
+
+
 def product(
     a, b, out, bias=None, residual=None, stride_residual=0, form=0, preactivation=None, backward=False, sums=None,
     which=0,
 ):  # fmt: skip
-    """Launches out = a @ b with what follows; a (M, K), b (K, N) and out (M, N) of any strides."""
-    (M, K), N = a.shape, b.shape[1]
-    if not out.numel():
+    """Launches out = a @ b with what follows; a (M, K), b (K, N) and out (M, N): matrices as the functions above make
+    them."""
+    a, M, K, stride_a_m, stride_a_k = a
+    b, _, N, stride_b_k, stride_b_n = b
+    out, _, _, stride_out_m, stride_out_n = out
+    if not M or not N:
         return
     wide = a.dtype == torch.float32
     block_m, block_n, block_k, warps, stages = tile(rows_class(M), wide)
     # What is not given is not touched: any tensor will do.
     linear_kernel[(-(-M // block_m) * -(-N // block_n),)](
-        a, b, *(out if x is None else x for x in (bias, residual)), out,
-        *(out if x is None else x for x in (preactivation, sums)),
-        *a.stride(), *b.stride(), stride_residual, *out.stride(), M, K, N,
+        a, b, out if bias is None else bias, out if residual is None else residual, out,
+        out if preactivation is None else preactivation, out if sums is None else sums,
+        stride_a_m, stride_a_k, stride_b_k, stride_b_n, stride_residual, stride_out_m, stride_out_n, M, K, N,
         bias is not None, residual is not None, form, preactivation is not None and not backward, backward, which,
-        precision(a), block_m, block_n, block_k, ROWS_OF_TILES, a.stride(0) == 1 and M % 16 == 0,
+        precision(a), block_m, block_n, block_k, ROWS_OF_TILES, stride_a_m == 1 and M % 16 == 0,
         num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
 
 
-def _matrix(x):
-    """x (..., K) as rows (R, K), without a copy where rows lie at one stride."""
-    x, stride = dense_rows(x)
-    return x.as_strided((math.prod(x.shape[:-1]), x.shape[-1]), (stride, 1))
-
-
 def linear(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
-    W = weight.t() if transposed else weight
-    y = x.new_empty((*x.shape[:-1], W.shape[1]))
-    kept = torch.empty_like(y) if keep_preactivation and activation != "none" else x.new_empty(0)
-    if y.numel():
-        stride_residual = 0
-        if residual is not None:
-            residual, stride_residual = dense_rows(residual)
-        product(
-            _matrix(x), W, _matrix(y), None if bias is None else bias.contiguous(), residual,
-            stride_residual, FORMS[activation], kept if kept.numel() else None,
-        )  # fmt: skip
+    W = turned(strided(weight)) if transposed else strided(weight)
+    y = x.new_empty((*x.shape[:-1], W[2]))
+    keep = keep_preactivation and activation != "none"
+    kept = y.new_empty(y.shape if keep else 0)
+    stride_residual = 0
+    if residual is not None:
+        residual, stride_residual = dense_rows(residual)
+    product(
+        matrix(x), W, matrix(y), None if bias is None else bias.contiguous(), residual, stride_residual,
+        FORMS[activation], kept if keep else None,
+    )  # fmt: skip
     return y, kept
 
 
 def linear_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
-    wanted, none = want.split(), dy.new_empty(0)
-    W = weight.t() if transposed else weight
-    rows_dy, rows_x = _matrix(dy), _matrix(x)
-    dx = x.new_empty(x.shape) if "dx" in wanted else none
-    dweight = weight.new_empty(weight.shape) if "dweight" in wanted else none
-    dbias = dy.new_zeros(W.shape[1]) if "dbias" in wanted else none
-    if "dx" in wanted:
-        product(rows_dy, W.t(), dx.view(len(rows_dy), W.shape[0]))
-    if dweight.numel():
-        sums = dbias if "dbias" in wanted else None
-        if transposed:
-            product(rows_dy.t(), rows_x, dweight, sums=sums, which=0 if sums is None else 2)
-        else:
-            product(rows_x.t(), rows_dy, dweight, sums=sums, which=0 if sums is None else 1)
-    elif "dbias" in wanted:
-        dbias = rows_dy.sum(0)
+    dx, dweight, dbias = gradients(matrix(dy), matrix(x), weight, transposed, want)
+    none = dy.new_empty(0)
+    return (
+        none if dx is None else dx.view(x.shape),
+        none if dweight is None else dweight,
+        none if dbias is None else dbias,
+    )
+
+
+def gradients(dy, x, weight, transposed, want):
+    """dx (R, K), dweight and dbias (N,), those in ``want``, else None; dy (R, N) and x (R, K) as ``matrix`` makes
+    them."""
+    W = turned(strided(weight)) if transposed else strided(weight)
+    (rows_dy, R, N, _, _), (_, _, K, _, _) = dy, x
+    dx = dweight = dbias = None
+    if "dx" in want:
+        dx = rows_dy.new_empty((R, K))
+        product(dy, turned(W), (dx, R, K, K, 1))
+    if "dbias" in want:
+        dbias = rows_dy.new_zeros(N)
+    if "dweight" in want:
+        dweight = weight.new_empty(weight.shape)
+        a, b = (dy, x) if transposed else (x, dy)
+        product(turned(a), b, matrix(dweight), sums=dbias, which=0 if dbias is None else 2 if transposed else 1)
+    if dbias is not None and (dweight is None or not dweight.numel()):  # no product has added it up
+        dbias = rows_dy.reshape(R, N).sum(0)
     return dx, dweight, dbias
 
 

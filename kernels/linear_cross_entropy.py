@@ -15,7 +15,7 @@ from gpt2fast.ops.linear_cross_entropy import GRADIENTS, accumulate, chunks, sca
 
 from .common import objection
 from .cross_entropy import LOG2E, _add_tile, _total_of_rows
-from .linear import is_slower, product
+from .linear import is_slower, product, strided
 
 BLOCK, WARPS, ALIGNED = 4096, 8, 16  # columns a tile; columns of which the buffer's rows are a multiple
 
@@ -65,14 +65,14 @@ def loss_and_gradient_kernel(
 def _product(a, b, out, add=False):
     """out = a @ b, or out += a @ b: ours where it is asked for by name, or measured faster."""
     if backends.active() == "triton" or not is_slower(a, b, False):
-        product(a, b, out, residual=out if add else None, stride_residual=out.stride(0))
+        product(strided(a), strided(b), strided(out), residual=out if add else None, stride_residual=out.stride(0))
     else:
         multiply(a, b, out, add)
 
 
 def _rows(x, weight, targets, ignore_index, label_smoothing, want, dloss=None):
     """loss and lse of every row (R,), and dx and dweight for ``dloss`` (R,), by default 1, in float32."""
-    R, V = len(x), len(weight)
+    R, V = x.shape[0], weight.shape[0]
     x, targets = x.contiguous(), targets.contiguous()
     loss, lse = (x.new_empty(R, dtype=torch.float32) for _ in range(2))
     # Rows of whole lines of memory, for the matrix units and for 16 bytes at a time. The columns beyond V meet rows of

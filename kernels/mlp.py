@@ -4,25 +4,27 @@ The gradient before the activation is dy W^T act'(preactivation): the kernel of 
 its last step and multiplies, so that the gradient behind the activation is never in memory.
 """
 
-import torch
-
 from ..ops.mlp import WANT, split_wants
 from .common import objection
-from .linear import FORMS, _matrix, is_slower, linear_backward, product
+from .linear import FORMS, gradients, is_slower, matrix, product, strided, turned
 
 
 def mlp_backward(dy, x, weight_in, weight_out, preactivation, hidden, bias_in=None, activation="gelu_tanh", want=WANT):
     outer, inner = split_wants(want)
-    _, dweight_out, dbias_out = linear_backward(dy, hidden, weight_out, want=outer)
-    dx, dweight_in, dbias_in = (dy.new_empty(0) for _ in range(3))
+    rows_dy = matrix(dy)
+    _, dweight_out, dbias_out = gradients(rows_dy, matrix(hidden), weight_out, False, outer)
+    dx = dweight_in = dbias_in = None
     if inner:
-        dbefore = torch.empty_like(preactivation, memory_format=torch.contiguous_format)
+        before = matrix(preactivation.contiguous())
+        dbefore = (dy.new_empty(preactivation.shape), *before[1:])
         product(
-            _matrix(dy), weight_out.t(), _matrix(dbefore), form=FORMS[activation],
-            preactivation=preactivation.contiguous(), backward=True,
+            rows_dy, turned(strided(weight_out)), dbefore, form=FORMS[activation], preactivation=before[0],
+            backward=True,
         )  # fmt: skip
-        dx, dweight_in, dbias_in = linear_backward(dbefore, x, weight_in, want=inner)
-    return dx, dweight_in, dweight_out, dbias_in, dbias_out
+        dx, dweight_in, dbias_in = gradients(dbefore, matrix(x), weight_in, False, inner)
+    none = dy.new_empty(0)
+    dx = none if dx is None else dx.view(x.shape)
+    return dx, *(none if found is None else found for found in (dweight_in, dweight_out, dbias_in, dbias_out))
 
 
 def supports(dy, x, weight_in, weight_out, preactivation, hidden, bias_in=None, activation="gelu_tanh", want=WANT):

@@ -25,6 +25,22 @@ at::Tensor huge_empty(int64_t nbytes) {
   return at::from_blob(block->data(), {nbytes}, [block](void*) { delete block; }, at::TensorOptions().dtype(at::kByte));
 }
 
+// The addresses of the tensors in lists of one length, list by list, then the sizes of those in the first list, as
+// bytes of int64; None if any is not dense. Python takes some 60 ns a tensor for the same, an optimizer has hundreds.
+py::object addresses(const std::vector<py::list>& lists) {
+  std::vector<int64_t> found, sizes;
+  for (const py::list& list : lists)
+    for (const py::handle& item : list) {
+      TORCH_CHECK_TYPE(THPVariable_Check(item.ptr()), "gpt2fast::addresses: lists must hold tensors");
+      const at::Tensor& x = THPVariable_Unpack(item.ptr());
+      if (!x.is_contiguous()) return py::none();
+      found.push_back(reinterpret_cast<int64_t>(x.const_data_ptr()));
+      if (&list == &lists[0]) sizes.push_back(x.numel());
+    }
+  found.insert(found.end(), sizes.begin(), sizes.end());
+  return py::bytes(reinterpret_cast<const char*>(found.data()), found.size() * sizeof(int64_t));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -48,6 +64,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "release_memory", [] { return gpt2fast::OutputAllocator::instance().release(); },
       "Hands the memory of freed large outputs back to the system; the bytes that were kept");
+  m.def("addresses", &addresses,
+        "Of the tensors of lists, and the sizes of the first list's, as bytes of int64, or None");
   m.def("measure_peak", &gpt2fast::measure_peak, pybind11::arg("what"), pybind11::arg("x"),
         pybind11::arg("y") = py::none(), pybind11::arg("repeats") = 0);
   m.def("guard_memory", &gpt2fast::guard_memory, "For tests: guard bytes around every CPU tensor");

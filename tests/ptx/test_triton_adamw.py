@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("triton")
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
+from gpt2fast import extension
 from gpt2fast.kernels import adamw_ as kernels
 from gpt2fast.kernels import gradient_norm as norms
 from gpt2fast.op import OPS
@@ -80,6 +81,23 @@ def test_tables_are_kept_while_addresses_are_the_same():
         assert kernels._tables_of.cache_info().misses == 1
         kernels.adamw_(**args | dict(gradients=[g.clone() for g in args["gradients"]]))
         assert kernels._tables_of.cache_info().misses == 2
+
+
+@pytest.mark.skipif(extension._C is None, reason="the C++ extension is not built")
+def test_addresses_in_python_are_those_in_cpp():
+    lists = [[torch.empty(size) for size in ((3, 5), (0,), ())] for _ in range(2)]
+    (first, *_), _ = lists
+    assert extension._C.addresses(lists) == kernels._addresses(*lists)
+    assert len(kernels._addresses(*lists)) == 9 * 8
+    assert extension._C.addresses([[first.t()]]) is kernels._addresses([first.t()]) is None
+    with pytest.raises(TypeError, match="lists must hold tensors"):
+        extension._C.addresses([[3]])
+
+
+def test_a_gradient_that_is_not_dense():
+    args = build(ADAMW, dict(each=[(6, 9), (5,)], step=1))
+    args["gradients"][0] = args["gradients"][0].t().contiguous().t()
+    check(args)
 
 
 @DTYPES
