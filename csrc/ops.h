@@ -16,6 +16,18 @@ struct EmbeddingArgs {
   void* out;
   int64_t B, T, C, V, P, start;
   int64_t positions_stride_b;  // 0 when one row of positions serves the whole batch
+  int64_t stride_wte, stride_wpe;
+  DType dtype;
+};
+
+// The gradient of one table: out[row[n]] += dy[source[n] % R] for n = 0, 1, ..., N - 1
+struct EmbeddingBackwardArgs {
+  const int64_t *row, *source;  // (N); row is sorted, and rows that out does not have are skipped
+  const void* dy;               // (R, C)
+  void* out;                    // (count, C): zeros; rows that nothing is added to stay as they are
+  float* parts;                 // (2 ceil(N / 256), C): workspace, may be null for N up to 256
+  int64_t N, R, C, count;
+  int64_t stride_dy_r;
   DType dtype;
 };
 

@@ -1,6 +1,11 @@
 """Tensors as kernels for GPUs take them."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
+
+SEGMENT = 256  # sorted rows of embedding_backward that are one sum at most: kSegmentRows in csrc/cuda/kernels.h
 
 
 def dense_rows(x: Tensor) -> tuple[Tensor, int]:
@@ -20,3 +25,39 @@ def dense_rows(x: Tensor) -> tuple[Tensor, int]:
             expected = step * size
         return x, sizes[-1] if stride is None else stride
     return x.contiguous(), sizes[-1]
+
+
+def table_gradients(
+    add_rows: Callable[..., None],
+    dy: Tensor,
+    tokens: Tensor,
+    V: int,
+    P: int,
+    positions: Tensor | None,
+    token_types: Tensor | None,
+    start: int,
+) -> tuple[Tensor, Tensor]:
+    """What embedding_backward returns, by two calls of ``add_rows(row, source, dy, stride, out, parts)``.
+
+    It adds row ``source[n] % R`` of dy's R rows to row ``row[n]`` of out, which is zeros, for all n and in their order;
+    ``row`` is sorted. parts is workspace: two rows in float32 for each segment of ``SEGMENT`` of the sorted rows, None
+    where there is only one segment.
+    """
+    B, T, C = dy.shape
+    dy, stride = dense_rows(dy)
+
+    def gradient(rows: Tensor, count: int) -> Tensor:
+        out = dy.new_zeros((count, C))
+        if out.numel() and rows.numel():
+            row, source = torch.sort(rows, stable=True)
+            segments = -(-len(row) // SEGMENT)
+            parts = dy.new_empty((2 * segments, C), dtype=torch.float32) if segments > 1 else None
+            add_rows(row, source, dy, stride, out, parts)
+        return out
+
+    tokens = tokens.reshape(-1)
+    if token_types is not None:
+        tokens = torch.cat((tokens, token_types.reshape(-1)))
+    if positions is None:
+        positions = torch.arange(start, start + T, device=dy.device)
+    return gradient(tokens, V), gradient(positions.expand(B, T).reshape(-1), P)

@@ -6,15 +6,14 @@ atomics: the same bits every time. A token that comes often is added up by sever
 sorted rows, and a second kernel adds up theirs.
 """
 
-import torch
 import triton
 import triton.language as tl
 
+from ..tensors import SEGMENT, dense_rows, table_gradients
 from .common import objection
 
 TILE, WIDEST, WARPS = 4096, 1024, 4  # elements of a tile, its most columns, warps
 ROWS_AT_ONCE, BACKWARD_COLUMNS = 16, 256  # of dy, by one step of a program
-SEGMENT = 256  # sorted rows: what one program adds up at most
 
 
 @triton.jit
@@ -109,18 +108,12 @@ def embedding_backward_join_kernel(
         tl.store(out_ptr + row * C + c, total.to(out_ptr.dtype.element_ty), mask=c < C)
 
 
-def _table(table):
-    """A table whose rows are dense, and its row stride."""
-    table = table if table.stride(1) == 1 or table.shape[1] == 1 else table.contiguous()
-    return table, table.stride(0)
-
-
 def embedding(tokens, wte, wpe, positions=None, token_types=None, start=0):
     (B, T), C = tokens.shape, wte.shape[1]
     y = wte.new_empty((B, T, C))
     if not y.numel():
         return y
-    (wte, stride_wte), (wpe, stride_wpe) = _table(wte), _table(wpe)
+    (wte, stride_wte), (wpe, stride_wpe) = dense_rows(wte), dense_rows(wpe)
     tokens = tokens.contiguous()
     # What is not given is not read: any tensor will do.
     types = tokens if token_types is None else token_types.contiguous()
@@ -137,33 +130,19 @@ def embedding(tokens, wte, wpe, positions=None, token_types=None, start=0):
     return y
 
 
-def _add_rows(dy, rows, count):
-    """(count, C): at each row the sum of the rows of dy (R, C) that ``rows``, one or more lists of R numbers, names."""
-    R, C = dy.shape
-    out = dy.new_zeros((count, C))
-    if R and C and count:
-        row, source = torch.sort(rows, stable=True)
-        columns = min(triton.next_power_of_2(C), BACKWARD_COLUMNS)
-        tile = dict(BLOCK_N=ROWS_AT_ONCE, BLOCK_C=columns, SEGMENT=SEGMENT, num_warps=WARPS, enable_fp_fusion=True)
-        N, across, segments = len(row), -(-C // columns), -(-len(row) // SEGMENT)
-        parts = out if segments == 1 else dy.new_empty((2 * segments, C), dtype=torch.float32)
-        embedding_backward_kernel[(N, across)](
-            row, source, dy, out, parts, dy.stride(0), N, R, count, C, **tile
-        )  # fmt: skip
-        if segments > 1:
-            embedding_backward_join_kernel[(segments - 1, across)](row, parts, out, segments, count, C, **tile)
-    return out
+def _add_rows(row, source, dy, stride, out, parts):
+    (count, C), N = out.shape, len(row)
+    columns = min(triton.next_power_of_2(C), BACKWARD_COLUMNS)
+    tile = dict(BLOCK_N=ROWS_AT_ONCE, BLOCK_C=columns, SEGMENT=SEGMENT, num_warps=WARPS, enable_fp_fusion=True)
+    across, segments = -(-C // columns), -(-N // SEGMENT)
+    parts = out if parts is None else parts  # what is not given is not read: any tensor will do
+    embedding_backward_kernel[(N, across)](row, source, dy, out, parts, stride, N, dy.numel() // C, count, C, **tile)
+    if segments > 1:
+        embedding_backward_join_kernel[(segments - 1, across)](row, parts, out, segments, count, C, **tile)
 
 
 def embedding_backward(dy, tokens, V, P, positions=None, token_types=None, start=0):
-    B, T, C = dy.shape
-    rows, _ = _table(dy.reshape(-1, C))
-    tokens = tokens.reshape(-1)
-    if token_types is not None:
-        tokens = torch.cat((tokens, token_types.reshape(-1)))
-    if positions is None:
-        positions = torch.arange(start, start + T, device=dy.device)
-    return _add_rows(rows, tokens, V), _add_rows(rows, positions.expand(B, T).reshape(-1), P)
+    return table_gradients(_add_rows, dy, tokens, V, P, positions, token_types, start)
 
 
 def supports(tokens, wte, wpe, positions=None, token_types=None, start=0):

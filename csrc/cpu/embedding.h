@@ -36,14 +36,14 @@ inline void embedding_run(const EmbeddingArgs& args, int64_t begin, int64_t end)
     for (int64_t r = first; r < last; ++r) {
       int64_t b = r / args.T, t = r - b * args.T;
       int64_t p = args.positions ? args.positions[b * args.positions_stride_b + t] : args.start + t;
-      const T *token = wte + args.tokens[r] * args.C, *position = wpe + p * args.C;
+      const T *token = wte + args.tokens[r] * args.stride_wte, *position = wpe + p * args.stride_wpe;
       T* out = (T*)args.out + r * args.C;
       if (r + kTokensAhead < args.B * args.T) {
-        const char* ahead = (const char*)(wte + args.tokens[r + kTokensAhead] * args.C);
+        const char* ahead = (const char*)(wte + args.tokens[r + kTokensAhead] * args.stride_wte);
         for (int64_t i = 0; i < args.C * int64_t(sizeof(T)); i += 64) prefetch(ahead + i);
       }
       if (args.token_types)
-        embedding_row<true>(token, position, wte + args.token_types[r] * args.C, out, args.C);
+        embedding_row<true>(token, position, wte + args.token_types[r] * args.stride_wte, out, args.C);
       else
         embedding_row<false>(token, position, token, out, args.C);
     }

@@ -23,6 +23,8 @@ Tensor embedding(const Tensor& tokens, const Tensor& wte, const Tensor& wpe, con
       .P = wpe.size(0),
       .start = start,
       .positions_stride_b = positions && positions->size(0) != 1 ? T : 0,
+      .stride_wte = C,
+      .stride_wpe = C,
       .dtype = dtype_of(wte),
   };
   launch(&cpu::Table::embedding, args);

@@ -2,6 +2,8 @@
 
 # By op the file that calls its kernel; ops of one formula share a file.
 MODULES = dict(
+    embedding="embedding",
+    embedding_backward="embedding",
     gelu="gelu",
     bias_gelu="gelu",
     gelu_backward="gelu",

@@ -76,6 +76,8 @@ inline EmbeddingArgs embedding(const Run& r) {
           r.size("wpe", 0),
           r.whole("start"),
           stride,
+          r.stride("wte", 0),
+          r.stride("wpe", 0),
           r.c.dtype};
 }
 

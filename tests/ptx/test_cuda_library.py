@@ -17,7 +17,14 @@ from gpt2fast.testing.ptx.toolchain import tool
 ROOT = Path(__file__).parents[2]
 BUILD = runpy.run_path(str(ROOT / "csrc/cuda/build.py"))
 pytestmark = pytest.mark.skipif(BUILD["find_nvcc"]() is None, reason="nvcc is not there")
-STREAMING = ("layer_norm_kernel", "layer_norm_backward_kernel", "gelu_kernel", "gelu_backward_kernel")
+STREAMING = (
+    "layer_norm_kernel",
+    "layer_norm_backward_kernel",
+    "gelu_kernel",
+    "gelu_backward_kernel",
+    "embedding_kernel",
+    "embedding_backward_kernel",
+)
 
 
 @pytest.fixture(scope="module")

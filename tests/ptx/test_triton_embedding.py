@@ -1,4 +1,4 @@
-"""The embedding in Triton on the PTX machine: exact bytes, hot tokens, tables with gaps, rows that are not there."""
+"""The embedding in Triton: exact bytes and no spills. Results: test_gpu_embedding.py."""
 
 import re
 import subprocess
@@ -16,8 +16,8 @@ from triton.compiler import ASTSource, compile
 
 from gpt2fast.kernels import embedding as kernels
 from gpt2fast.op import OPS
-from gpt2fast.testing import assert_close_to_truth, ptx
-from gpt2fast.testing.inputs import build, reference, truth
+from gpt2fast.testing import ptx
+from gpt2fast.testing.inputs import build
 
 FUNCTIONS = (kernels.embedding_kernel, kernels.embedding_backward_kernel, kernels.embedding_backward_join_kernel)
 
@@ -27,13 +27,6 @@ def run(name, args):
     assert supports(**args) is None
     with ptx.machine() as m:
         return function(**args), m.launches
-
-
-def check(args):
-    for found, plain, exact in zip(
-        run("embedding_backward", args)[0], *(f(OPS["embedding_backward"], args) for f in (reference, truth))
-    ):
-        assert_close_to_truth(found, plain, exact)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
@@ -67,44 +60,6 @@ def test_bytes_backward(dtype):
     assert of_tokens["parts_ptr"]["written_bytes"] == joined["parts_ptr"]["read_bytes"] == 3 * C * 4
     assert of_tokens["out_ptr"]["written_bytes"] == (B * T - hot) * C * size
     assert joined["out_ptr"]["written_bytes"] == C * size
-
-
-@pytest.mark.parametrize("count", (15, 16, 17, 253, 254, 255, 256, 300, 767, 768, 5000))
-@pytest.mark.parametrize("before", (0, 1, 256))
-def test_a_hot_token(count, before):
-    """One row of the table takes the sum of many, which begin and end anywhere in segments, others of none or one."""
-    total = before + count + 2
-    dy = torch.randn(1, total, 40, generator=torch.Generator().manual_seed(0))
-    tokens = torch.full((1, total), 3 + before)
-    tokens[0, :before] = torch.arange(before)
-    tokens[0, before], tokens[0, -1] = before + 6, 0
-    check(dict(dy=dy, tokens=tokens, V=before + 7, P=total + 9, start=4))
-
-
-def test_gradients_repeat_bit_for_bit_and_tokens_meet_types_in_one_sum():
-    case = dict(B=3, T=50, C=300, V=5, P=64, positions=True, token_types=True)
-    args = build(OPS["embedding_backward"], case, torch.bfloat16)
-    check(args)
-    first = run("embedding_backward", args)[0]
-    assert all(map(torch.equal, first, run("embedding_backward", args)[0]))
-
-
-def test_tables_and_gradients_with_gaps():
-    args = build(OPS["embedding"], dict(B=2, T=5, C=70, V=11, P=8), torch.bfloat16)
-    wide = torch.full((11, 140), torch.nan).bfloat16()
-    for table in (wide[:, :70], wide[:, ::2]):
-        table.copy_(args["wte"])
-        assert torch.equal(run("embedding", args | dict(wte=table))[0], run("embedding", args)[0])
-    dy = torch.randn(2, 5, 140)[..., ::2]
-    check(dict(dy=dy, tokens=args["tokens"], V=11, P=8))
-
-
-def test_a_row_that_is_not_there_is_no_number():
-    wte, wpe = torch.zeros(3, 8), torch.zeros(4, 8)
-    y, _ = run("embedding", dict(tokens=torch.tensor([[2, 3, -1, 0]]), wte=wte, wpe=wpe))
-    assert y.isnan().all(-1).tolist() == [[False, True, True, False]] and not y[0, 0].any()
-    y, _ = run("embedding", dict(tokens=torch.tensor([[0, 0]]), wte=wte, wpe=wpe, start=3))
-    assert y.isnan().all(-1).tolist() == [[False, True]]
 
 
 @pytest.mark.parametrize("arch", (80, 90, 100))
