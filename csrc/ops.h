@@ -139,4 +139,28 @@ struct SampleArgs {
   DType dtype;
 };
 
+// One step of AdamW on the tensors of a list, in place, with g the gradient times scale: m += rest1 (g - m),
+// v = beta2 v + rest2 g^2, w = decay w - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps).
+struct AdamwArgs {
+  const int64_t* tensors;     // (n, 5) of each: the addresses of weight, gradient, m and v, and how many numbers it has
+  const int32_t* programs;    // (P, 2) of each block of numbers: its tensor, and which block of that it is
+  const float *step, *scale;  // one number each; scale may be null
+  const int64_t* seed;        // one number, or null: key of the random rounding of weights in bfloat16
+  int64_t P;
+  bool aligned;                                                     // all addresses are multiples of 16
+  float lr, beta2, rest1, rest2, log_beta1, log_beta2, eps, decay;  // rest: 1 - beta, before it is rounded to float
+  DType dtype;                                                      // of weights and gradients; m and v are float32
+};
+
+// norm = the root of the sum of squares of all numbers of a list of tensors; factor = min(max_norm / (norm + eps), 1)
+struct GradientNormArgs {
+  const int64_t* tensors;   // (n, 5) of each: its address, three that are not looked at, and how many numbers it has
+  const int32_t* programs;  // (P, 2) of each block of numbers: its tensor, and which block of that it is
+  float *squares, *norm, *factor;  // workspace (P); one number each
+  int64_t P;
+  bool aligned;  // all addresses are multiples of 16
+  float max_norm, eps;
+  DType dtype;
+};
+
 }  // namespace gpt2fast

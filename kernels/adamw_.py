@@ -1,26 +1,18 @@
-"""AdamW on many tensors in one launch.
+"""AdamW on many tensors in one launch, whose programs read from tables on the device which numbers they have."""
 
-A launch has a program for each block of numbers of each tensor. Which numbers those are it reads from two tables on the
-device: of every tensor its addresses and size, and of every program its tensor and the number of its block in that. The
-tables are kept for as long as the addresses are the same, which they are from step to step.
-"""
-
-import array
-import functools
 import math
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 
-from gpt2fast import backends, extension
+from gpt2fast import tensor_lists
+from gpt2fast.tensor_lists import objection_to_lists, tables
 
 from .common import objection, philox
 
 BLOCK, WARPS = 2048, 4  # numbers a program
-COLUMNS = tl.constexpr(5)  # of the table of tensors: weight, gradient, both moments, size; unused ones are 0
-KEPT = 16  # tables
+COLUMNS = tl.constexpr(tensor_lists.COLUMNS)
 
 
 @triton.jit
@@ -108,41 +100,6 @@ def adamw_kernel(
     store_block(w_ptr, at, w.to(kind), whole, size)
 
 
-class _Tables:
-    """The tables of a launch: of its tensors (n, COLUMNS) and of its programs (p, 2), on the device."""
-
-    def __init__(self, block, found, lists, device):
-        *addresses, sizes = np.frombuffer(found, np.int64).reshape(lists + 1, -1)
-        rows = np.zeros((len(sizes), COLUMNS.value), np.int64)
-        rows[:, :lists], rows[:, -1] = np.stack(addresses, 1), sizes
-        programs = [(i, part) for i, size in enumerate(sizes) for part in range(-(-size // block))]
-        self.tensors = torch.from_numpy(rows).to(device)
-        self.programs = torch.tensor(programs, dtype=torch.int32).to(device)
-        self.count = len(programs)
-        self.aligned = not (rows[:, :lists] % 16).any()
-
-
-_tables_of = functools.lru_cache(KEPT)(_Tables)
-
-
-def _addresses(*lists):
-    """What ``addresses`` of the C++ extension finds, without it."""
-    if not all(t.is_contiguous() for tensors in lists for t in tensors):
-        return None
-    found = [t.data_ptr() for tensors in lists for t in tensors]
-    return array.array("q", found + [t.numel() for t in lists[0]]).tobytes()
-
-
-def tables(block, *lists):
-    """Of lists of dense tensors, of which one member each belongs together; ``block``: numbers a program. None where
-    one of them is not dense."""
-    if extension._C is None or backends.cpu_counts_as_cuda():  # the PTX machine watches who asks for an address
-        found = _addresses(*lists)
-    else:
-        found = extension._C.addresses(lists)
-    return None if found is None else _tables_of(block, found, len(lists), lists[0][0].device)
-
-
 def adamw_(
     weights, gradients, exp_avgs, exp_avg_sqs, step, scale=None, seed=None, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8,
     weight_decay=0.01,
@@ -162,21 +119,11 @@ def adamw_(
         )  # fmt: skip
 
 
-def objection_to_lists(what, tensors, *changed):
-    if not tensors:
-        return f"{what} in Triton takes at least one tensor"
-    if found := objection(what, tensors[0]):
-        return found
-    if not all(t.is_contiguous() for tensors in changed for t in tensors):
-        return f"{what} in Triton changes dense tensors only"
-    return None
-
-
 def supports(
     weights, gradients, exp_avgs, exp_avg_sqs, step, scale=None, seed=None, lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8,
     weight_decay=0.01,
 ):  # fmt: skip
-    return objection_to_lists("AdamW", gradients, weights, exp_avgs, exp_avg_sqs)
+    return objection_to_lists("Triton", objection, "AdamW", gradients, weights, exp_avgs, exp_avg_sqs)
 
 
 KERNELS = {"adamw_": (adamw_, supports)}

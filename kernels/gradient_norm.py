@@ -1,6 +1,6 @@
 """The norm of many gradients as of one vector, in two launches, and the factor that clips it, without a host sync.
 
-The blocks of numbers and the tables of where they are, are those of ``adamw_``.
+Tables on the device say which numbers a program has, as in ``adamw_``.
 """
 
 import torch
@@ -8,8 +8,10 @@ import triton
 import triton.language as tl
 
 from gpt2fast.ops.gradient_norm import EPS
+from gpt2fast.tensor_lists import objection_to_lists, tables
 
-from .adamw_ import COLUMNS, address, load_block, objection_to_lists, tables
+from .adamw_ import COLUMNS, address, load_block
+from .common import objection
 
 BLOCK, WARPS = 8192, 4  # numbers a program
 EPSILON = tl.constexpr(EPS)
@@ -59,7 +61,7 @@ def gradient_norm(gradients, max_norm=1.0):
 
 
 def supports(gradients, max_norm=1.0):
-    return objection_to_lists("a norm", gradients)
+    return objection_to_lists("Triton", objection, "a norm", gradients)
 
 
 KERNELS = {"gradient_norm": (gradient_norm, supports)}

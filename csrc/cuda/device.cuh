@@ -97,7 +97,7 @@ __device__ __forceinline__ void store(T* to, const float (&from)[kWidth]) {
       }
     }
     // By name: of an assignment the compiler makes four stores where it loses sight of the alignment. It is free to
-    // move loads across, as no kernel reads what it stores.
+    // move loads across: no kernel reads what it has stored, and what adamw_ stores is made of what it read there.
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(word[0]),
                  "r"(word[1]), "r"(word[2]), "r"(word[3]));
   }

@@ -10,4 +10,6 @@ MODULES = dict(
     layer_norm="layer_norm",
     add_layer_norm="layer_norm",
     layer_norm_backward="layer_norm",
+    adamw_="adamw_",
+    gradient_norm="gradient_norm",
 )

@@ -5,13 +5,19 @@ import importlib
 import pytest
 
 from gpt2fast.cuda import library
+from gpt2fast.op import OPS
 from gpt2fast.testing import ptx
+from gpt2fast.testing.inputs import outputs_of
 
 PACKAGES = dict(triton="kernels", cuda="cuda")
 
 
 def kernels_of(module: str):
-    """A fixture, ``run(op, arguments)``: the outputs of the kernel in ``module``, and its launches, by backend."""
+    """A fixture, ``run(op, arguments)``: the outputs of the kernel in ``module``, and its launches, by backend.
+
+    Outputs of an op that changes arguments are copies of those, changed; ``in_place``: the given ones change, and there
+    are no outputs. ``run.module`` is the backend's module.
+    """
 
     @pytest.fixture(params=PACKAGES)
     def run(request):
@@ -19,14 +25,17 @@ def kernels_of(module: str):
             pytest.importorskip("triton")
         elif why := library.machine_reason():
             pytest.skip(why)
-        kernels = importlib.import_module(f"gpt2fast.{PACKAGES[request.param]}.{module}").KERNELS
+        found = importlib.import_module(f"gpt2fast.{PACKAGES[request.param]}.{module}")
 
-        def call(name, args):
-            function, supports, *_ = kernels[name]
+        def call(name, args, in_place=False):
+            function, supports, *_ = found.KERNELS[name]
             assert supports(**args) is None
             with ptx.machine() as machine:
+                if OPS[name].mutates and not in_place:
+                    return outputs_of(OPS[name], function, args), machine.launches
                 return function(**args), machine.launches
 
+        call.module = found
         return call
 
     return run

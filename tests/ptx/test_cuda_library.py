@@ -60,6 +60,20 @@ def test_machine_code(built, arch):
                 )
 
 
+@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
+def test_machine_code_of_lists_of_tensors(built, arch):
+    """128 bits an access of a pack in the aligned variants, which access tables and what is left over singly."""
+    found = machine_code(built, arch)
+    packs = dict(adamw_kernel=((16, 12), (12, 10)), gradient_squares_kernel=((16, 0), (8, 0)))  # float32, 16 bits
+    for kernel, (float32, half) in packs.items():
+        variants = {name: code for name, code in found.items() if kernel in name}
+        for name, code in variants.items():
+            wanted = (0, 0) if "Li1E" in name else float32 if f"{kernel}If" in name else half
+            assert tuple(len(re.findall(rf"\b{kind}\.E\S*128\b", code)) for kind in ("LDG", "STG")) == wanted, name
+            assert not re.search(r"\b(LD|ST)\.E", code), name  # every address is known to be one of global memory
+        assert len(variants) == 2 * sum("Li1E" in name for name in variants) > 0
+
+
 def test_it_loads_without_a_gpu(built, monkeypatch):
     """And an error is returned and named: nothing is launched where there is no driver."""
     found = ctypes.CDLL(str(built))

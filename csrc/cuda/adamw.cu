@@ -1,0 +1,217 @@
+// One step of AdamW on many tensors in one launch. Weights and moments are read once and written once, gradients read
+// once; every number is computed in float32 by one thread, which reads it before it writes it.
+//
+// A thread has the packs of a block that lie kThreads packs apart, and reads all of them before it computes. Where
+// addresses are not aligned, and at the end of a tensor, it has single numbers, kThreads apart.
+#include <type_traits>
+
+#include "../math.h"
+#include "kernels.h"
+#include "tensor_list.cuh"
+
+namespace gpt2fast::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kQuad = 4;  // float32 numbers in 128 bits, and words of a block of Philox
+enum Column { kWeight, kGradient, kFirstMoment, kSecondMoment };
+static_assert(kSecondMoment < kSizeColumn && kPack<float> == kQuad);
+
+// A tensor's four addresses, each read from the table once.
+template <class T>
+struct Numbers {
+  T* weights;
+  const T* gradients;
+  float *firsts, *seconds;  // moments
+
+  __device__ __forceinline__ explicit Numbers(const Share& share)
+      : weights(share.address<T>(kWeight)),
+        gradients(share.address<const T>(kGradient)),
+        firsts(share.address<float>(kFirstMoment)),
+        seconds(share.address<float>(kSecondMoment)) {}
+};
+
+// What all numbers of a tensor share.
+struct Step {
+  float scale, correction, root;  // of the gradients; 1 - beta1^step; the square root of 1 - beta2^step
+  uint64_t key, counter;          // of Philox; the upper half of its counter: tensor + 2^32 step
+
+  // 1 - beta^step is -expm1(step log(beta)), which keeps its digits where it is near 0.
+  __device__ __forceinline__ Step(const AdamwArgs& a, int32_t tensor) {
+    const float step = *a.step;
+    scale = a.scale ? *a.scale : 1.0f;
+    correction = -expm1f(a.log_beta1 * step), root = sqrtf(-expm1f(a.log_beta2 * step));
+    key = a.seed ? uint64_t(*a.seed) : 0, counter = uint64_t(tensor) + (uint64_t(step) << 32);
+  }
+};
+
+// x / y but for the last two bits, as in Triton: a division that is rounded is twice as long.
+__device__ __forceinline__ float quotient(float x, float y) {
+  float found;
+  asm("div.full.f32 %0, %1, %2;" : "=f"(found) : "f"(x), "f"(y));
+  return found;
+}
+
+// The new weight; both moments change. What is rounded once is spelled out, so that packs and single numbers agree in
+// every bit.
+__device__ __forceinline__ float updated(const AdamwArgs& a, const Step& step, float w, float g, float& m, float& v) {
+  g = __fmul_rn(g, step.scale);
+  m = fmaf(a.rest1, g - m, m);
+  v = fmaf(a.rest2 * g, g, a.beta2 * v);
+  const float denominator = (quotient(sqrtf(v), step.root) + a.eps) * step.correction;
+  return fmaf(w, a.decay, -quotient(a.lr * m, denominator));
+}
+
+// w up or down to a number of bfloat16, by 16 random bits, the upper ones of a word: bfloat16 lacks w's lower 16 bits.
+__device__ __forceinline__ float rounded(float w, uint32_t word) {
+  const uint32_t bits = __float_as_uint(w);
+  const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+  return finite ? __uint_as_float((bits + (word >> 16)) & 0xffff0000u) : w;
+}
+
+// Of a 16-bit type a lane's pack is two quads, and a pair of neighbouring lanes swaps two of its four: then the even
+// lane has the first quad of both packs, the odd one the second. So neighbouring lanes have neighbouring quads, whose
+// moments lie in whole sectors of memory. To swap twice is to swap back. All lanes of a warp take part.
+template <class T>
+__device__ __forceinline__ void swap_quads(float (&pack)[kPack<T>]) {
+  if constexpr (kPack<T> == 2 * kQuad) {
+    const bool odd = threadIdx.x % 2;
+#pragma unroll
+    for (int i = 0; i < kQuad; ++i) {
+      const float got = __shfl_xor_sync(kAllLanes, odd ? pack[i] : pack[kQuad + i], 1);
+      (odd ? pack[i] : pack[kQuad + i]) = got;
+    }
+  }
+}
+
+// Numbers that lanes hold together: two packs where quads are swapped, else one.
+template <class T>
+constexpr int kTogether = kPack<T> == kQuad ? kQuad : 2 * kPack<T>;
+
+// After swap_quads, the place of a lane's quad q, where its pack was at `at`.
+template <class T>
+__device__ __forceinline__ int64_t place(int64_t at, int q) {
+  return kPack<T> == kQuad ? at : at - int(threadIdx.x % 2) * kQuad + q * kPack<T>;
+}
+
+// A thread's packs of a block: of the numbers from `first` on, and before `end`, which are whole groups of kTogether.
+template <class T, bool kStochastic>
+__device__ __forceinline__ void update_packs(const AdamwArgs& a, const Step& step, const Numbers<T>& of, int64_t first,
+                                             int64_t end) {
+  constexpr int kSteps = kAdamwNumbers / (kThreads * kPack<T>), kQuads = kPack<T> / kQuad;
+  const int64_t begin = first + threadIdx.x * kPack<T>;
+  float w[kSteps][kPack<T>] = {}, g[kSteps][kPack<T>] = {};
+  float m[kSteps][kQuads][kQuad] = {}, v[kSteps][kQuads][kQuad] = {};
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    const int64_t at = begin + s * kThreads * kPack<T>;
+    if (at >= end) continue;
+    load<T, kPack<T>>(of.weights + at, w[s]);
+    load<T, kPack<T>>(of.gradients + at, g[s]);
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) {
+      load<float, kQuad>(of.firsts + place<T>(at, q), m[s][q]);
+      load<float, kQuad>(of.seconds + place<T>(at, q), v[s][q]);
+    }
+  }
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s) {
+    const int64_t at = begin + s * kThreads * kPack<T>;
+    swap_quads<T>(w[s]);
+    swap_quads<T>(g[s]);
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) {
+#pragma unroll
+      for (int i = 0; i < kQuad; ++i) {
+        float& weight = w[s][q * kQuad + i];
+        weight = updated(a, step, weight, g[s][q * kQuad + i], m[s][q][i], v[s][q][i]);
+      }
+      if constexpr (kStochastic) {
+        const Philox noise(step.key, uint64_t(place<T>(at, q)) / kQuad, step.counter);
+#pragma unroll
+        for (int i = 0; i < kQuad; ++i) w[s][q * kQuad + i] = rounded(w[s][q * kQuad + i], noise.word[i]);
+      }
+    }
+    swap_quads<T>(w[s]);
+    if (at >= end) continue;
+    store<T, kPack<T>>(of.weights + at, w[s]);
+#pragma unroll
+    for (int q = 0; q < kQuads; ++q) {
+      store<float, kQuad>(of.firsts + place<T>(at, q), m[s][q]);
+      store<float, kQuad>(of.seconds + place<T>(at, q), v[s][q]);
+    }
+  }
+}
+
+// One number at a time: of those from `first` on, and before `end`.
+template <class T, bool kStochastic>
+__device__ __forceinline__ void update_singles(const AdamwArgs& a, const Step& step, const Numbers<T>& of,
+                                               int64_t first, int64_t end) {
+#pragma unroll 1
+  for (int64_t at = first + threadIdx.x; at < end; at += kThreads) {
+    float m = of.firsts[at], v = of.seconds[at];
+    float w = updated(a, step, widen(of.weights[at]), widen(of.gradients[at]), m, v);
+    of.firsts[at] = m, of.seconds[at] = v;
+    if constexpr (kStochastic) {
+      const Philox noise(step.key, uint64_t(at) / kQuad, step.counter);
+      const uint32_t low = at % 2 ? noise.word[1] : noise.word[0], high = at % 2 ? noise.word[3] : noise.word[2];
+      w = rounded(w, at % kQuad < 2 ? low : high);
+    }
+    of.weights[at] = narrow<T>(w);
+  }
+}
+
+template <class T, int kWidth, bool kStochastic>
+__global__ void __launch_bounds__(kThreads) adamw_kernel(AdamwArgs a) {
+  const Share share(a.tensors, a.programs, kAdamwNumbers);
+  const Step step(a, share.tensor);
+  const Numbers<T> of(share);
+  int64_t done = share.first;
+  if constexpr (kWidth > 1) {
+    done = share.end_of_groups(kTogether<T>);
+    update_packs<T, kStochastic>(a, step, of, share.first, done);
+  }
+  update_singles<T, kStochastic>(a, step, of, done, share.end);
+}
+
+}  // namespace
+
+cudaError_t adamw_(const AdamwArgs& a, cudaStream_t stream) {
+  if (!fits_grid(a.P)) return cudaErrorInvalidValue;
+  if (a.P == 0) return cudaSuccess;
+  with_dtype(a.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    auto* kernel = a.aligned ? adamw_kernel<T, kPack<T>, false> : adamw_kernel<T, 1, false>;
+    if constexpr (std::is_same_v<T, bfloat16>)
+      if (a.seed) kernel = a.aligned ? adamw_kernel<T, kPack<T>, true> : adamw_kernel<T, 1, true>;
+    kernel<<<unsigned(a.P), kThreads, 0, stream>>>(a);
+  });
+  return cudaGetLastError();
+}
+
+}  // namespace gpt2fast::cuda
+
+// For callers without C++: the struct's fields one by one.
+extern "C" int gpt2fast_adamw_(const int64_t* tensors, const int32_t* programs, const float* step, const float* scale,
+                               const int64_t* seed, int64_t P, int64_t aligned, float lr, float beta2, float rest1,
+                               float rest2, float log_beta1, float log_beta2, float eps, float decay, int64_t dtype,
+                               cudaStream_t stream) {
+  using namespace gpt2fast;
+  return cuda::adamw_({.tensors = tensors,
+                       .programs = programs,
+                       .step = step,
+                       .scale = scale,
+                       .seed = seed,
+                       .P = P,
+                       .aligned = aligned != 0,
+                       .lr = lr,
+                       .beta2 = beta2,
+                       .rest1 = rest1,
+                       .rest2 = rest2,
+                       .log_beta1 = log_beta1,
+                       .log_beta2 = log_beta2,
+                       .eps = eps,
+                       .decay = decay,
+                       .dtype = DType(dtype)},
+                      stream);
+}
