@@ -127,6 +127,30 @@ struct CrossEntropyArgs {
   DType dtype;
 };
 
+// out = the sum of the rows' losses, or their mean over the rows whose target is not ignore_index
+struct CrossEntropyReduceArgs {
+  const float* loss;       // (R)
+  const int64_t* targets;  // (R), looked at for the mean
+  float* out;              // one number
+  int64_t R, ignore_index;
+  bool mean;
+};
+
+// dlogits = dloss (softmax(logits) - (1 - e) onehot(target) - e / V), 0 in ignored rows; for the mean, dloss over the
+// number of the others
+struct CrossEntropyBackwardArgs {
+  const float* dloss;  // (R), or one number where stride_dloss is 0
+  const void* logits;  // (R, V)
+  const int64_t* targets;
+  const float* lse;  // (R), as cross_entropy gave it
+  void* dlogits;     // (R, V), contiguous
+  float* scale;      // one number, workspace of the mean; null otherwise
+  int64_t R, V, stride_dloss, stride_logits_r, ignore_index;
+  float label_smoothing;
+  bool mean;
+  DType dtype;
+};
+
 // One draw per row, in transformers' order: repetition penalty, temperature, top-k, top-p, min-p.
 struct SampleArgs {
   const void* logits;                        // (B, V)

@@ -17,6 +17,9 @@ constexpr int64_t kSegmentRows = 256;   // sorted rows of embedding_backward tha
 cudaError_t adamw_(const AdamwArgs& args, cudaStream_t stream);
 cudaError_t embedding(const EmbeddingArgs& args, cudaStream_t stream);
 cudaError_t embedding_backward(const EmbeddingBackwardArgs& args, cudaStream_t stream);
+cudaError_t cross_entropy(const CrossEntropyArgs& args, cudaStream_t stream);
+cudaError_t cross_entropy_backward(const CrossEntropyBackwardArgs& args, cudaStream_t stream);
+cudaError_t cross_entropy_reduce(const CrossEntropyReduceArgs& args, cudaStream_t stream);
 cudaError_t gelu(const GeluArgs& args, cudaStream_t stream);
 cudaError_t gelu_backward(const GeluBackwardArgs& args, cudaStream_t stream);
 cudaError_t gradient_norm(const GradientNormArgs& args, cudaStream_t stream);

@@ -4,6 +4,8 @@
 MODULES = dict(
     embedding="embedding",
     embedding_backward="embedding",
+    cross_entropy="cross_entropy",
+    cross_entropy_backward="cross_entropy",
     gelu="gelu",
     bias_gelu="gelu",
     gelu_backward="gelu",

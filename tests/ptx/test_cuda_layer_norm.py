@@ -87,8 +87,8 @@ def test_refused():
             ops.layer_norm(x, weight, weight)
         with pytest.raises(RuntimeError, match="layer norm in CUDA covers float32, bfloat16 and float16, got float64"):
             ops.layer_norm(x.double(), weight.double(), weight.double())
-        with pytest.raises(RuntimeError, match="gpt2fast::cross_entropy: backend 'cuda' does not cover this call"):
-            ops.cross_entropy(x, torch.tensor([0, 1]))
+        with pytest.raises(RuntimeError, match="gpt2fast::sample: backend 'cuda' does not cover this call"):
+            ops.sample(x, torch.tensor([5]), torch.arange(2))
         with pytest.raises(RuntimeError, match="gpt2fast_layer_norm: CUDA error 1$"):  # asked below Python's checks
             kernels.layer_norm(x, weight, weight)
 

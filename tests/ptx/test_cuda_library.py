@@ -25,6 +25,8 @@ STREAMING = (
     "embedding_kernel",
     "embedding_backward_kernel",
 )
+# Rows of any alignment. How a thread has four packs under way: L and S are loads and stores of 128 bits.
+PEELED = dict(cross_entropy_kernel="LLLL", cross_entropy_backward_kernel="LLLLSSSS")
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,18 @@ def test_machine_code_of_lists_of_tensors(built, arch):
             assert tuple(len(re.findall(rf"\b{kind}\.E\S*128\b", code)) for kind in ("LDG", "STG")) == wanted, name
             assert not re.search(r"\b(LD|ST)\.E", code), name  # every address is known to be one of global memory
         assert len(variants) == 2 * sum("Li1E" in name for name in variants) > 0
+
+
+@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
+def test_machine_code_of_rows_of_any_alignment(built, arch):
+    """Packs of 128 bits, and what sticks out one by one; four packs are read before one is looked at."""
+    found = machine_code(built, arch)
+    for kernel, order in PEELED.items():
+        variants = {name: code for name, code in found.items() if kernel in name}
+        assert len(variants) == (3 if "backward" in kernel else 6)  # dtypes, and with label smoothing
+        for name, code in variants.items():
+            accesses = re.findall(r"\b(LDG|STG)\.E([\w.]*)", code)
+            assert order in "".join(kind[0] if width.endswith(".128") else "-" for kind, width in accesses), name
 
 
 def test_it_loads_without_a_gpu(built, monkeypatch):
