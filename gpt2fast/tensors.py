@@ -27,6 +27,24 @@ def dense_rows(x: Tensor) -> tuple[Tensor, int]:
     return x.contiguous(), sizes[-1]
 
 
+def dense_heads(*tensors: Tensor) -> list[Tensor]:
+    """The tensors (..., D) as they are where the last dimension is dense, else copies."""
+    return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
+
+
+def dense_mask(mask: Tensor | None) -> tuple[Tensor | None, int]:
+    """mask (B, S), its keys dense, and its stride of the batch."""
+    if mask is None:
+        return None, 0
+    mask = mask if mask.stride(1) == 1 or mask.shape[1] == 1 else mask.contiguous()
+    return mask, mask.stride(0)
+
+
+def broadcast_strides(bias: Tensor | None) -> list[int]:
+    """The strides of bias (B or 1, H or 1, T or 1, S or 1), 0 where it broadcasts."""
+    return [0] * 4 if bias is None else [0 if n == 1 else step for n, step in zip(bias.shape, bias.stride())]
+
+
 def table_gradients(
     add_rows: Callable[..., None],
     dy: Tensor,

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ..tensors import broadcast_strides, dense_heads, dense_mask
 from . import common
 from .tiles import tiles
 
@@ -185,21 +186,12 @@ def forward_tile(block_d, wide):
     return {128: (64, 64, 4, 2), 256: (64, 32, 4, 2)}.get(block_d, (64, 64, 4, 3))
 
 
-def dense_heads(*tensors):
-    """The tensors as they are where the head dimension is dense, else copies."""
-    return (x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors)
-
-
 def arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p):
     """What all kernels of attention take: tensors that may be missing, strides, sizes, and compile-time words."""
     B, T, H, D = q.shape
     S = k.shape[1]
-    strides = [*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], 0, 0, 0, 0, 0]
-    if mask is not None:
-        mask = mask if mask.stride(1) == 1 or S == 1 else mask.contiguous()
-        strides[9] = mask.stride(0)
-    if bias is not None:
-        strides[10:] = [0 if n == 1 else step for n, step in zip(bias.shape, bias.stride())]
+    mask, stride_mask_b = dense_mask(mask)
+    strides = [*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], stride_mask_b, *broadcast_strides(bias)]
     # A tensor that is not there is not read either: any pointer will do.
     optional = [q if x is None else x for x in (mask, bias, seed)]
     sizes = (H, T, S, window, D**-0.5 if scale is None else scale, dropout_p)

@@ -10,10 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
+from ..tensors import dense_heads
 from .attention import (
     LOG2E,
     arguments,
-    dense_heads,
     kept_by_dropout,
     keys_of_tile,
     load_rows,

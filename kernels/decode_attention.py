@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .attention import LOG2E, dense_heads, load_rows, objection, precision
+from ..tensors import dense_heads
+from .attention import LOG2E, load_rows, objection, precision
 from .tiles import tiles
 
 SPLIT = 128  # keys of a program

@@ -3,10 +3,10 @@
 #pragma once
 #include "../math.h"
 #include "../ops.h"
+#include "device.cuh"
 
 namespace gpt2fast::cuda {
 
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kDensityAt0 = 0.3989422804014327f;  // of the normal distribution
 constexpr float kFlat = 10;  // from here on the derivative is 1, and below 1e-20 on the other side
 

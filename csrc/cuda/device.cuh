@@ -12,6 +12,7 @@ constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;  // of a block
 constexpr int kPackBytes = 16;     // the widest access of a lane
 constexpr unsigned kAllLanes = ~0u;
+constexpr float kLog2E = 1.4426950408889634f;
 
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(bfloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }

@@ -10,16 +10,17 @@
 namespace gpt2fast::cuda {
 
 constexpr int64_t kLongestRow = 16384;  // columns of layer_norm and layer_norm_backward
+constexpr int64_t kSegmentRows = 256;   // sorted rows of embedding_backward that take two of its parts
 constexpr int kAdamwNumbers = 2048;     // of a block of adamw_
 constexpr int kNormNumbers = 8192;      // and of gradient_norm
-constexpr int64_t kSegmentRows = 256;   // sorted rows of embedding_backward that take two of its parts
 
 cudaError_t adamw_(const AdamwArgs& args, cudaStream_t stream);
-cudaError_t embedding(const EmbeddingArgs& args, cudaStream_t stream);
-cudaError_t embedding_backward(const EmbeddingBackwardArgs& args, cudaStream_t stream);
+cudaError_t attention(const AttentionArgs& args, cudaStream_t stream);
 cudaError_t cross_entropy(const CrossEntropyArgs& args, cudaStream_t stream);
 cudaError_t cross_entropy_backward(const CrossEntropyBackwardArgs& args, cudaStream_t stream);
 cudaError_t cross_entropy_reduce(const CrossEntropyReduceArgs& args, cudaStream_t stream);
+cudaError_t embedding(const EmbeddingArgs& args, cudaStream_t stream);
+cudaError_t embedding_backward(const EmbeddingBackwardArgs& args, cudaStream_t stream);
 cudaError_t gelu(const GeluArgs& args, cudaStream_t stream);
 cudaError_t gelu_backward(const GeluBackwardArgs& args, cudaStream_t stream);
 cudaError_t gradient_norm(const GradientNormArgs& args, cudaStream_t stream);

@@ -2,10 +2,11 @@
 
 # By op the file that calls its kernel; ops of one formula share a file.
 MODULES = dict(
-    embedding="embedding",
-    embedding_backward="embedding",
+    attention="attention",
     cross_entropy="cross_entropy",
     cross_entropy_backward="cross_entropy",
+    embedding="embedding",
+    embedding_backward="embedding",
     gelu="gelu",
     bias_gelu="gelu",
     gelu_backward="gelu",

@@ -88,6 +88,19 @@ def test_machine_code_of_rows_of_any_alignment(built, arch):
             assert order in "".join(kind[0] if width.endswith(".128") else "-" for kind, width in accesses), name
 
 
+@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
+def test_machine_code_of_tensor_cores(built, arch):
+    """Products on tensor cores; in 16 bit aligned rows go to shared memory by 16 bytes without passing registers."""
+    found = machine_code(built, arch)
+    for kernel in ("attention_kernel",):
+        variants = {name: code for name, code in found.items() if f"{kernel}I" in name}
+        assert variants
+        for name, code in variants.items():
+            assert "HMMA.16816.F32" in code and "LDSM.16.M88.4" in code and "LDSM.16.MT88.4" in code, name
+            aligned = re.search(r"Li\d+ELb1E", name) is not None
+            assert ("LDGSTS.E.BYPASS.128" in code) == (aligned and f"{kernel}If" not in name), name
+
+
 def test_it_loads_without_a_gpu(built, monkeypatch):
     """And an error is returned and named: nothing is launched where there is no driver."""
     found = ctypes.CDLL(str(built))
