@@ -3,7 +3,7 @@
 // A block has a tile of queries of one head, 16 a warp, and walks over tiles of the keys that they see. In 16 bit a
 // tile is copied while the one before is computed. Of each query a warp keeps the greatest score so far, and sums
 // relative to that: of exponentials, and of values times exponentials. A new greatest score shrinks the sums. All is in
-// the layout of C (attention.cuh): a query is a row, its keys or columns of out are spread over 4 lanes.
+// the layout of C (mma.cuh): a query is a row, its keys or columns of out are spread over 4 lanes.
 #include "attention.cuh"
 #include "kernels.h"
 
