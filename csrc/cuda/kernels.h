@@ -13,12 +13,26 @@ constexpr int64_t kLongestRow = 16384;  // columns of layer_norm and layer_norm_
 constexpr int64_t kSegmentRows = 256;   // sorted rows of embedding_backward that take two of its parts
 constexpr int kAdamwNumbers = 2048;     // of a block of adamw_
 constexpr int kNormNumbers = 8192;      // and of gradient_norm
+constexpr int kSplitKeys = 64;          // of a block of decode_attention
+constexpr int kMostNewTokens = 8;       // of decode_attention
+
+// Where decode_attention finds the keys of a cache in pages. Position p of row b is number p % page_size of the page
+// table[b][p / page_size]; k and v are (pages, page_size, H, D), and S is the positions that a row of the table covers.
+struct PageTable {
+  const void* table;  // int32, or int64 where `wide`; null: there are no pages
+  int64_t stride_b;
+  int64_t page_size;  // a power of two
+  bool wide;
+};
 
 cudaError_t adamw_(const AdamwArgs& args, cudaStream_t stream);
 cudaError_t attention(const AttentionArgs& args, cudaStream_t stream);
 cudaError_t cross_entropy(const CrossEntropyArgs& args, cudaStream_t stream);
 cudaError_t cross_entropy_backward(const CrossEntropyBackwardArgs& args, cudaStream_t stream);
 cudaError_t cross_entropy_reduce(const CrossEntropyReduceArgs& args, cudaStream_t stream);
+// parts: workspace of (D + 2) floats for each query of each head and each kSplitKeys of S; null where S is no more.
+cudaError_t decode_attention(const DecodeAttentionArgs& args, float* parts, const PageTable& pages,
+                             cudaStream_t stream);
 cudaError_t embedding(const EmbeddingArgs& args, cudaStream_t stream);
 cudaError_t embedding_backward(const EmbeddingBackwardArgs& args, cudaStream_t stream);
 cudaError_t gelu(const GeluArgs& args, cudaStream_t stream);

@@ -5,6 +5,7 @@ MODULES = dict(
     attention="attention",
     cross_entropy="cross_entropy",
     cross_entropy_backward="cross_entropy",
+    decode_attention="decode_attention",
     embedding="embedding",
     embedding_backward="embedding",
     gelu="gelu",

@@ -93,12 +93,23 @@ def test_machine_code_of_tensor_cores(built, arch):
     """Products on tensor cores; in 16 bit aligned rows go to shared memory by 16 bytes without passing registers."""
     found = machine_code(built, arch)
     for kernel in ("attention_kernel",):
-        variants = {name: code for name, code in found.items() if f"{kernel}I" in name}
+        variants = {name: code for name, code in found.items() if f"{len(kernel)}{kernel}I" in name}
         assert variants
         for name, code in variants.items():
             assert "HMMA.16816.F32" in code and "LDSM.16.M88.4" in code and "LDSM.16.MT88.4" in code, name
             aligned = re.search(r"Li\d+ELb1E", name) is not None
             assert ("LDGSTS.E.BYPASS.128" in code) == (aligned and f"{kernel}If" not in name), name
+
+
+@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
+def test_machine_code_of_decode_attention(built, arch):
+    """128 bits a load of aligned keys and values; those of 4 keys are read before one is looked at."""
+    variants = {name: code for name, code in machine_code(built, arch).items() if "decode_attention_kernelI" in name}
+    assert len(variants) == 18  # dtypes, head sizes, alignments
+    for name, code in variants.items():
+        widths = re.findall(r"\bLDG\.E([\w.]*)", code)
+        order = "".join("L" if width.endswith(".128") else "-" for width in widths)
+        assert ("L" * 8 in order) if "ELb1E" in name else ("L" not in order), name
 
 
 def test_it_loads_without_a_gpu(built, monkeypatch):
