@@ -103,6 +103,16 @@ struct AttentionArgs {
   DType dtype;
 };
 
+// With p the probabilities after dropout, dp = dout v^T and delta = rowsum(dout out): ds = p (dp - delta),
+// dq = scale ds k, dk = scale ds^T q, dv = p^T dout, dbias = ds summed where bias broadcasts.
+struct AttentionBackwardArgs {
+  AttentionArgs attention;     // with out (B, T, H, D) and lse as attention gave them; both are read
+  const void* dout;            // (B, T, H, D); innermost stride 1
+  void *dq, *dk, *dv, *dbias;  // contiguous, as q, k, v and bias; dbias null where there is no bias
+  float *delta, *excess;       // (B, H, T): workspace
+  int64_t stride_dout[3], stride_out[3];
+};
+
 // As attention, causal, over a cache of which row b holds lengths[b] keys (the T new ones included), the first
 // starts[b] of them padding.
 struct DecodeAttentionArgs {

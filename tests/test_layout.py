@@ -16,7 +16,7 @@ MOST_LINES = 400
 CODE = {".py", ".h", ".cpp", ".cu", ".cuh", ".md", ".toml", ".yaml", ".sh", ".txt", ""}
 OURS = [op for op in OPS.values() if op.namespace == "gpt2fast"]
 # Stems of csrc/cuda that are no op.
-CUDA_HELPERS = {"activation", "device", "mma", "kernels", "tensor_list"}
+CUDA_HELPERS = {"activation", "attention_backward_bias", "device", "mma", "kernels", "tensor_list"}
 
 
 def tracked() -> list[Path]:

@@ -10,12 +10,6 @@
 namespace gpt2fast::cuda {
 namespace {
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr bool kIsBlackwell = true;
-#else
-constexpr bool kIsBlackwell = false;
-#endif
-
 template <class T, int kD, bool kExtras>
 struct Sizes {
   static constexpr bool kWide = kPlanes<T> > 1;  // float32
@@ -119,9 +113,7 @@ __global__ void __launch_bounds__(Sizes<T, kD, kExtras>::kThreads, kAligned ? Si
         mma<T>(score[n], score[n + 1], Size::kHoldQueries ? held[step * Size::kHoldQueries] : query, keys);
       }
     }
-    // The last query of the warp sees the first key of the tile, and the first query the last key: all see all.
-    const bool all = bits == kAllBits && sight.span(first_of_warp + kMma - 1, key).has(0) &&
-                     sight.span(first_of_warp, key).has(kKeys - 1);
+    const bool all = bits == kAllBits && sight.all(first_of_warp, kMma, key, kKeys);
     const uint64_t mine = bits >> 2 * t;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {

@@ -9,6 +9,12 @@ constexpr int kLargestHead = 256;                   // head size
 constexpr int kLongest = 1 << 30;                   // queries and keys: so that sums of two positions are ints
 constexpr float kLowest = -3.4028234663852886e38f;  // lse of a query that sees nothing
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool kIsBlackwell = true;
+#else
+constexpr bool kIsBlackwell = false;
+#endif
+
 // --- Rows of scores ---
 
 __device__ __forceinline__ float exp2_fast(float x) {
@@ -51,6 +57,17 @@ struct Sight {
   __device__ __forceinline__ Span span(int query, int key) const {
     const int own = query + shift - key;
     return {own - window, causal ? own : kLongest};
+  }
+
+  // The queries that see a key, counted from `query` on.
+  __device__ __forceinline__ Span span_of_key(int key, int query) const {
+    const int own = key - shift - query;
+    return {causal ? own - 1 : -kLongest, own + window - 1};
+  }
+
+  // Whether all of `queries` from `query` on see all of `keys` from `key` on, if those are there.
+  __device__ __forceinline__ bool all(int query, int queries, int key, int keys) const {
+    return span(query + queries - 1, key).has(0) && span(query, key).has(keys - 1);
   }
 
   // Bit j: key + j is there, is not masked, and some query sees it. What lies in other keys, NaN too, counts nothing.
@@ -97,6 +114,27 @@ __device__ __forceinline__ void draw(bool (&keeps)[4], uint64_t seed, uint64_t r
     keeps[e] = (odd ? other[e] : block.uniform(e)) >= dropout_p;
     keeps[2 + e] = (odd ? block.uniform(2 + e) : other[e]) >= dropout_p;
   }
+}
+
+// The same where rows of C are keys, from `key` of row g on, and columns are queries: of rows g and g + 8 and columns
+// 2t, 2t+1, whose first has the number `row`. Four lanes with keys of one block draw one block each and transpose them.
+__device__ __forceinline__ void draw_of_keys(bool (&keeps)[4], uint64_t seed, uint64_t row, int key, float dropout_p) {
+  const int mine = threadIdx.x / 4 % 4;
+  const Philox block(seed, (key + mine / 2 * 8) / 4, row + mine % 2);
+  float uniform[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) uniform[i] = block.uniform(i);
+#pragma unroll
+  for (int bit = 2; bit > 0; bit /= 2)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & bit) continue;
+      const bool high = mine & bit;
+      const float other = __shfl_xor_sync(kAllLanes, high ? uniform[i] : uniform[i + bit], 4 * bit);
+      (high ? uniform[i] : uniform[i + bit]) = other;
+    }
+#pragma unroll
+  for (int e = 0; e < 4; ++e) keeps[e] = uniform[e] >= dropout_p;
 }
 
 // --- On the host ---

@@ -27,6 +27,7 @@ struct PageTable {
 
 cudaError_t adamw_(const AdamwArgs& args, cudaStream_t stream);
 cudaError_t attention(const AttentionArgs& args, cudaStream_t stream);
+cudaError_t attention_backward(const AttentionBackwardArgs& args, cudaStream_t stream);
 cudaError_t cross_entropy(const CrossEntropyArgs& args, cudaStream_t stream);
 cudaError_t cross_entropy_backward(const CrossEntropyBackwardArgs& args, cudaStream_t stream);
 cudaError_t cross_entropy_reduce(const CrossEntropyReduceArgs& args, cudaStream_t stream);

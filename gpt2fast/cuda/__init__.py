@@ -3,6 +3,7 @@
 # By op the file that calls its kernel; ops of one formula share a file.
 MODULES = dict(
     attention="attention",
+    attention_backward="attention_backward",
     cross_entropy="cross_entropy",
     cross_entropy_backward="cross_entropy",
     decode_attention="decode_attention",

@@ -1,11 +1,14 @@
 """Attention in CUDA C++: what it moves, multiplies and takes, by head size. Results: test_gpu_attention.py."""
 
+import re
+
 import pytest
 import torch
 
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
 from gpt2fast.cuda import attention as kernels
+from gpt2fast.cuda import attention_backward as gradients
 from gpt2fast.cuda import library
 from gpt2fast.op import OPS
 from gpt2fast.testing import assert_close_to_truth, ptx
@@ -88,10 +91,63 @@ def test_head_sizes_between_those_of_kernels(D, dtype):
             assert_close_to_truth(*three)
 
 
+def backward(args):
+    op, rest = OPS["attention_backward"], dict(mask=None, bias=None, seed=None, causal=True, window=0)
+    args = rest | dict(scale=None, dropout_p=0.0) | args
+    with ptx.machine() as machine:
+        out, lse = kernels.attention(**args)
+        given = dict(dout=torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.dtype), **args)
+        given |= dict(out=out, lse=lse)
+        found = gradients.attention_backward(**given)
+    for three in zip(found, reference(op, given), truth(op, given)):
+        assert_close_to_truth(*three)
+    return machine.launches[1:]
+
+
+@DTYPES
+@pytest.mark.parametrize("D", (64, 96, 128, 256))
+def test_what_gradients_multiply_and_take(D, dtype):
+    """Causal: pairs of tiles that see nothing of each other are left out. No bank conflicts, nothing spills."""
+    T = 128
+    q, k, v = c_attn(T, 1, D, dtype)
+    launches = backward(dict(q=q, k=k, v=v))
+    assert [re.search(r"(\w+_kernel)<", launch.name)[1] for launch in launches] == [
+        "attention_delta_kernel", "attention_backward_kernel", "attention_backward_kernel",
+    ]  # fmt: skip
+    wide = dtype == torch.float32
+    rows = (16 if D > 128 else 32 if D > 64 else 64) if wide else 64
+    columns = (16 if D > 64 else 32) if wide else {64: 64, 96: 32, 128: 32, 256: 16}[D]
+    pairs = sum(min(T, row + rows) // columns for row in range(0, T, rows))  # of a tile of queries and a tile of keys
+    parts = [-(-D // 128), -(-D // (64 if D != 96 else 48)) if wide and D > 64 else -(-D // 128)]
+    for launch, part, own in zip(launches[1:], parts, (1, 2)):  # dq: one product of its own; dk and dv: two
+        product = 2 * pairs * rows * columns * D * PRODUCTS[dtype]
+        assert launch.counters["tensor_flops"] == (2 * part + own) * product
+        assert not any(value for name, value in launch.counters.items() if "conflicts" in name)
+        assert not launch.counters["global_atomic_requests"]
+    for launch in launches:
+        for arch in ("sm_80", "sm_90"):
+            found = launch.resources(arch)
+            assert found.stack == found.spill_stores == 0, f"{launch.name} {arch}: {found}"
+
+
+@DTYPES
+@pytest.mark.parametrize("D", (40, 72, 250))
+def test_gradients_of_head_sizes_between_those_of_kernels(D, dtype):
+    for case in (dict(mask=True), dict(window=33, causal=False), dict(bias=True, dropout_p=0.3, seed=True)):
+        backward(build(OPS["attention"], dict(B=2, T=37, S=70, H=2, D=D, **case), dtype))
+
+
+def test_a_bias_that_is_expanded_has_a_gradient_of_its_own_size():
+    args = build(OPS["attention"], dict(B=2, T=20, S=37, H=2, D=16))
+    backward(args | dict(bias=torch.randn(1, 2, 1, 37).expand(2, 2, 20, 37)))
+
+
 def test_no_key_at_all():
     q, k, v = c_attn(3, 2, 64, torch.bfloat16)
     (out, lse), _ = run(q, k[:, :0], v[:, :0])
     assert not out.any() and (lse == torch.finfo(torch.float32).min).all()
+    for found in gradients.attention_backward(out, q, k[:, :0], v[:, :0], out, lse)[:3]:
+        assert not found.any()
 
 
 def test_what_is_covered():

@@ -92,7 +92,7 @@ def test_machine_code_of_rows_of_any_alignment(built, arch):
 def test_machine_code_of_tensor_cores(built, arch):
     """Products on tensor cores; in 16 bit aligned rows go to shared memory by 16 bytes without passing registers."""
     found = machine_code(built, arch)
-    for kernel in ("attention_kernel",):
+    for kernel in ("attention_kernel", "attention_backward_kernel"):
         variants = {name: code for name, code in found.items() if f"{len(kernel)}{kernel}I" in name}
         assert variants
         for name, code in variants.items():

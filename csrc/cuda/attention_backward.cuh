@@ -1,0 +1,199 @@
+// What the kernels of attention's gradients share: p and ds of a few rows and columns, from tiles in shared memory.
+#pragma once
+#include "attention.cuh"
+
+namespace gpt2fast::cuda {
+namespace attention_backward_parts {
+
+constexpr int kStatistics = 3;  // of a query: lse, delta, excess
+
+template <class T, int kD>
+struct Sizes {
+  static constexpr bool kWide = kPlanes<T> > 1;  // float32
+  static constexpr int kWarps = !kWide ? 4 : kD > 128 ? 1 : kD > 64 ? 2 : 4;
+  static constexpr int kThreads = kWarps * kWarp;
+  static constexpr int kRows = kWarps * kMma;                                                       // of a block
+  static constexpr int kColumns = kWide ? (kD > 64 ? 16 : 32) : kD > 128 ? 16 : kD > 64 ? 32 : 64;  // of a tile
+  // Columns of the gradients that a block computes, and blocks for the same rows: registers hold no more. Blocks of
+  // keys have two gradients.
+  template <bool kKeyRows>
+  static constexpr int kOut = kWide && kKeyRows && kD > 64 ? (kD > 128 ? 64 : kD / 2)
+                              : kD < 128                   ? kD
+                                                           : 128;
+  template <bool kKeyRows>
+  static constexpr int kParts = kD / kOut<kKeyRows>;
+  // The least blocks of a multiprocessor. Left to itself the compiler would rather spill than have fewer.
+  static constexpr int kBlocks = !kWide && kD <= 64 && !kIsBlackwell ? 3 : 1;
+  static constexpr int kStages = kWide ? 1 : 2;          // tiles that are there at a time
+  static constexpr bool kHoldRows = !kWide && kD <= 64;  // in registers, else in shared memory
+  using Rows = Tile<T, kD, kRows>;
+  using Columns = Tile<T, kD, kColumns>;
+  static constexpr int kStatisticsBytes = kStatistics * kColumns * sizeof(float);
+  static constexpr int kStageBytes = 2 * Columns::kBytes + kStatisticsBytes;
+  static constexpr int kSharedBytes = kStages * kStageBytes + (kHoldRows ? 0 : 2 * Rows::kBytes);
+};
+
+// What a block knows of its head, and p and ds of 16 rows and 16 columns. Tensor 1 of the rows is q or k, tensor 2 dout
+// or v; those of the columns are the others: products of 1 with 1 are scores, of 2 with 2 are dp.
+template <class T, int kD, bool kAligned, bool kExtras, bool kKeyRows>
+struct Head {
+  using Size = Sizes<T, kD>;
+  static constexpr int kSteps = kD / kMma;
+  static constexpr uint64_t kAllBits = ~uint64_t(0) >> (64 - Size::kColumns);
+
+  const AttentionBackwardArgs& a;
+  const Sight sight;
+  const int head, b, h, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
+  uint32_t shared;
+  uint64_t seed;
+  const T* bias;
+  const float* statistics[kStatistics];  // of the head's queries
+  float keep_factor;
+
+  __device__ __forceinline__ Head(const AttentionBackwardArgs& args, int head, uint32_t shared)
+      : a(args),
+        sight(args.attention, head / int(args.attention.H)),
+        head(head),
+        b(head / int(args.attention.H)),
+        h(head % int(args.attention.H)),
+        shared(shared) {
+    const AttentionArgs& f = a.attention;
+    seed = kExtras && f.dropout_p > 0 ? *f.seed : 0;
+    keep_factor = 1 / (1 - f.dropout_p);
+    bias = static_cast<const T*>(f.bias) + b * f.stride_bias[0] + h * f.stride_bias[1];
+    const int64_t row = int64_t(head) * sight.queries;
+    statistics[0] = f.lse + row, statistics[1] = a.delta + row, statistics[2] = a.excess + row;
+  }
+
+  // Tensors of columns in stages, and of rows, which come through the second stage where registers then hold them.
+  __device__ __forceinline__ typename Size::Columns columns(int stage, int tensor) const {
+    return {shared + stage * Size::kStageBytes + (tensor - 1) * Size::Columns::kBytes};
+  }
+  __device__ __forceinline__ typename Size::Rows rows(int tensor) const {
+    const uint32_t start = columns(Size::kHoldRows ? 1 : Size::kStages, 1).start;
+    return {start + (tensor - 1) * Size::Rows::kBytes};
+  }
+  __device__ __forceinline__ uint32_t statistics_of(int stage) const {
+    return columns(stage, 1).start + 2 * Size::Columns::kBytes;
+  }
+
+  template <class Tiles>
+  __device__ __forceinline__ void copy_queries(Tiles q, Tiles dout, int query, uint64_t bits) const {
+    const AttentionArgs& f = a.attention;
+    q.template copy<kAligned, Size::kThreads>(head_of<T>(f.q, f.stride_q, b, h) + query * f.stride_q[1], f.stride_q[1],
+                                              int(f.D), bits);
+    dout.template copy<kAligned, Size::kThreads>(head_of<T>(a.dout, a.stride_dout, b, h) + query * a.stride_dout[1],
+                                                 a.stride_dout[1], int(f.D), bits);
+  }
+  template <class Tiles>
+  __device__ __forceinline__ void copy_keys(Tiles k, Tiles v, int key, uint64_t bits) const {
+    const AttentionArgs& f = a.attention;
+    k.template copy<kAligned, Size::kThreads>(head_of<T>(f.k, f.stride_k, b, h) + key * f.stride_k[1], f.stride_k[1],
+                                              int(f.D), bits);
+    v.template copy<kAligned, Size::kThreads>(head_of<T>(f.v, f.stride_v, b, h) + key * f.stride_v[1], f.stride_v[1],
+                                              int(f.D), bits);
+  }
+  __device__ __forceinline__ uint64_t copy_rows(int first) const {
+    const uint64_t bits = kKeyRows ? sight.of_keys<Size::kRows>(first) : sight.of_queries<Size::kRows>(first);
+    if constexpr (kKeyRows) {
+      copy_keys(rows(1), rows(2), first, bits);
+    } else {
+      copy_queries(rows(1), rows(2), first, bits);
+    }
+    return bits;
+  }
+  __device__ __forceinline__ uint64_t copy_columns(int stage, int first) const {
+    const uint64_t bits = kKeyRows ? sight.of_queries<Size::kColumns>(first) : sight.of_keys<Size::kColumns>(first);
+    if constexpr (kKeyRows) {
+      copy_queries(columns(stage, 1), columns(stage, 2), first, bits);
+#pragma unroll
+      for (int statistic = 0; statistic < kStatistics; ++statistic)
+        for (int i = threadIdx.x; i < Size::kColumns; i += Size::kThreads) {
+          const float x = first + i < sight.queries ? statistics[statistic][first + i] : 0;
+          const uint32_t to = statistics_of(stage) + (statistic * Size::kColumns + i) * sizeof(float);
+          asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
+        }
+    } else {
+      copy_keys(columns(stage, 1), columns(stage, 2), first, bits);
+    }
+    return bits;
+  }
+
+  // Rows of this warp, from `row` on, as A.
+  struct Held {
+    FragmentA<T> of[2][Size::kHoldRows ? kSteps : 1];
+  };
+  __device__ __forceinline__ void hold(Held& held, int row) const {
+    if constexpr (Size::kHoldRows) {
+#pragma unroll
+      for (int tensor = 0; tensor < 2; ++tensor)
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) rows(tensor + 1).load_a(held.of[tensor][step], row, step);
+    }
+  }
+
+  // What a lane knows of its rows g and g + 8: whether they are there; of queries their statistics.
+  struct Row {
+    bool there[2];
+    float lse[2], delta[2], excess[2];
+  };
+
+  // p, with and without dropout, and ds of the warp's rows and the 16 columns from `part` on, of which `bits` tells
+  // those that are there. `row` and `column` are the numbers of the warp's first row and the tile's first column.
+  __device__ __forceinline__ void probabilities(float (&dropped)[2][4], float (&ds)[2][4], float (&p)[2][4], Held& held,
+                                                const Row& known, int stage, int row_of_tile, int row, int column,
+                                                int part, uint64_t bits, bool all) const {
+    const AttentionArgs& f = a.attention;
+    float score[2][4] = {}, dp[2][4] = {};
+#pragma unroll Size::kHoldRows ? kSteps : 1
+    for (int step = 0; step < kSteps; ++step)
+#pragma unroll
+      for (int tensor = 0; tensor < 2; ++tensor) {
+        FragmentA<T> of_row, of_columns;
+        if constexpr (!Size::kHoldRows) rows(tensor + 1).load_a(of_row, row_of_tile, step);
+        columns(stage, tensor + 1).load_b_of_rows(of_columns, part, step);
+        auto& sum = tensor ? dp : score;
+        mma<T>(sum[0], sum[1], Size::kHoldRows ? held.of[tensor][step * Size::kHoldRows] : of_row, of_columns);
+      }
+    const uint64_t mine = bits >> part >> 2 * t;
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      bool keeps[4] = {true, true, true, true};
+      if (kExtras && f.dropout_p > 0) {
+        const int key = kKeyRows ? row + g : column + part + n * kHalf;
+        const int query = kKeyRows ? column + part + n * kHalf + 2 * t : row + g;
+        const uint64_t number = uint64_t(head) * sight.queries + query;
+        kKeyRows ? draw_of_keys(keeps, seed, number, key, f.dropout_p) : draw(keeps, seed, number, key, f.dropout_p);
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int r = e / 2, local = n * kHalf + e % 2, own = row + g + 8 * r, other = column + part + 2 * t;
+        const int key = kKeyRows ? own : other + local, query = kKeyRows ? other + local : own;
+        float lse = known.lse[r], delta = known.delta[r], excess = known.excess[r];
+        if constexpr (kKeyRows) {
+          const uint32_t at = statistics_of(stage) + (part + 2 * t + local) * 4;
+          asm volatile("ld.shared.f32 %0, [%1];" : "=f"(lse) : "r"(at) : "memory");
+          asm volatile("ld.shared.f32 %0, [%1];" : "=f"(delta) : "r"(at + Size::kColumns * 4) : "memory");
+          asm volatile("ld.shared.f32 %0, [%1];" : "=f"(excess) : "r"(at + 2 * Size::kColumns * 4) : "memory");
+        }
+        float s = __fmul_rn(score[n][e], f.scale);
+        if (kExtras && f.bias && query < sight.queries && key < sight.keys)
+          s += widen(bias[query * f.stride_bias[2] + key * f.stride_bias[3]]);
+        const Sight::Span span = kKeyRows ? sight.span_of_key(own, other) : sight.span(own, other);
+        const bool there = kKeyRows ? query < sight.queries : mine >> local & 1;
+        const bool seen = all || (there && known.there[r] && span.has(local));
+        p[n][e] = seen ? exp2_fast((s - lse) * kLog2E - excess) : 0;
+        float& gradient = dp[n][e];
+        dropped[n][e] = p[n][e];
+        if (kExtras && f.dropout_p > 0) {
+          dropped[n][e] = keeps[e] ? p[n][e] * keep_factor : 0;
+          gradient = keeps[e] ? gradient * keep_factor : 0;
+        }
+        ds[n][e] = p[n][e] * (gradient - delta);
+      }
+    }
+  }
+};
+
+}  // namespace attention_backward_parts
+}  // namespace gpt2fast::cuda
