@@ -64,6 +64,18 @@ struct LinearArgs {
   DType dtype;
 };
 
+// out = activation(a @ b + bias) + residual; backward: out = (a @ b) activation'(preactivation)
+struct ProductArgs {
+  const void *a, *b, *bias, *residual;  // (M, K), (K, N), (N), (M, N); bias and residual may be null
+  void *out, *preactivation;            // (M, N), preactivation contiguous: written where it is not null, backward read
+  void* sums;                           // of the columns of b (N), or of the rows of a (M); may be null
+  int64_t M, K, N;
+  int64_t stride_a_m, stride_a_k, stride_b_k, stride_b_n, stride_residual_m, stride_out_m;
+  bool backward, sums_of_a;
+  Activation activation;
+  DType dtype;
+};
+
 // y = gelu(x + bias); bias may be null
 struct GeluArgs {
   const void *x, *bias;

@@ -5,19 +5,18 @@ rows of b. What follows the product is done on the tile in float32, before it is
 of the first row of tiles add up the columns of dy too, which they read anyhow: that is dbias.
 """
 
-import math
+from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 
-from ..tensors import dense_rows
+from .. import products
 from .common import objection, precision
 from .gelu import _derivative, _gelu
 from .tiles import tiles
 
 ROWS_OF_TILES = 8  # that programs walk through together, so that the columns of b that they share stay in the L2 cache
-FORMS = dict(none=0, gelu_tanh=1, gelu_erf=2)
 # What a GPU has measured faster here than by PyTorch: (compute capability, dtype, rows, K, N). Nothing so far.
 MEASURED_FASTER: frozenset[tuple] = frozenset()
 
@@ -43,9 +42,9 @@ def linear_kernel(
     TOGETHER: tl.constexpr, ALIGNED_M: tl.constexpr,
 ):  # fmt: skip
     """SUMS 1: of the columns of b, by the programs of the first row of tiles; 2: of the rows of a, by the first column.
-    FORM: the activation, as in FORMS; BACKWARD: its derivative at the preactivation, times the product. ALIGNED_M: M is
-    a multiple of 16, and a's columns lie dense, as in dweight. Where M is a number of rows, the compiler does not look
-    at it, or there would be kernels for rows of every kind."""
+    FORM: the activation, as in FORMS of products.py; BACKWARD: its derivative at the preactivation, times the product.
+    ALIGNED_M: M is a multiple of 16, and a's columns lie dense, as in dweight. Where M is a number of rows, the
+    compiler does not look at it, or there would be kernels for rows of every kind."""
     if ALIGNED_M:
         M = M // 16 * 16  # says to the compiler what it may count on
     tile_m, tile_n = _tile_of_program(M, N, BLOCK_M, BLOCK_N, TOGETHER)
@@ -111,31 +110,11 @@ def rows_class(rows):
     return 16 if rows <= 16 else 512 if rows <= 512 else 8192
 
 
-def matrix(x):
-    """x (..., K) as a matrix (R, K), as ``product`` takes it: tensor, R, K and both strides. It is no view of x, whose
-    making would take the host longer than all else here; a copy only where rows do not lie at one stride."""
-    x, stride = dense_rows(x)
-    shape = x.shape
-    return x, math.prod(shape[:-1]), shape[-1], stride, 1
-
-
-def strided(x):
-    """x (R, K) of any strides, as ``product`` takes it."""
-    return x, *x.shape, *x.stride()
-
-
-def turned(x):
-    """The transpose of a matrix as ``product`` takes it."""
-    x, rows, columns, stride, step = x
-    return x, columns, rows, step, stride
-
-
 def product(
     a, b, out, bias=None, residual=None, stride_residual=0, form=0, preactivation=None, backward=False, sums=None,
     which=0,
 ):  # fmt: skip
-    """Launches out = a @ b with what follows; a (M, K), b (K, N) and out (M, N): matrices as the functions above make
-    them."""
+    """Launches out = a @ b with what follows, as gpt2fast/products.py has it."""
     a, M, K, stride_a_m, stride_a_k = a
     b, _, N, stride_b_k, stride_b_n = b
     out, _, _, stride_out_m, stride_out_n = out
@@ -154,59 +133,8 @@ def product(
     )  # fmt: skip
 
 
-def linear(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
-    W = turned(strided(weight)) if transposed else strided(weight)
-    y = x.new_empty((*x.shape[:-1], W[2]))
-    keep = keep_preactivation and activation != "none"
-    kept = y.new_empty(y.shape if keep else 0)
-    stride_residual = 0
-    if residual is not None:
-        residual, stride_residual = dense_rows(residual)
-    product(
-        matrix(x), W, matrix(y), None if bias is None else bias.contiguous(), residual, stride_residual,
-        FORMS[activation], kept if keep else None,
-    )  # fmt: skip
-    return y, kept
-
-
-def linear_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
-    dx, dweight, dbias = gradients(matrix(dy), matrix(x), weight, transposed, want)
-    none = dy.new_empty(0)
-    return (
-        none if dx is None else dx.view(x.shape),
-        none if dweight is None else dweight,
-        none if dbias is None else dbias,
-    )
-
-
-def gradients(dy, x, weight, transposed, want):
-    """dx (R, K), dweight and dbias (N,), those in ``want``, else None; dy (R, N) and x (R, K) as ``matrix`` makes
-    them."""
-    W = turned(strided(weight)) if transposed else strided(weight)
-    (rows_dy, R, N, _, _), (_, _, K, _, _) = dy, x
-    dx = dweight = dbias = None
-    if "dx" in want:
-        dx = rows_dy.new_empty((R, K))
-        product(dy, turned(W), (dx, R, K, K, 1))
-    if "dbias" in want:
-        dbias = rows_dy.new_zeros(N)
-    if "dweight" in want:
-        dweight = weight.new_empty(weight.shape)
-        a, b = (dy, x) if transposed else (x, dy)
-        product(turned(a), b, matrix(dweight), sums=dbias, which=0 if dbias is None else 2 if transposed else 1)
-    if dbias is not None and (dweight is None or not dweight.numel()):  # no product has added it up
-        dbias = rows_dy.reshape(R, N).sum(0)
-    return dx, dweight, dbias
-
-
 def is_slower(x, weight, transposed):
-    """Why PyTorch's product is the choice where nobody asks for this one by name."""
-    if MEASURED_FASTER:
-        K, N = weight.shape[::-1] if transposed else weight.shape
-        kind = torch.cuda.get_device_capability(x.device) if x.is_cuda else None
-        if (kind, x.dtype, math.prod(x.shape[:-1]), K, N) in MEASURED_FASTER:
-            return None
-    return "PyTorch's product is the choice: no GPU has measured Triton's to be faster at this size"
+    return products.is_slower(MEASURED_FASTER, x, weight, transposed)
 
 
 def supports(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
@@ -225,6 +153,7 @@ def slower_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
     return is_slower(x, weight, transposed)
 
 
+linear, linear_backward = partial(products.linear, product), partial(products.linear_backward, product)
 KERNELS = {
     "linear": (linear, supports, slower),
     "linear_backward": (linear_backward, supports_backward, slower_backward),

@@ -12,10 +12,11 @@ import triton.language as tl
 from gpt2fast import backends
 from gpt2fast.ops.common import multiply
 from gpt2fast.ops.linear_cross_entropy import GRADIENTS, accumulate, chunks, scaled
+from gpt2fast.products import strided
 
 from .common import objection
 from .cross_entropy import LOG2E, _add_tile, _total_of_rows
-from .linear import is_slower, product, strided
+from .linear import is_slower, product
 
 BLOCK, WARPS, ALIGNED = 4096, 8, 16  # columns a tile; columns of which the buffer's rows are a multiple
 

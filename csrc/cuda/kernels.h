@@ -41,5 +41,6 @@ cudaError_t gelu_backward(const GeluBackwardArgs& args, cudaStream_t stream);
 cudaError_t gradient_norm(const GradientNormArgs& args, cudaStream_t stream);
 cudaError_t layer_norm(const LayerNormArgs& args, cudaStream_t stream);
 cudaError_t layer_norm_backward(const LayerNormBackwardArgs& args, cudaStream_t stream);
+cudaError_t product(const ProductArgs& args, cudaStream_t stream);  // linear, linear_backward and mlp_backward
 
 }  // namespace gpt2fast::cuda

@@ -15,6 +15,9 @@ MODULES = dict(
     layer_norm="layer_norm",
     add_layer_norm="layer_norm",
     layer_norm_backward="layer_norm",
+    linear="linear",
+    linear_backward="linear",
+    mlp_backward="mlp",
     adamw_="adamw_",
     gradient_norm="gradient_norm",
 )

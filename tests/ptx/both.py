@@ -16,7 +16,7 @@ def kernels_of(module: str):
     """A fixture, ``run(op, arguments)``: the outputs of the kernel in ``module``, and its launches, by backend.
 
     Outputs of an op that changes arguments are copies of those, changed; ``in_place``: the given ones change, and there
-    are no outputs. ``run.module`` is the backend's module.
+    are no outputs. ``run.module`` is the backend's module, ``run.backend`` its name.
     """
 
     @pytest.fixture(params=PACKAGES)
@@ -35,7 +35,7 @@ def kernels_of(module: str):
                     return outputs_of(OPS[name], function, args), machine.launches
                 return function(**args), machine.launches
 
-        call.module = found
+        call.module, call.backend = found, request.param
         return call
 
     return run

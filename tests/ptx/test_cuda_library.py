@@ -28,6 +28,8 @@ STREAMING = (
 # Rows of any alignment. How a thread has four packs under way: L and S are loads and stores of 128 bits.
 PEELED = dict(cross_entropy_kernel="LLLL", cross_entropy_backward_kernel="LLLLSSSS")
 
+PRODUCTS = ("linear", "linear_backward", "mlp_backward")  # ops of one kernel, the product of two matrices
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
@@ -99,6 +101,13 @@ def test_machine_code_of_tensor_cores(built, arch):
             assert "HMMA.16816.F32" in code and "LDSM.16.M88.4" in code and "LDSM.16.MT88.4" in code, name
             aligned = re.search(r"Li\d+ELb1E", name) is not None
             assert ("LDGSTS.E.BYPASS.128" in code) == (aligned and f"{kernel}If" not in name), name
+    variants = {name: code for name, code in found.items() if "product_kernelI" in name}
+    assert len(variants) == 24
+    for name, code in variants.items():
+        layout = int(re.search(r"LayoutE(\d)", name)[1])  # which of rows and columns of a and b are dense, 3: whichever
+        read = {kind for kind in ("M88", "MT88") if f"LDSM.16.{kind}.4" in code}
+        assert "HMMA.16816.F32" in code and read == ({"M88", "MT88"}, {"M88"}, {"MT88"}, {"MT88"})[layout], name
+        assert ("LDGSTS.E.BYPASS.128" in code) == (layout != 3 and "product_kernelIf" not in name), name
 
 
 @pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
@@ -118,7 +127,8 @@ def test_it_loads_without_a_gpu(built, monkeypatch):
     found.gpt2fast_error_string.restype = ctypes.c_char_p
     assert found.gpt2fast_error_string(1) == b"invalid argument"
     for name in MODULES:
-        assert hasattr(found, f"gpt2fast_{re.sub('^add_|^bias_', '', name)}")
+        function = "product" if name in PRODUCTS else re.sub("^add_|^bias_", "", name)
+        assert hasattr(found, f"gpt2fast_{function}")
     if torch.cuda.is_available():
         return
     monkeypatch.setattr(library, "PATH", built)

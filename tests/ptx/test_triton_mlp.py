@@ -1,4 +1,4 @@
-"""The backward pass of the MLP in Triton on the PTX machine: what is launched and moved, and who takes it."""
+"""The backward pass of the MLP in Triton on the PTX machine: who takes it. Results: test_gpu_mlp.py."""
 
 import copy
 
@@ -17,51 +17,10 @@ from gpt2fast.kernels import mlp as kernels
 from gpt2fast.op import OPS
 from gpt2fast.ops.mlp import trains_as_one
 from gpt2fast.testing import assert_close_to_truth, ptx
-from gpt2fast.testing.inputs import build, reference, truth
+from gpt2fast.testing.inputs import build
 
 SIZES = dict(n_layer=2, n_embd=48, n_head=3, vocab_size=97, n_positions=40)
-DTYPES = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 BIASES = dict(bias_in=True, bias_out=True, keep=True)
-
-
-def check(found, args, wanted):
-    op = OPS["mlp_backward"]
-    for name, ours, plain, exact in zip(op.outputs, found, reference(op, args), truth(op, args)):
-        if name in wanted:
-            assert_close_to_truth(ours, plain, exact, name)
-        else:
-            assert not ours.numel()
-
-
-@DTYPES
-def test_launches_and_bytes(dtype):
-    """Four products; the first reads the preactivation once and writes the gradient before the activation once."""
-    M = 128
-    args = build(OPS["mlp_backward"], dict(B=1, T=64, K=32, M=M, N=64, **BIASES), dtype)
-    with ptx.machine() as machine:
-        found = kernels.mlp_backward(**args)
-    for name, *three in zip(
-        OPS["mlp_backward"].outputs, found, *(f(OPS["mlp_backward"], args) for f in (reference, truth))
-    ):
-        assert_close_to_truth(*three, name)
-    assert [launch.kernel for launch in machine.launches] == 4 * ["linear_kernel"]
-    _, first, _, _ = machine.launches
-    assert first.per_buffer["preactivation_ptr"]["read_bytes"] == 64 * M * dtype.itemsize
-    assert first.counters["global_store_bytes"] == 64 * M * dtype.itemsize
-    for arch in ("sm_80", "sm_90", "sm_100"):
-        assert first.resources(arch).spill_stores == 0
-
-
-@pytest.mark.parametrize(
-    "want, count",
-    (("dx", 2), ("dweight_out", 1), ("dweight_in", 2), ("dbias_in", 1), ("dbias_out", 0), ("dx dbias_out", 2), ("", 0)),
-)
-def test_only_what_is_wanted_is_computed(want, count):
-    args = build(OPS["mlp_backward"], dict(B=2, T=5, K=24, M=40, N=33, **BIASES)) | dict(want=want)
-    with ptx.machine() as machine:
-        found = kernels.mlp_backward(**args)
-    assert len(machine.launches) == count
-    check(found, args, want.split())
 
 
 def test_the_spills_of_large_tiles_are_none():

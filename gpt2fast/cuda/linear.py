@@ -1,0 +1,51 @@
+"""linear and its gradients by csrc/cuda/linear.cu, one kernel for the product of any two matrices."""
+
+from functools import partial
+
+from .. import products
+from .library import DTYPES, call, objection
+
+SOURCE = "linear.cu"
+# What a GPU has measured faster here than by PyTorch: (compute capability, dtype, rows, K, N). Nothing so far.
+MEASURED_FASTER: frozenset[tuple] = frozenset()
+
+
+def product(
+    a, b, out, bias=None, residual=None, stride_residual=0, form=0, preactivation=None, backward=False, sums=None,
+    which=0,
+):  # fmt: skip
+    """ProductArgs of csrc/ops.h, field by field, of what gpt2fast/products.py has."""
+    a, M, K, *strides_a = a
+    b, _, N, *strides_b = b
+    out, _, _, stride_out, _ = out
+    call(
+        SOURCE, "gpt2fast_product", a, b, bias, residual, out, preactivation, sums, M, K, N, *strides_a, *strides_b,
+        stride_residual, stride_out, int(backward), int(which == 2), form, DTYPES[out.dtype],
+    )  # fmt: skip
+
+
+def is_slower(x, weight, transposed):
+    return products.is_slower(MEASURED_FASTER, x, weight, transposed)
+
+
+def supports(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
+    return objection("linear", x)
+
+
+def slower(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
+    return is_slower(x, weight, transposed)
+
+
+def supports_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
+    return objection("linear", dy)
+
+
+def slower_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
+    return is_slower(x, weight, transposed)
+
+
+linear, linear_backward = partial(products.linear, product), partial(products.linear_backward, product)
+KERNELS = {
+    "linear": (linear, supports, slower),
+    "linear_backward": (linear_backward, supports_backward, slower_backward),
+}

@@ -1,0 +1,20 @@
+"""mlp_backward by csrc/cuda/linear.cu."""
+
+from functools import partial
+
+from .. import products
+from ..ops.mlp import WANT
+from .library import objection
+from .linear import is_slower, product
+
+
+def supports(dy, x, weight_in, weight_out, preactivation, hidden, bias_in=None, activation="gelu_tanh", want=WANT):
+    return objection("mlp", dy)
+
+
+def slower(dy, x, weight_in, weight_out, preactivation, hidden, bias_in=None, activation="gelu_tanh", want=WANT):
+    return is_slower(x, weight_out, False)
+
+
+mlp_backward = partial(products.mlp_backward, product)
+KERNELS = {"mlp_backward": (mlp_backward, supports, slower)}
