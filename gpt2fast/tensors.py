@@ -1,5 +1,6 @@
-"""Tensors as kernels for GPUs take them."""
+"""Tensors and numbers as kernels for GPUs take them."""
 
+import struct
 from collections.abc import Callable
 
 import torch
@@ -43,6 +44,11 @@ def dense_mask(mask: Tensor | None) -> tuple[Tensor | None, int]:
 def broadcast_strides(bias: Tensor | None) -> list[int]:
     """The strides of bias (B or 1, H or 1, T or 1, S or 1), 0 where it broadcasts."""
     return [0] * 4 if bias is None else [0 if n == 1 else step for n, step in zip(bias.shape, bias.stride())]
+
+
+def float64_bits(x: float) -> int:
+    """A float64 as the int64 of its bits: as a float, a kernel would get it in float32."""
+    return struct.unpack("q", struct.pack("d", x))[0]
 
 
 def table_gradients(

@@ -5,12 +5,11 @@ below no more than k logits, so that few others lie above it. Only what may surv
 to a list in memory. The cut in that list is found bit by bit: 32 times, what lies above a trial value is added up.
 """
 
-import struct
-
 import torch
 import triton
 import triton.language as tl
 
+from ..tensors import float64_bits
 from .common import objection, philox
 from .cross_entropy import LOG2E, _dense_rows
 
@@ -282,11 +281,10 @@ def sample(
     has_top_k, has_top_p = 0 < top_k < V, top_p < 1
     kept = -(-V // ALIGNED) * ALIGNED if has_top_k or has_top_p else 0
     list_, ids = (logits.new_empty((B, kept), dtype=dtype) for dtype in (torch.float32, torch.int32))
-    share = struct.unpack("q", struct.pack("d", 1 - top_p))[0]  # as bits: Triton takes Python's numbers as float32
     sample_kernel[(B,)](
         logits, seed, positions.contiguous(), out if rows is None else rows.contiguous(), out, list_, ids,
-        logits.stride(0), kept, V, temperature, top_k, share, min_p, rows is not None, has_top_k, has_top_p, BLOCK,
-        ALIGNED, num_warps=WARPS, enable_fp_fusion=True,
+        logits.stride(0), kept, V, temperature, top_k, float64_bits(1 - top_p), min_p, rows is not None, has_top_k,
+        has_top_p, BLOCK, ALIGNED, num_warps=WARPS, enable_fp_fusion=True,
     )  # fmt: skip
     return out
 

@@ -115,7 +115,7 @@ def test_check_json(capsys, monkeypatch):
     monkeypatch.setitem(OPS, "sample", dataclasses.replace(OPS["sample"], cases=[dict(B=2, T=3, V=7, top_k=3)]))
     assert cli.main(["check", "sample", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["sample"]
-    assert {row["target"] for row in rows if "missing" in row} == {"fused"} | ({"cuda:ptx"} & set(targets()))
+    assert {row["target"] for row in rows if "missing" in row} == {"fused"}
     monkeypatch.setitem(OPS, "gelu", dataclasses.replace(op, cases=small, reference=lambda x, approximate: x * 2))
     assert cli.main(["check", "gelu", "--json"]) == 1
     rows = json.loads(capsys.readouterr().out)["gelu"]

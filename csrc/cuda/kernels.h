@@ -25,6 +25,15 @@ struct PageTable {
   bool wide;
 };
 
+// Workspace of sample, rows of it `stride_b` apart: changed where there are tokens and repetition_penalty is not 1, the
+// others where there is a top_k or a top_p. share is 1 - top_p before it is rounded to float.
+struct SampleSpace {
+  float *changed, *scores, *shorter;  // (B, V) each, and 15 numbers more
+  int32_t* ids;                       // as scores
+  int64_t stride_b;
+  double share;
+};
+
 cudaError_t adamw_(const AdamwArgs& args, cudaStream_t stream);
 cudaError_t attention(const AttentionArgs& args, cudaStream_t stream);
 cudaError_t attention_backward(const AttentionBackwardArgs& args, cudaStream_t stream);
@@ -42,5 +51,6 @@ cudaError_t gradient_norm(const GradientNormArgs& args, cudaStream_t stream);
 cudaError_t layer_norm(const LayerNormArgs& args, cudaStream_t stream);
 cudaError_t layer_norm_backward(const LayerNormBackwardArgs& args, cudaStream_t stream);
 cudaError_t product(const ProductArgs& args, cudaStream_t stream);  // linear, linear_backward and mlp_backward
+cudaError_t sample(const SampleArgs& args, const SampleSpace& space, cudaStream_t stream);
 
 }  // namespace gpt2fast::cuda

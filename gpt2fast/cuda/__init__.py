@@ -20,4 +20,5 @@ MODULES = dict(
     mlp_backward="mlp",
     adamw_="adamw_",
     gradient_norm="gradient_norm",
+    sample="sample",
 )

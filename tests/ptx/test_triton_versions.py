@@ -33,7 +33,7 @@ def test_versions(tmp_path, version):
     if version != OLDEST:  # older than 3.6, products of float32 are left to PyTorch
         parts += ["whole_model", "linear_cross_entropy", "mlp", "sample", "adamw"]
     files = [f"tests/ptx/test_triton_{part}.py" for part in parts]
-    files += [f"tests/ptx/test_gpu_{part}.py" for part in ("adamw", "mlp") if part in parts]
+    files += [f"tests/ptx/test_gpu_{part}.py" for part in ("adamw", "mlp", "sample") if part in parts]
     # Registers are another Triton's business: 3.6 spills 8 bytes in a kernel in which the newest spills none.
     left_out = ["-k", TOO_NEW if version == OLDEST else "not test_bytes"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "triton"), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
