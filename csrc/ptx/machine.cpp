@@ -68,11 +68,11 @@ Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
     if (buffers[i - 1].address + buffers[i - 1].bytes > buffers[i].address)
       throw std::invalid_argument("buffers '" + buffers[i - 1].name + "' and '" + buffers[i].name + "' overlap");
   size_t n = module.code.size();
-  warp_counts.assign(n, 0);
-  thread_counts.assign(n, 0);
-  global_counts.assign(n, {});
-  shared_counts.assign(n, {});
-  hint.assign(n, 0);
+  warp_counts.resize(n);
+  thread_counts.resize(n);
+  global_counts.resize(n);
+  shared_counts.resize(n);
+  hint.resize(n);
   std::function<void(const Function&)> need = [&](const Function& f) {
     auto index = uint32_t(&f - module.functions.data());
     if (std::find(entry_functions_.begin(), entry_functions_.end(), index) != entry_functions_.end()) return;

@@ -7,6 +7,7 @@
 
 #include "global_race.h"
 #include "race.h"
+#include "zeros.h"
 
 namespace gpt2fast::ptx {
 
@@ -147,9 +148,9 @@ struct Launch {
   std::vector<Buffer> buffers;  // by address
   Block block;
   uint32_t threads = 0, warps = 0, shared_bytes = 0;
-  std::vector<uint64_t> warp_counts, thread_counts;  // per pc
-  std::vector<Counts> global_counts, shared_counts;  // per pc: the parts of its accesses that fall there
-  std::vector<uint32_t> hint;                        // per pc: the buffer of the last access
+  Zeros<uint64_t> warp_counts, thread_counts;  // per pc
+  Zeros<Counts> global_counts, shared_counts;  // per pc: the parts of its accesses that fall there
+  Zeros<uint32_t> hint;                        // per pc: the buffer of the last access
   uint64_t instructions = 0, barriers = 0, divergent_branches = 0, tensor_flops = 0;
   GlobalRaces global_races;
   std::vector<Error> errors, notes;  // notes: what is no error, but worth knowing
@@ -185,8 +186,8 @@ struct Launch {
   void report_budget(const Warp& warp);
   uint64_t key(const char* kind, uint32_t pc, uint32_t other_pc) const;
 
-  std::vector<uint8_t> register_file_;
-  std::vector<uint16_t> pointer_file_;
+  Zeros<uint8_t> register_file_;
+  Zeros<uint16_t> pointer_file_;
   std::vector<uint32_t> entry_functions_;  // whose constants the kernel needs
 };
 
