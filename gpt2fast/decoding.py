@@ -15,6 +15,7 @@ from torch import Tensor
 from . import backends, ops
 from .checks import obstacle
 
+GPU_BACKENDS = ("triton", "cuda")  # whose kernels neither wait nor look at values
 LEAST_TURNS = 16  # of one call that are worth a capture, which takes as long as some turns do
 MOST_KEPT = 4  # captured turns of a model; each has a cache of its own
 LEAST_COLUMNS = 128  # of their caches, which grow by factors of 2
@@ -148,10 +149,12 @@ def graph_obstacle(model: Any) -> str | None:
     weight = model.wte.weight
     if not (weight.is_cuda or backends.cpu_counts_as_cuda() and torch.cuda.is_available()):
         return f"the model is on {weight.device}, not on a GPU"
-    if backends.active() not in ("auto", "triton"):
-        return f"backend {backends.active()!r} is in force"
-    if why := backends.status()["triton"]:
-        return why
+    active, usable = backends.active(), backends.status()
+    if active not in ("auto", *GPU_BACKENDS):
+        return f"backend {active!r} is in force"
+    missing = [usable[name] for name in GPU_BACKENDS if active in ("auto", name)]
+    if all(missing):
+        return "; ".join(missing)
     if torch.is_autocast_enabled(weight.device.type):
         return "autocast is on"
     stock = (GPT2, Block, Attention, MLP, Embedding, LayerNorm, Linear, torch.nn.ModuleList)

@@ -8,6 +8,7 @@ import weakref
 
 import pytest
 import torch
+from both import PACKAGES, reason_against
 
 pytest.importorskip("triton")
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
@@ -46,10 +47,10 @@ def prompt(B=2, T=5, padded=False, seed=0):
     return torch.randint(1, 61, (B, T), generator=torch.Generator().manual_seed(seed)), mask
 
 
-def both(model, ids, mask, **options):
-    """Tokens by Triton's kernels and by the references, from one seed."""
+def both(model, ids, mask, backend="triton", **options):
+    """Tokens by a backend's kernels and by the references, from one seed."""
     options = dict(max_new_tokens=24, seed=5, eos_token_id=[]) | options
-    with ptx.machine() as machine, use_backend("triton"):
+    with ptx.machine() as machine, use_backend(backend):
         ours = model.generate(ids, mask, **options)
     with use_backend("reference"):
         return ours, model.generate(ids, mask, **options | dict(cuda_graph=None)), machine.launches
@@ -67,8 +68,11 @@ def both(model, ids, mask, **options):
     ids=("greedy", "sampled", "penalised", "ends", "shortest"),
 )
 @pytest.mark.parametrize("padded", (False, True))
-def test_tokens(model, captured, padded, options):
-    ours, wanted, launches = both(model, *prompt(padded=padded), **options)
+@pytest.mark.parametrize("backend", PACKAGES)
+def test_tokens(model, captured, backend, padded, options):
+    if why := reason_against(backend):
+        pytest.skip(why)
+    ours, wanted, launches = both(model, *prompt(padded=padded), backend, **options)
     assert torch.equal(ours, wanted)
     assert len(captured) == 1
     # A prompt, and one turn as it is, before the capture; the capture runs nothing.

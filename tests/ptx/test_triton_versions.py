@@ -32,10 +32,10 @@ def test_versions(tmp_path, version):
     parts = ["language", "tutorials"]
     if version != OLDEST:  # older than 3.6, products of float32 are left to PyTorch
         parts += ["whole_model", "linear_cross_entropy", "mlp", "sample", "adamw"]
-    files = [f"tests/ptx/test_triton_{part}.py" for part in parts]
-    files += [f"tests/ptx/test_gpu_{part}.py" for part in ("adamw", "mlp", "sample") if part in parts]
+    files = [f"tests/ptx/test_{kind}_{part}.py" for part in parts for kind in ("triton", "gpu")]
+    files = [file for file in files if (ROOT / file).is_file()]
     # Registers are another Triton's business: 3.6 spills 8 bytes in a kernel in which the newest spills none.
-    left_out = ["-k", TOO_NEW if version == OLDEST else "not test_bytes"]
+    left_out = ["-k", TOO_NEW if version == OLDEST else "not test_bytes and not cuda"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "triton"), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *left_out]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)

@@ -1,11 +1,13 @@
-"""GPT-2 as a whole on Triton's kernels alone, on the PTX machine: forward, generation, backward, optimiser steps."""
+"""GPT-2 as a whole on Triton's kernels alone, and on those in CUDA C++ alone, on the PTX machine: forward, generation,
+backward, optimiser steps."""
 
 import copy
+import re
 
 import pytest
 import torch
+from both import PACKAGES, reason_against
 
-pytest.importorskip("triton")
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
 from gpt2fast import GPT2, AdamW, Config, use_backend
@@ -13,6 +15,18 @@ from gpt2fast.testing import assert_close_to_truth, ptx
 
 SIZES = dict(n_layer=2, n_embd=48, n_head=3, vocab_size=97, n_positions=40, bos_token_id=0, eos_token_id=0)
 DTYPES = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
+
+
+@pytest.fixture(params=PACKAGES)
+def backend(request):
+    if why := reason_against(request.param):
+        pytest.skip(why)
+    return request.param
+
+
+def names_of(launches):
+    """Of the kernels, without namespaces and template arguments."""
+    return [re.search(r"(\w+_kernel)\b", launch.name)[1] for launch in launches]
 
 
 def models(dtype=torch.float32, **changes):
@@ -28,9 +42,9 @@ def models(dtype=torch.float32, **changes):
     return ours, copy.deepcopy(ours), copy.deepcopy(ours).double()
 
 
-def on_each(function, trio):
-    """``function`` of ours on Triton alone, of the plain one and the truth on the references."""
-    with ptx.machine() as machine, use_backend("triton"):
+def on_each(backend, function, trio):
+    """``function`` of ours on a backend's kernels alone, of the plain one and the truth on the references."""
+    with ptx.machine() as machine, use_backend(backend):
         found = [function(trio[0])]
     with use_backend("reference"):
         return found + [function(model) for model in trio[1:]], machine.launches
@@ -42,15 +56,14 @@ def tokens(B=2, T=11, seed=0):
 
 @DTYPES
 @pytest.mark.parametrize("padded", (False, True))
-def test_logits(padded, dtype):
+def test_logits(backend, padded, dtype):
     mask = torch.ones(2, 11, dtype=torch.bool)
     mask[0, :4] = not padded
     with torch.no_grad():
-        found, launches = on_each(lambda model: model(tokens(), mask=mask)[mask], models(dtype))
+        found, launches = on_each(backend, lambda model: model(tokens(), mask=mask)[mask], models(dtype))
     assert_close_to_truth(*found, "logits")
-    assert {launch.kernel for launch in launches} == {
-        "embedding_kernel", "layer_norm_kernel", "linear_kernel", "attention_kernel"
-    }  # fmt: skip
+    product = dict(triton="linear_kernel", cuda="product_kernel")[backend]
+    assert set(names_of(launches)) == {"embedding_kernel", "layer_norm_kernel", product, "attention_kernel"}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +76,7 @@ def test_logits(padded, dtype):
     ids=("greedy", "sampled", "penalised"),
 )
 @pytest.mark.parametrize("padded", (False, True))
-def test_generated_tokens(padded, options):
+def test_generated_tokens(backend, padded, options):
     """Text, batched and padded on the left too, is the reference's token by token."""
     mask = torch.ones(2, 11, dtype=torch.int64)
     mask[0, :4] = int(not padded)
@@ -71,15 +84,15 @@ def test_generated_tokens(padded, options):
     def generate(model):
         return model.eval().generate(tokens(), mask, max_new_tokens=8, eos_token_id=[], seed=5, **options)
 
-    (ours, plain, _), launches = on_each(generate, models())
+    (ours, plain, _), launches = on_each(backend, generate, models())
     assert torch.equal(ours, plain)
-    names = [launch.kernel for launch in launches]
+    names = names_of(launches)
     assert names.count("decode_attention_kernel") == 7 * SIZES["n_layer"]
     assert names.count("sample_kernel" if options else "greedy_kernel") == 8
 
 
 @DTYPES
-def test_gradients(dtype):
+def test_gradients(backend, dtype):
     ids, targets = tokens(), tokens(seed=1)
     targets[0, :3] = -100
 
@@ -89,13 +102,13 @@ def test_gradients(dtype):
         return [loss.detach(), *(parameter.grad for parameter in model.parameters())]
 
     trio = models(dtype)
-    (ours, plain, truth), _ = on_each(gradients, trio)
+    (ours, plain, truth), _ = on_each(backend, gradients, trio)
     for name, *three in zip(("loss", *dict(trio[0].named_parameters())), ours, plain, truth):
         assert_close_to_truth(*three, name)
 
 
 @DTYPES
-def test_three_optimiser_steps(dtype):
+def test_three_optimiser_steps(backend, dtype):
     """Losses and parameters after three steps of AdamW with a clipped norm: ours against torch's."""
     options = dict(lr=1e-3, eps=1e-4)
 
@@ -112,14 +125,14 @@ def test_three_optimiser_steps(dtype):
         return [torch.stack(losses), *(parameter.detach() for parameter in own)]
 
     trio = models(dtype)
-    with ptx.machine() as machine, use_backend("triton"):
+    with ptx.machine() as machine, use_backend(backend):
         ours = train(trio[0], True)
     with use_backend("reference"):
         plain, truth = (train(model, False) for model in trio[1:])
     assert ours[0][2] != ours[0][0]
     for name, *three in zip(("losses", *dict(trio[0].named_parameters())), ours, plain, truth):
         assert_close_to_truth(*three, name)
-    names = [launch.kernel for launch in machine.launches]
+    names = names_of(machine.launches)
     assert names.count("adamw_kernel") == names.count("gradient_norm_kernel") == 3
 
 
