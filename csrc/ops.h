@@ -72,6 +72,7 @@ struct ProductArgs {
   int64_t M, K, N;
   int64_t stride_a_m, stride_a_k, stride_b_k, stride_b_n, stride_residual_m, stride_out_m;
   bool backward, sums_of_a;
+  bool wide;  // out and residual are float32, whatever dtype is, and nothing else follows a @ b
   Activation activation;
   DType dtype;
 };
@@ -170,6 +171,18 @@ struct CrossEntropyBackwardArgs {
   int64_t R, V, stride_dloss, stride_logits_r, ignore_index;
   float label_smoothing;
   bool mean;
+  DType dtype;
+};
+
+// What linear_cross_entropy does between its products: loss and lse of rows of logits, as cross_entropy has them, and
+// in their place dloss (softmax(logits) - (1 - e) onehot(target) - e / V), 0 in ignored rows and beyond the V columns
+struct LinearCrossEntropyArgs {
+  void* logits;  // (R, V), rows that begin at multiples of 16 bytes and have less than 512 bytes of padding
+  const int64_t* targets;
+  float *loss, *lse;   // (R)
+  const float* dloss;  // (R), or one number where stride_dloss is 0; null: logits stay, no gradients are wanted
+  int64_t R, V, stride_logits_r, stride_dloss, ignore_index;
+  float label_smoothing;
   DType dtype;
 };
 

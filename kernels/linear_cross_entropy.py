@@ -4,21 +4,18 @@ The products are those of ``linear``: PyTorch's where no GPU has measured ours t
 a program has one row of logits, reads it for the loss, and once more to write the gradient over it.
 """
 
-import torch
-import torch.nn.functional as F
+from functools import partial
+
 import triton
 import triton.language as tl
 
-from gpt2fast import backends
-from gpt2fast.ops.common import multiply
-from gpt2fast.ops.linear_cross_entropy import GRADIENTS, accumulate, chunks, scaled
-from gpt2fast.products import strided
+from gpt2fast import head_and_loss
 
 from .common import objection
 from .cross_entropy import LOG2E, _add_tile, _total_of_rows
 from .linear import is_slower, product
 
-BLOCK, WARPS, ALIGNED = 4096, 8, 16  # columns a tile; columns of which the buffer's rows are a multiple
+BLOCK, WARPS = 4096, 8  # columns a tile
 
 
 @triton.jit(do_not_specialize=["V", "ignore_index"])
@@ -63,57 +60,12 @@ def loss_and_gradient_kernel(
             tl.store(row_ptr + first + lane, p.to(logits_ptr.dtype.element_ty), mask=inside)
 
 
-def _product(a, b, out, add=False):
-    """out = a @ b, or out += a @ b: ours where it is asked for by name, or measured faster."""
-    if backends.active() == "triton" or not is_slower(a, b, False):
-        product(strided(a), strided(b), strided(out), residual=out if add else None, stride_residual=out.stride(0))
-    else:
-        multiply(a, b, out, add)
-
-
-def _rows(x, weight, targets, ignore_index, label_smoothing, want, dloss=None):
-    """loss and lse of every row (R,), and dx and dweight for ``dloss`` (R,), by default 1, in float32."""
-    R, V = x.shape[0], weight.shape[0]
-    x, targets = x.contiguous(), targets.contiguous()
-    loss, lse = (x.new_empty(R, dtype=torch.float32) for _ in range(2))
-    # Rows of whole lines of memory, for the matrix units and for 16 bytes at a time. The columns beyond V meet rows of
-    # zeros.
-    missing = -V % ALIGNED
-    weight = F.pad(weight, (0, 0, 0, missing)) if missing else weight.contiguous()
-    parts = chunks(x, want)
-    buffer = x.new_empty(parts[0].stop if parts else 0, V + missing)
-    per_row, stride = (loss.new_ones(1), 0) if dloss is None else (dloss, dloss.stride(0))
-
-    def dlogits_of(rows):
-        logits = buffer[: rows.stop - rows.start]
-        _product(x[rows], weight.t(), logits)
-        loss_and_gradient_kernel[(len(logits),)](
-            logits, targets[rows], loss[rows], lse[rows], per_row if dloss is None else per_row[rows], V + missing,
-            stride, V, ignore_index, label_smoothing, label_smoothing > 0, bool(want), BLOCK,
-            num_warps=WARPS, enable_fp_fusion=True,
-        )  # fmt: skip
-        return logits
-
-    dx, dweight = accumulate(x, weight, want, dlogits_of, _product)
-    return loss, lse, dx, dweight[:V]
-
-
-def linear_cross_entropy(x, weight, targets, ignore_index=-100, label_smoothing=0.0, reduction="mean", keep="none"):
-    want = GRADIENTS[keep] if reduction != "none" else ""
-    loss, lse, dx, dweight = _rows(x, weight, targets, ignore_index, label_smoothing, want)
-    if reduction != "none":
-        loss = _total_of_rows(loss, targets.contiguous(), ignore_index, reduction)
-    return loss, lse, dx, dweight
-
-
-def linear_cross_entropy_backward(
-    dloss, x, weight, targets, lse, ignore_index=-100, label_smoothing=0.0, reduction="mean", want="dx dweight"
-):
-    per_row = dloss if reduction == "none" else None
-    _, _, *gradients = _rows(x, weight, targets, ignore_index, label_smoothing, want, per_row)
-    if reduction == "none":
-        return tuple(g.to(x.dtype) for g in gradients)
-    return tuple(scaled(gradients, dloss, targets, ignore_index, reduction, x.dtype))
+def row(logits, targets, loss, lse, dloss, stride_dloss, V, ignore_index, label_smoothing):
+    """Launches what a row of logits needs, as gpt2fast/head_and_loss.py has it."""
+    loss_and_gradient_kernel[(len(logits),)](
+        logits, targets, loss, lse, loss if dloss is None else dloss, logits.stride(0), stride_dloss, V, ignore_index,
+        label_smoothing, label_smoothing > 0, dloss is not None, BLOCK, num_warps=WARPS, enable_fp_fusion=True,
+    )  # fmt: skip
 
 
 def _objection(x, weight):
@@ -132,6 +84,9 @@ def supports_backward(
     return _objection(x, weight)
 
 
+_product = head_and_loss.product_of("triton", product, is_slower)
+linear_cross_entropy = partial(head_and_loss.linear_cross_entropy, _product, row, _total_of_rows)
+linear_cross_entropy_backward = partial(head_and_loss.linear_cross_entropy_backward, _product, row)
 KERNELS = {
     "linear_cross_entropy": (linear_cross_entropy, supports),
     "linear_cross_entropy_backward": (linear_cross_entropy_backward, supports_backward),

@@ -50,6 +50,7 @@ cudaError_t gelu_backward(const GeluBackwardArgs& args, cudaStream_t stream);
 cudaError_t gradient_norm(const GradientNormArgs& args, cudaStream_t stream);
 cudaError_t layer_norm(const LayerNormArgs& args, cudaStream_t stream);
 cudaError_t layer_norm_backward(const LayerNormBackwardArgs& args, cudaStream_t stream);
+cudaError_t linear_cross_entropy(const LinearCrossEntropyArgs& args, cudaStream_t stream);  // between its products
 cudaError_t product(const ProductArgs& args, cudaStream_t stream);  // linear, linear_backward and mlp_backward
 cudaError_t sample(const SampleArgs& args, const SampleSpace& space, cudaStream_t stream);
 

@@ -148,10 +148,18 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     }
     __syncwarp();
     const int64_t row = m + warp_m + part * kMma, column = n + warp_n;
-    if (whole) {
-      finish_rows<T, kWarpN, Size::kScratchRow, kPack<T>>(p, row, column, scratch);
+    const auto finish_as = [&](auto tag) {
+      using U = decltype(tag);
+      if (whole) {
+        finish_rows<T, U, kWarpN, Size::kScratchRow, kPack<U>>(p, row, column, scratch);
+      } else {
+        finish_rows<T, U, kWarpN, Size::kScratchRow, 1>(p, row, column, scratch);
+      }
+    };
+    if (sizeof(T) < sizeof(float) && p.wide) {
+      finish_as(float{});
     } else {
-      finish_rows<T, kWarpN, Size::kScratchRow, 1>(p, row, column, scratch);
+      finish_as(T{});
     }
     __syncwarp();
   }
@@ -203,6 +211,7 @@ cudaError_t launch_fitting(const ProductArgs& p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t product(const ProductArgs& p, cudaStream_t stream) {
+  if (p.wide && (p.bias || p.preactivation || p.activation != Activation::kNone)) return cudaErrorInvalidValue;
   if (p.M * p.N == 0) return cudaSuccess;
   cudaError_t status = cudaSuccess;
   with_dtype(p.dtype, [&](auto tag) { status = launch_fitting<typename decltype(tag)::type>(p, stream); });
@@ -215,8 +224,8 @@ cudaError_t product(const ProductArgs& p, cudaStream_t stream) {
 extern "C" int gpt2fast_product(const void* a, const void* b, const void* bias, const void* residual, void* out,
                                 void* preactivation, void* sums, int64_t M, int64_t K, int64_t N, int64_t stride_a_m,
                                 int64_t stride_a_k, int64_t stride_b_k, int64_t stride_b_n, int64_t stride_residual_m,
-                                int64_t stride_out_m, int64_t backward, int64_t sums_of_a, int64_t activation,
-                                int64_t dtype, cudaStream_t stream) {
+                                int64_t stride_out_m, int64_t backward, int64_t sums_of_a, int64_t wide,
+                                int64_t activation, int64_t dtype, cudaStream_t stream) {
   using namespace gpt2fast;
   return cuda::product({.a = a,
                         .b = b,
@@ -236,6 +245,7 @@ extern "C" int gpt2fast_product(const void* a, const void* b, const void* bias, 
                         .stride_out_m = stride_out_m,
                         .backward = backward != 0,
                         .sums_of_a = sums_of_a != 0,
+                        .wide = wide != 0,
                         .activation = Activation(activation),
                         .dtype = DType(dtype)},
                        stream);

@@ -145,6 +145,18 @@ __device__ __forceinline__ void finish(const ProductArgs& p, int64_t row, int64_
   store<T, kWidth>(static_cast<T*>(p.out) + row * p.stride_out_m + column, x);
 }
 
+// The same where out and residual are float32, and there is nothing else.
+template <int kWidth>
+__device__ __forceinline__ void finish_wide(const ProductArgs& p, int64_t row, int64_t column, float (&x)[kWidth]) {
+  if (p.residual) {
+    float other[kWidth];
+    load<float, kWidth>(static_cast<const float*>(p.residual) + row * p.stride_residual_m + column, other);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) x[i] += other[i];
+  }
+  store<float, kWidth>(static_cast<float*>(p.out) + row * p.stride_out_m + column, x);
+}
+
 // Reads kWidth numbers of the scratch. A lane that needs two times 16 bytes reads them in an order by which 8 lanes
 // fill all 32 banks.
 template <int kWidth>
@@ -166,8 +178,8 @@ __device__ __forceinline__ void read_scratch(uint32_t from, float (&x)[kWidth]) 
   }
 }
 
-// 16 rows of out of a warp, from the scratch on.
-template <class T, int kWarpN, int kScratchRow, int kWidth>
+// 16 rows of out of a warp, from the scratch on. U: out's type.
+template <class T, class U, int kWarpN, int kScratchRow, int kWidth>
 __device__ __forceinline__ void finish_rows(const ProductArgs& p, int64_t row, int64_t column, uint32_t scratch) {
   constexpr int kOfRow = kWarpN / kWidth;
 #pragma unroll 1
@@ -176,7 +188,11 @@ __device__ __forceinline__ void finish_rows(const ProductArgs& p, int64_t row, i
     if (row + down >= p.M || column + across >= p.N) continue;
     float x[kWidth];
     read_scratch<kWidth>(scratch + (down * kScratchRow + across) * sizeof(float), x);
-    finish<T, kWidth>(p, row + down, column + across, x);
+    if constexpr (sizeof(T) < sizeof(U)) {
+      finish_wide<kWidth>(p, row + down, column + across, x);
+    } else {
+      finish<T, kWidth>(p, row + down, column + across, x);
+    }
   }
 }
 

@@ -20,9 +20,14 @@ def cross_entropy(logits, targets, ignore_index=-100, label_smoothing=0.0, reduc
     )  # fmt: skip
     if reduction == "none":
         return loss, lse
+    return total_of_rows(loss, targets, ignore_index, reduction), lse
+
+
+def total_of_rows(loss, targets, ignore_index, reduction):
+    """The sum of the rows' losses, or their mean."""
     total, mean = loss.new_empty(()), int(reduction == "mean")
-    call(SOURCE, "gpt2fast_cross_entropy_reduce", loss, targets, total, R, ignore_index, mean)
-    return total, lse
+    call(SOURCE, "gpt2fast_cross_entropy_reduce", loss, targets, total, len(loss), ignore_index, mean)
+    return total
 
 
 def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, label_smoothing=0.0, reduction="mean"):

@@ -20,7 +20,7 @@ def product(
     out, _, _, stride_out, _ = out
     call(
         SOURCE, "gpt2fast_product", a, b, bias, residual, out, preactivation, sums, M, K, N, *strides_a, *strides_b,
-        stride_residual, stride_out, int(backward), int(which == 2), form, DTYPES[out.dtype],
+        stride_residual, stride_out, int(backward), int(which == 2), int(out.dtype != a.dtype), form, DTYPES[a.dtype],
     )  # fmt: skip
 
 

@@ -1,0 +1,158 @@
+// What linear_cross_entropy does between its products: loss and lse of rows of logits, and their gradients over them.
+//
+// A block has a row, which it reads for the sums and, where gradients are wanted, once more to write them in its place.
+// Rows of the buffer are padded to whole packs, so that every access but that of the target's logit has 128 bits. What
+// the padding holds counts for nothing, and becomes 0 where gradients are written: products sum over it.
+#include "cross_entropy.cuh"
+#include "kernels.h"
+
+namespace gpt2fast::cuda {
+namespace {
+
+// Blocks that a multiprocessor holds, at up to 64 registers a thread: what both passes keep is more than 48 hold.
+constexpr int kResident = kRowsResident - 1;
+
+// Where the whole sectors of V columns of T end.
+template <class T>
+__device__ __forceinline__ int whole_sectors(int V) {
+  return V - V % int(kSectorBytes / sizeof(T));
+}
+
+// The column at which a thread's pack after those sectors begins: the block's last thread has the first of them.
+template <class T>
+__device__ __forceinline__ int pack_after(int end) {
+  return end + int(kRowThreads - 1 - threadIdx.x) * kPack<T>;
+}
+
+// Of a row of V columns that begins at an aligned address, in every thread. The last pack may hold fewer logits.
+template <bool kMean, class T>
+__device__ __forceinline__ RowSums<kMean> sums_of_padded_row(const T* row, int V) {
+  constexpr int kWidth = kPack<T>;
+  RowSums<kMean> sums;
+  const int end = whole_sectors<T>(V), last = pack_after<T>(end);
+  walk_packs<kWidth>(0, end, [&](int column, auto tile) {
+    float x[tile.kPacks][tile.kWidth];
+    tile.read(row + column, x);
+    sums.add(x);
+  });
+  if (last < V) {
+    float x[kWidth];
+    load<T, kWidth>(row + last, x);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i)
+      if (last + i < V) sums.add({{x[i]}});
+  }
+  sums.merge();
+  return sums;
+}
+
+// Over a row its gradient, and 0 in columns V to `padded`. Columns of padding alone are not read.
+template <class T>
+__device__ __forceinline__ void overwrite(T* row, int V, int padded, const LogitGradient& gradient) {
+  constexpr int kWidth = kPack<T>;
+  const int end = whole_sectors<T>(V);
+  walk_packs<kWidth>(0, end, [&](int column, auto tile) {
+    float x[tile.kPacks][tile.kWidth];
+    tile.read(row + column, x);
+    gradient.apply(x, column);
+    tile.write(row + column, x);
+  });
+  const int column = pack_after<T>(end);
+  if (column >= padded) return;
+  float x[1][kWidth] = {};
+  if (column < V) {
+    load<T, kWidth>(row + column, x[0]);
+    gradient.apply(x, column);
+  }
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) x[0][i] = column + i < V ? x[0][i] : 0;
+  store<T, kWidth>(row + column, x[0]);
+}
+
+template <class T, bool kSmoothing>
+__global__ void __launch_bounds__(kRowThreads, kResident) loss_and_gradient_kernel(LinearCrossEntropyArgs a) {
+  const int64_t r = blockIdx.x;
+  const int V = int(a.V), padded = int(a.stride_logits_r);
+  T* row = static_cast<T*>(a.logits) + r * a.stride_logits_r;
+  const auto known = [&](int64_t target) { return 0 <= target && target < V; };
+  float at_target[1] = {__int_as_float(0x7fffffff)};  // NaN where there is no such column
+  if (threadIdx.x == 0 && known(a.targets[r])) load<T, 1>(row + a.targets[r], at_target);
+  const RowSums<kSmoothing> sums = sums_of_padded_row<kSmoothing>(row, V);
+  const int64_t target = a.targets[r];  // read here again, so that it takes no registers before
+  const bool ignored = target == a.ignore_index;
+  if (threadIdx.x == 0) {
+    const float log_total = logf(sums.total);
+    // The differences from the greatest logit are added, not the logits: they keep their digits however large those
+    // are.
+    float loss = sums.peak - at_target[0] + log_total;
+    if constexpr (kSmoothing) {
+      const float e = a.label_smoothing;
+      loss = (1 - e) * loss + e * (log_total - sums.differences / float(V));
+    }
+    a.loss[r] = ignored ? 0 : loss;
+    a.lse[r] = sums.peak + log_total;
+  }
+  if (!a.dloss) return;
+  if (ignored) {  // a row that is not read again
+    walk_packs<kPack<T>>(0, padded, [&](int column, auto tile) {
+      const float zeros[tile.kPacks][tile.kWidth] = {};
+      tile.write(row + column, zeros);
+    });
+    return;
+  }
+  overwrite(row, V, padded,
+            {.shift = sums.peak,
+             .log2_total = log2f(sums.total),
+             .scale = a.dloss[r * a.stride_dloss],
+             .uniform = kSmoothing ? a.label_smoothing / float(V) : 0,
+             .share = kSmoothing ? 1 - a.label_smoothing : 1,
+             .target = known(target) ? int(target) : -1});
+}
+
+// Rows of so many columns, all of which begin at multiples of 16 bytes; a block has threads for what a row has after
+// its sectors.
+template <class T>
+bool covered(const LinearCrossEntropyArgs& a) {
+  return 0 <= a.V && a.V <= a.stride_logits_r && a.stride_logits_r <= kMostColumns && a.R <= INT32_MAX &&
+         a.stride_logits_r - a.V < kWarp * kPack<T> && packed<T>({a.logits}, {a.stride_logits_r});
+}
+
+}  // namespace
+
+cudaError_t linear_cross_entropy(const LinearCrossEntropyArgs& a, cudaStream_t stream) {
+  cudaError_t status = cudaSuccess;
+  with_dtype(a.dtype, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    if (!covered<T>(a)) {
+      status = cudaErrorInvalidValue;
+    } else if (a.R > 0) {
+      auto* kernel = a.label_smoothing > 0 ? loss_and_gradient_kernel<T, true> : loss_and_gradient_kernel<T, false>;
+      kernel<<<unsigned(a.R), kRowThreads, 0, stream>>>(a);
+      status = cudaGetLastError();
+    }
+  });
+  return status;
+}
+
+}  // namespace gpt2fast::cuda
+
+// For callers without C++: the struct's fields one by one.
+extern "C" int gpt2fast_linear_cross_entropy(void* logits, const int64_t* targets, float* loss, float* lse,
+                                             const float* dloss, int64_t R, int64_t V, int64_t stride_logits_r,
+                                             int64_t stride_dloss, int64_t ignore_index, float label_smoothing,
+                                             int64_t dtype, cudaStream_t stream) {
+  using namespace gpt2fast;
+  return cuda::linear_cross_entropy({.logits = logits,
+                                     .targets = targets,
+                                     .loss = loss,
+                                     .lse = lse,
+                                     .dloss = dloss,
+                                     .R = R,
+                                     .V = V,
+                                     .stride_logits_r = stride_logits_r,
+                                     .stride_dloss = stride_dloss,
+                                     .ignore_index = ignore_index,
+                                     .label_smoothing = label_smoothing,
+                                     .dtype = DType(dtype)},
+                                    stream);
+}

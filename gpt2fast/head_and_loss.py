@@ -1,0 +1,76 @@
+"""linear_cross_entropy and its gradients by a GPU backend: products over chunks of rows, and one kernel between them.
+
+``product(a, b, out, add=False)``: out = a @ b, or out += a @ b. ``row(logits, targets, loss, lse, dloss, stride_dloss,
+V, ignore_index, label_smoothing)`` launches what a row of logits needs: loss and lse of each, and over the logits, of
+which the first V columns are some, their gradients for ``dloss``, 0 in the other columns; no gradients where dloss is
+None. ``total(loss, targets, ignore_index, reduction)`` is the sum or the mean of the rows' losses.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from . import backends
+from .ops.common import multiply
+from .ops.linear_cross_entropy import GRADIENTS, accumulate, chunks, scaled
+from .products import strided
+
+ALIGNED = 16  # columns of which the buffer's rows are a multiple
+
+
+def product_of(backend: str, ours: Callable, is_slower: Callable) -> Callable:
+    """A ``product``: ``backend``'s where it is asked for by name, or measured faster, else PyTorch's."""
+
+    def product(a, b, out, add=False):
+        if backends.active() == backend or not is_slower(a, b, False):
+            ours(strided(a), strided(b), strided(out), residual=out if add else None, stride_residual=out.stride(0))
+        else:
+            multiply(a, b, out, add)
+
+    return product
+
+
+def _rows(product, row, x, weight, targets, ignore_index, label_smoothing, want, dloss=None):
+    """loss and lse of every row (R,), and dx and dweight for ``dloss`` (R,), by default 1, in float32."""
+    R, V = x.shape[0], weight.shape[0]
+    x, targets = x.contiguous(), targets.contiguous()
+    loss, lse = (x.new_empty(R, dtype=torch.float32) for _ in range(2))
+    # Rows of whole lines of memory, for the matrix units and for 16 bytes at a time. The columns beyond V meet rows of
+    # zeros.
+    missing = -V % ALIGNED
+    weight = F.pad(weight, (0, 0, 0, missing)) if missing else weight.contiguous()
+    parts = chunks(x, want)
+    buffer = x.new_empty(parts[0].stop if parts else 0, V + missing)
+    per_row, stride = (loss.new_ones(1), 0) if dloss is None else (dloss, dloss.stride(0))
+
+    def dlogits_of(rows):
+        logits = buffer[: rows.stop - rows.start]
+        product(x[rows], weight.t(), logits)
+        scale = (per_row if dloss is None else per_row[rows]) if want else None
+        row(logits, targets[rows], loss[rows], lse[rows], scale, stride, V, ignore_index, label_smoothing)
+        return logits
+
+    dx, dweight = accumulate(x, weight, want, dlogits_of, product)
+    return loss, lse, dx, dweight[:V]
+
+
+def linear_cross_entropy(
+    product, row, total, x, weight, targets, ignore_index=-100, label_smoothing=0.0, reduction="mean", keep="none"
+):
+    want = GRADIENTS[keep] if reduction != "none" else ""
+    loss, lse, dx, dweight = _rows(product, row, x, weight, targets, ignore_index, label_smoothing, want)
+    if reduction != "none":
+        loss = total(loss, targets.contiguous(), ignore_index, reduction)
+    return loss, lse, dx, dweight
+
+
+def linear_cross_entropy_backward(
+    product, row, dloss, x, weight, targets, lse, ignore_index=-100, label_smoothing=0.0, reduction="mean",
+    want="dx dweight",
+):  # fmt: skip
+    per_row = dloss if reduction == "none" else None
+    _, _, *gradients = _rows(product, row, x, weight, targets, ignore_index, label_smoothing, want, per_row)
+    if reduction == "none":
+        return tuple(g.to(x.dtype) for g in gradients)
+    return tuple(scaled(gradients, dloss, targets, ignore_index, reduction, x.dtype))
