@@ -130,7 +130,8 @@ class Memory:
                 offset = address - found.address
                 raise ValueError(f"{what}, got {found.end - address} of {found.name} ({found.bytes} bytes) at {offset}")
             return found
-        if (freed := self.at(address, alive=False)) is not None:
+        # The host may have been given what the device gave back.
+        if on_device and (freed := self.at(address, alive=False)) is not None:
             raise ValueError(f"{what}, got a pointer into {freed.name}, which was freed before")
         for start, (name, length) in self.variables.items():
             if start <= address < start + length:
