@@ -1,10 +1,11 @@
-"""What each Triton kernel takes of a GPU and moves through it, one table an architecture: ``python -m
-benchmarks.kernel_table [sm_90 ...] > docs/kernels.md``.
+"""What each kernel, in Triton and in CUDA C++, takes of a GPU and moves through it, one table an architecture:
+``python -m benchmarks.kernel_table [sm_90 ...] > docs/kernels.md``.
 
 Registers, spills and shared memory are ptxas's, of compiled code; bytes, sectors, bank conflicts and operations are
 counted by the PTX machine. They are exact and repeatable, they are no times, and no GPU is needed.
 """
 
+import re
 import sys
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from gpt2fast.testing.inputs import build, call, cut
 from . import cases
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+GPU_BACKENDS = ("triton", "cuda")
 DTYPES = (torch.bfloat16, torch.float32)
 LIMIT = 1_000_000  # operations to which the cases of other ops are cut, whose kernels do not depend on their rows
 SHOWN = {  # so many rows that the tiles are those of large inputs
@@ -33,8 +35,8 @@ SHOWN = {  # so many rows that the tiles are those of large inputs
     "gradient_norm": dict(each=[(64, 512), (2048,), (2048,)]),
 }
 HEADS = (
-    "op", "dtype", "kernel", "threads", "registers", "spilled bytes", "shared bytes", "occupancy", "bytes / least",
-    "sectors / ideal", "conflicts a request", "products / least",
+    "op", "dtype", "backend", "kernel", "threads", "registers", "spilled bytes", "shared bytes", "occupancy",
+    "bytes / least", "sectors / ideal", "conflicts a request", "products / least",
 )  # fmt: skip
 MATRICES = ("linear", "mlp", "attention", "decode_attention")  # whose operations are products
 
@@ -43,20 +45,25 @@ def shown(op: Op) -> dict:
     return SHOWN.get(op.name) or cut(op, cases.bench_cases(op)[-1], LIMIT)
 
 
-def launches(op: Op, dtype: torch.dtype) -> tuple[list, float, float | None]:
+def launches(op: Op, dtype: torch.dtype, backend: str) -> tuple[list, float, float | None]:
     """One of each kernel of an op's call; its bytes over the least, and its tensor-core operations over its own."""
     case = shown(op)
     args = build(op, case, dtype)
-    with ptx.machine() as machine, use_backend("triton"):
+    with ptx.machine() as machine, use_backend(backend):
         call(op, args)
     made = list(machine.launches)
     with use_backend("reference"):
         least = sum(cases.nbytes(op, args))
     moved = sum(bytes_moved(launch) for launch in made)
     flops = sum(launch.counters["tensor_flops"] for launch in made)
-    once = {launch.kernel: launch for launch in made}
+    once = {short(launch): launch for launch in made}
     products = flops / op.flops(case) if op.name.startswith(MATRICES) and flops else None
     return list(once.values()), moved / least, products
+
+
+def short(launch) -> str:
+    """A kernel's name without namespaces and template arguments."""
+    return re.search(r"(\w+_kernel)\b", launch.name)[1]
 
 
 def bytes_moved(launch) -> int:
@@ -72,9 +79,9 @@ def ratio(counters: dict, over: str, under: str, kinds: tuple[str, ...]) -> floa
     return top / bottom if bottom else None
 
 
-def rows(op: Op, dtype: torch.dtype, architectures: tuple[str, ...]) -> Iterator[tuple[str, list]]:
+def rows(op: Op, dtype: torch.dtype, backend: str, architectures: tuple[str, ...]) -> Iterator[tuple[str, list]]:
     """(architecture, row) of each kernel."""
-    made, moved, products = launches(op, dtype)
+    made, moved, products = launches(op, dtype, backend)
     for i, launch in enumerate(made):
         threads = launch.block[0] * launch.block[1] * launch.block[2]
         sectors = ratio(launch.counters, "global_{}_sectors", "global_{}_ideal_sectors", ("load", "store"))
@@ -82,7 +89,7 @@ def rows(op: Op, dtype: torch.dtype, architectures: tuple[str, ...]) -> Iterator
         for architecture in architectures:
             found = launch.resources(architecture)
             yield architecture, [
-                op.name, str(dtype).removeprefix("torch."), launch.kernel, threads, found.registers,
+                op.name, str(dtype).removeprefix("torch."), backend, short(launch), threads, found.registers,
                 found.spill_stores, found.shared + launch.shared, f"{launch.occupancy(architecture):.0%}",
                 *(None if value is None or (i and own) else f"{value:.2f}" for value, own in
                   ((moved, True), (sectors, False), (conflicts, False), (products, True))),
@@ -90,12 +97,14 @@ def rows(op: Op, dtype: torch.dtype, architectures: tuple[str, ...]) -> Iterator
 
 
 def table(names: list[str], architectures: tuple[str, ...] = ARCHITECTURES) -> str:
-    """Markdown, for the ops named or for all that have a kernel in Triton."""
+    """Markdown, for the ops named or for all that have a kernel for GPUs, backends side by side."""
     found: dict[str, list[list]] = {architecture: [] for architecture in architectures}
-    for name in names or [name for name in OPS if name in BACKENDS["triton"].kernels]:
+    for name in names or OPS:
+        backends = [backend for backend in GPU_BACKENDS if name in BACKENDS[backend].kernels]
         for dtype in DTYPES:
-            for architecture, row in rows(OPS[name], dtype, architectures):
-                found[architecture].append(row)
+            for backend in backends:
+                for architecture, row in rows(OPS[name], dtype, backend, architectures):
+                    found[architecture].append(row)
     parts = []
     for architecture, lines in found.items():
         cells = [HEADS, ["---"] * len(HEADS), *(["–" if cell is None else str(cell) for cell in row] for row in lines)]
@@ -111,7 +120,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-INTRODUCTION = """# Triton kernels in numbers
+INTRODUCTION = """# GPU kernels in numbers
 
 Written by `python -m benchmarks.kernel_table`, from compiled code and from the PTX machine's counts; nothing here is
 a time. Bytes, and products on tensor cores, are those of all kernels of an op's call, over what it must move (every

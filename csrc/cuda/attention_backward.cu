@@ -95,23 +95,22 @@ __global__ void __launch_bounds__(Sizes<T, kD>::kThreads, Sizes<T, kD>::kBlocks)
     for (int part = 0; part < kColumns; part += kMma) {
       float dropped[2][4], ds[2][4], p[2][4];
       head.probabilities(dropped, ds, p, held, known, stage, warp * kMma, row, column, part, bits, all);
-      FragmentA<T> operand, operand_2;
-      as_operand<T>(ds[0], ds[1], operand);
+      // The tile's tensor 1 or 2 times these rows' numbers, added to a gradient.
+      const auto add = [&](auto& sum, const float (&numbers)[2][4], int tensor) {
+        FragmentA<T> operand, columns;
+        as_operand<T>(numbers[0], numbers[1], operand);
+#pragma unroll
+        for (int n = 0; n < kOut / kHalf; n += 2) {
+          head.columns(stage, tensor).load_b(columns, part, part_of_out * (kOut / kMma) + n / 2);
+          mma<T>(sum[n], sum[n + 1], operand, columns);
+        }
+      };
+      add(sum_1, ds, 1);
       if constexpr (kKeyRows) {
-        as_operand<T>(dropped[0], dropped[1], operand_2);
+        add(sum_2, dropped, 2);
       } else {
 #pragma unroll
         for (int e = 0; e < 4; ++e) total[e / 2] += p[0][e] + p[1][e];
-      }
-#pragma unroll
-      for (int n = 0; n < kOut / kHalf; n += 2) {
-        FragmentA<T> columns;
-        head.columns(stage, 1).load_b(columns, part, part_of_out * (kOut / kMma) + n / 2);
-        mma<T>(sum_1[n], sum_1[n + 1], operand, columns);
-        if constexpr (kKeyRows) {
-          head.columns(stage, 2).load_b(columns, part, part_of_out * (kOut / kMma) + n / 2);
-          mma<T>(sum_2[n], sum_2[n + 1], operand_2, columns);
-        }
       }
     }
     bits = next_bits;

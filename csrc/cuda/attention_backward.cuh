@@ -12,8 +12,8 @@ struct Sizes {
   static constexpr bool kWide = kPlanes<T> > 1;  // float32
   static constexpr int kWarps = !kWide ? 4 : kD > 128 ? 1 : kD > 64 ? 2 : 4;
   static constexpr int kThreads = kWarps * kWarp;
-  static constexpr int kRows = kWarps * kMma;                                                       // of a block
-  static constexpr int kColumns = kWide ? (kD > 64 ? 16 : 32) : kD > 128 ? 16 : kD > 64 ? 32 : 64;  // of a tile
+  static constexpr int kRows = kWarps * kMma;                                      // of a block
+  static constexpr int kColumns = kWide ? 16 : kD > 128 ? 16 : kD > 64 ? 32 : 64;  // of a tile
   // Columns of the gradients that a block computes, and blocks for the same rows: registers hold no more. Blocks of
   // keys have two gradients.
   template <bool kKeyRows>

@@ -46,23 +46,24 @@ using Planes = uint32_t[kPlanes<T>];
 template <class T>
 using FragmentA = uint32_t[kPlanes<T>][4];
 
-// c0 += a b and c1 += a b' of two neighbouring tiles of B, in registers 0, 1 and 2, 3. Products of all but the first
-// planes are small: they are added up by themselves, as one by one they would lose their digits in c.
+// c0 += a b and c1 += a b' of two neighbouring tiles of B, in registers 0, 1 and 2, 3. The six products of float32 are
+// added up by themselves, the small ones first: one by one, they would lose their digits in a c that many have gone to.
 template <class T>
 __device__ __forceinline__ void mma(float (&c0)[4], float (&c1)[4], const FragmentA<T>& a, const FragmentA<T>& b) {
-  float small0[4] = {}, small1[4] = {};
+  if constexpr (kPlanes<T> == 1) {
+    mma_of_planes<T>(c0, a[0], b[0][0], b[0][1]);
+    mma_of_planes<T>(c1, a[0], b[0][2], b[0][3]);
+  } else {
+    float sum0[4] = {}, sum1[4] = {};
 #pragma unroll
-  for (int sum = kPlanes<T> - 1; sum > 0; --sum)
+    for (int planes = kPlanes<T> - 1; planes >= 0; --planes)
 #pragma unroll
-    for (int plane = 0; plane <= sum; ++plane) {
-      mma_of_planes<T>(small0, a[plane], b[sum - plane][0], b[sum - plane][1]);
-      mma_of_planes<T>(small1, a[plane], b[sum - plane][2], b[sum - plane][3]);
-    }
-  mma_of_planes<T>(c0, a[0], b[0][0], b[0][1]);
-  mma_of_planes<T>(c1, a[0], b[0][2], b[0][3]);
-  if constexpr (kPlanes<T> > 1) {
+      for (int plane = 0; plane <= planes; ++plane) {
+        mma_of_planes<T>(sum0, a[plane], b[planes - plane][0], b[planes - plane][1]);
+        mma_of_planes<T>(sum1, a[plane], b[planes - plane][2], b[planes - plane][3]);
+      }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) c0[i] += small0[i], c1[i] += small1[i];
+    for (int i = 0; i < 4; ++i) c0[i] += sum0[i], c1[i] += sum1[i];
   }
 }
 
