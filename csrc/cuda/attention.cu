@@ -28,6 +28,7 @@ struct Sizes {
   using Values = Tile<T, kColumns, kKeys>;
   static constexpr int kStageBytes = Keys::kBytes + Values::kBytes;
   static constexpr int kSharedBytes = kStages * kStageBytes + (kHoldQueries ? 0 : Queries::kBytes);
+  static_assert(kSharedBytes <= kMostShared);
 };
 
 // kExtras: there may be a bias or dropout.

@@ -31,6 +31,7 @@ struct Sizes {
   static constexpr int kStatisticsBytes = kStatistics * kColumns * sizeof(float);
   static constexpr int kStageBytes = 2 * Columns::kBytes + kStatisticsBytes;
   static constexpr int kSharedBytes = kStages * kStageBytes + (kHoldRows ? 0 : 2 * Rows::kBytes);
+  static_assert(kSharedBytes <= kMostShared);
 };
 
 // What a block knows of its head, and p and ds of 16 rows and 16 columns. Tensor 1 of the rows is q or k, tensor 2 dout

@@ -11,6 +11,8 @@ namespace gpt2fast::cuda {
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;  // of a block
 constexpr int kPackBytes = 16;     // the widest access of a lane
+// Bytes of shared memory of a block where an architecture has least: sm_86 and sm_89.
+constexpr int kMostShared = 99 * 1024;
 constexpr unsigned kAllLanes = ~0u;
 constexpr float kLog2E = 1.4426950408889634f;
 

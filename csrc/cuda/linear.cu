@@ -48,6 +48,7 @@ struct Sizes {
   static constexpr int kScratchBytes = S::kWarps * kMma * kScratchRow * sizeof(float);
   static constexpr int kTileBytes = kStages * kStageBytes;
   static constexpr int kSharedBytes = kTileBytes > kScratchBytes ? kTileBytes : kScratchBytes;
+  static_assert(kSharedBytes <= kMostShared);
 };
 
 // down and across: tiles of out; whole: its rows, and all that is of their shape, can be accessed by 16 bytes.
