@@ -17,16 +17,16 @@ using namespace attention_backward_parts;
 constexpr int kDeltaWarps = 8;
 template <class T>
 __global__ void __launch_bounds__(kDeltaWarps* kWarp) attention_delta_kernel(AttentionBackwardArgs a) {
-  const AttentionArgs& f = a.attention;
+  const AttentionArgs& forward = a.attention;
   const int64_t row = int64_t(blockIdx.x) * kDeltaWarps + threadIdx.x / kWarp;  // (b T + t) H + h
-  if (row >= f.B * f.T * f.H) return;
-  const int64_t h = row % f.H, t = row / f.H % f.T, b = row / f.H / f.T;
+  if (row >= forward.B * forward.T * forward.H) return;
+  const int64_t h = row % forward.H, t = row / forward.H % forward.T, b = row / forward.H / forward.T;
   const T* dout = static_cast<const T*>(a.dout) + b * a.stride_dout[0] + t * a.stride_dout[1] + h * a.stride_dout[2];
-  const T* out = static_cast<const T*>(f.out) + b * a.stride_out[0] + t * a.stride_out[1] + h * a.stride_out[2];
+  const T* out = static_cast<const T*>(forward.out) + b * a.stride_out[0] + t * a.stride_out[1] + h * a.stride_out[2];
   float sum = 0;
-  for (int d = threadIdx.x % kWarp; d < f.D; d += kWarp) sum += widen(dout[d]) * widen(out[d]);
+  for (int d = threadIdx.x % kWarp; d < forward.D; d += kWarp) sum += widen(dout[d]) * widen(out[d]);
   sum = warp_sum(sum);
-  if (threadIdx.x % kWarp == 0) a.delta[(b * f.H + h) * f.T + t] = sum;
+  if (threadIdx.x % kWarp == 0) a.delta[(b * forward.H + h) * forward.T + t] = sum;
 }
 
 template <class T, int kD, bool kAligned, bool kExtras, bool kKeyRows>
@@ -157,11 +157,12 @@ cudaError_t launch(Kernel* kernel, int64_t blocks, int threads, int bytes, cudaS
 template <class T, int kD, bool kAligned, bool kExtras>
 cudaError_t launch_all(const AttentionBackwardArgs& a, cudaStream_t stream) {
   using Size = Sizes<T, kD>;
-  const AttentionArgs& f = a.attention;
+  const AttentionArgs& forward = a.attention;
   const auto tiles = [](int64_t length, int size) { return (length + size - 1) / size; };
-  const int64_t heads = f.B * f.H, of_queries = tiles(f.T, Size::kRows), of_keys = tiles(f.S, Size::kRows);
+  const int64_t heads = forward.B * forward.H, of_queries = tiles(forward.T, Size::kRows),
+                of_keys = tiles(forward.S, Size::kRows);
   cudaError_t status =
-      launch(attention_delta_kernel<T>, tiles(heads * f.T, kDeltaWarps), kDeltaWarps * kWarp, 0, stream, a);
+      launch(attention_delta_kernel<T>, tiles(heads * forward.T, kDeltaWarps), kDeltaWarps * kWarp, 0, stream, a);
   if (status == cudaSuccess)
     status = launch(attention_backward_kernel<T, kD, kAligned, kExtras, false>,
                     of_queries * heads * Size::template kParts<false>, Size::kThreads, Size::kSharedBytes, stream, a,
@@ -171,10 +172,10 @@ cudaError_t launch_all(const AttentionBackwardArgs& a, cudaStream_t stream) {
         launch(attention_backward_kernel<T, kD, kAligned, kExtras, true>, of_keys * heads * Size::template kParts<true>,
                Size::kThreads, Size::kSharedBytes, stream, a, int(of_keys));
   if constexpr (kExtras) {
-    if (status == cudaSuccess && f.bias) {
-      const auto size = [&](int axis, int64_t whole) { return int(f.stride_bias[axis] == 0 ? 1 : whole); };
-      const int4 sizes = {size(0, f.B), size(1, f.H), size(2, f.T), size(3, f.S)};
-      const int64_t of_columns = tiles(f.S, Size::kColumns);
+    if (status == cudaSuccess && forward.bias) {
+      const auto size = [&](int axis, int64_t whole) { return int(forward.stride_bias[axis] == 0 ? 1 : whole); };
+      const int4 sizes = {size(0, forward.B), size(1, forward.H), size(2, forward.T), size(3, forward.S)};
+      const int64_t of_columns = tiles(forward.S, Size::kColumns);
       const int64_t blocks =
           int64_t(sizes.x) * sizes.y * (sizes.z == 1 ? 1 : of_queries) * (sizes.w == 1 ? 1 : of_columns);
       status = launch(attention_backward_bias_kernel<T, kD, kAligned>, blocks, Size::kThreads, Size::kSharedBytes,
@@ -187,20 +188,22 @@ cudaError_t launch_all(const AttentionBackwardArgs& a, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t attention_backward(const AttentionBackwardArgs& a, cudaStream_t stream) {
-  const AttentionArgs& f = a.attention;
-  if (f.D < 1 || f.D > kLargestHead || f.T > kLongest || f.S > kLongest) return cudaErrorInvalidValue;
-  if (f.B * f.T * f.H * f.S == 0) return cudaErrorInvalidValue;  // nothing attends to anything: the gradients are zeros
+  const AttentionArgs& forward = a.attention;
+  if (forward.D < 1 || forward.D > kLargestHead || forward.T > kLongest || forward.S > kLongest)
+    return cudaErrorInvalidValue;
+  if (forward.B * forward.T * forward.H * forward.S == 0)
+    return cudaErrorInvalidValue;  // nothing attends to anything: the gradients are zeros
   cudaError_t status = cudaSuccess;
-  with_dtype(f.dtype, [&](auto tag) {
+  with_dtype(forward.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const bool aligned =
-        chunked<T>(f.D, {f.q, f.k, f.v, a.dout, a.dq, a.dk, a.dv}, {f.stride_q, f.stride_k, f.stride_v, a.stride_dout});
-    const bool extras = f.bias || f.dropout_p > 0;
+    const bool aligned = chunked<T>(forward.D, {forward.q, forward.k, forward.v, a.dout, a.dq, a.dk, a.dv},
+                                    {forward.stride_q, forward.stride_k, forward.stride_v, a.stride_dout});
+    const bool extras = forward.bias || forward.dropout_p > 0;
     if (aligned && !extras) {
-      with_head_size<64, 96, 128, 256>(f.D,
+      with_head_size<64, 96, 128, 256>(forward.D,
                                        [&](auto size) { status = launch_all<T, size.value, true, false>(a, stream); });
     } else {
-      with_head_size<64, 128, 256>(f.D, [&](auto size) {
+      with_head_size<64, 128, 256>(forward.D, [&](auto size) {
         status = aligned ? launch_all<T, size.value, true, true>(a, stream)
                          : launch_all<T, size.value, false, true>(a, stream);
       });

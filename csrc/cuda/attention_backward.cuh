@@ -58,12 +58,12 @@ struct Head {
         b(head / int(args.attention.H)),
         h(head % int(args.attention.H)),
         shared(shared) {
-    const AttentionArgs& f = a.attention;
-    seed = kExtras && f.dropout_p > 0 ? *f.seed : 0;
-    keep_factor = 1 / (1 - f.dropout_p);
-    bias = static_cast<const T*>(f.bias) + b * f.stride_bias[0] + h * f.stride_bias[1];
+    const AttentionArgs& forward = a.attention;
+    seed = kExtras && forward.dropout_p > 0 ? *forward.seed : 0;
+    keep_factor = 1 / (1 - forward.dropout_p);
+    bias = static_cast<const T*>(forward.bias) + b * forward.stride_bias[0] + h * forward.stride_bias[1];
     const int64_t row = int64_t(head) * sight.queries;
-    statistics[0] = f.lse + row, statistics[1] = a.delta + row, statistics[2] = a.excess + row;
+    statistics[0] = forward.lse + row, statistics[1] = a.delta + row, statistics[2] = a.excess + row;
   }
 
   // Tensors of columns in stages, and of rows, which come through the second stage where registers then hold them.
@@ -80,19 +80,20 @@ struct Head {
 
   template <class Tiles>
   __device__ __forceinline__ void copy_queries(Tiles q, Tiles dout, int query, uint64_t bits) const {
-    const AttentionArgs& f = a.attention;
-    q.template copy<kAligned, Size::kThreads>(head_of<T>(f.q, f.stride_q, b, h) + query * f.stride_q[1], f.stride_q[1],
-                                              int(f.D), bits);
+    const AttentionArgs& forward = a.attention;
+    q.template copy<kAligned, Size::kThreads>(
+        head_of<T>(forward.q, forward.stride_q, b, h) + query * forward.stride_q[1], forward.stride_q[1],
+        int(forward.D), bits);
     dout.template copy<kAligned, Size::kThreads>(head_of<T>(a.dout, a.stride_dout, b, h) + query * a.stride_dout[1],
-                                                 a.stride_dout[1], int(f.D), bits);
+                                                 a.stride_dout[1], int(forward.D), bits);
   }
   template <class Tiles>
   __device__ __forceinline__ void copy_keys(Tiles k, Tiles v, int key, uint64_t bits) const {
-    const AttentionArgs& f = a.attention;
-    k.template copy<kAligned, Size::kThreads>(head_of<T>(f.k, f.stride_k, b, h) + key * f.stride_k[1], f.stride_k[1],
-                                              int(f.D), bits);
-    v.template copy<kAligned, Size::kThreads>(head_of<T>(f.v, f.stride_v, b, h) + key * f.stride_v[1], f.stride_v[1],
-                                              int(f.D), bits);
+    const AttentionArgs& forward = a.attention;
+    k.template copy<kAligned, Size::kThreads>(head_of<T>(forward.k, forward.stride_k, b, h) + key * forward.stride_k[1],
+                                              forward.stride_k[1], int(forward.D), bits);
+    v.template copy<kAligned, Size::kThreads>(head_of<T>(forward.v, forward.stride_v, b, h) + key * forward.stride_v[1],
+                                              forward.stride_v[1], int(forward.D), bits);
   }
   __device__ __forceinline__ uint64_t copy_rows(int first) const {
     const uint64_t bits = kKeyRows ? sight.of_keys<Size::kRows>(first) : sight.of_queries<Size::kRows>(first);
@@ -144,7 +145,7 @@ struct Head {
   __device__ __forceinline__ void probabilities(float (&dropped)[2][4], float (&ds)[2][4], float (&p)[2][4], Held& held,
                                                 const Row& known, int stage, int row_of_tile, int row, int column,
                                                 int part, uint64_t bits, bool all) const {
-    const AttentionArgs& f = a.attention;
+    const AttentionArgs& forward = a.attention;
     float score[2][4] = {}, dp[2][4] = {};
 #pragma unroll Size::kHoldRows ? kSteps : 1
     for (int step = 0; step < kSteps; ++step)
@@ -160,11 +161,12 @@ struct Head {
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       bool keeps[4] = {true, true, true, true};
-      if (kExtras && f.dropout_p > 0) {
+      if (kExtras && forward.dropout_p > 0) {
         const int key = kKeyRows ? row + g : column + part + n * kHalf;
         const int query = kKeyRows ? column + part + n * kHalf + 2 * t : row + g;
         const uint64_t number = uint64_t(head) * sight.queries + query;
-        kKeyRows ? draw_of_keys(keeps, seed, number, key, f.dropout_p) : draw(keeps, seed, number, key, f.dropout_p);
+        kKeyRows ? draw_of_keys(keeps, seed, number, key, forward.dropout_p)
+                 : draw(keeps, seed, number, key, forward.dropout_p);
       }
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
@@ -177,16 +179,16 @@ struct Head {
           asm volatile("ld.shared.f32 %0, [%1];" : "=f"(delta) : "r"(at + Size::kColumns * 4) : "memory");
           asm volatile("ld.shared.f32 %0, [%1];" : "=f"(excess) : "r"(at + 2 * Size::kColumns * 4) : "memory");
         }
-        float s = __fmul_rn(score[n][e], f.scale);
-        if (kExtras && f.bias && query < sight.queries && key < sight.keys)
-          s += widen(bias[query * f.stride_bias[2] + key * f.stride_bias[3]]);
+        float s = __fmul_rn(score[n][e], forward.scale);
+        if (kExtras && forward.bias && query < sight.queries && key < sight.keys)
+          s += widen(bias[query * forward.stride_bias[2] + key * forward.stride_bias[3]]);
         const Sight::Span span = kKeyRows ? sight.span_of_key(own, other) : sight.span(own, other);
         const bool there = kKeyRows ? query < sight.queries : mine >> local & 1;
         const bool seen = all || (there && known.there[r] && span.has(local));
         p[n][e] = seen ? exp2_fast((s - lse) * kLog2E - excess) : 0;
         float& gradient = dp[n][e];
         dropped[n][e] = p[n][e];
-        if (kExtras && f.dropout_p > 0) {
+        if (kExtras && forward.dropout_p > 0) {
           dropped[n][e] = keeps[e] ? p[n][e] * keep_factor : 0;
           gradient = keeps[e] ? gradient * keep_factor : 0;
         }

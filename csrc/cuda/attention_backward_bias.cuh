@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(Sizes<T, kD>::kThreads, 1)
   extern __shared__ __align__(128) uint16_t memory[];
   __shared__ float of_warps[Size::kWarps][kColumns];
   const uint32_t shared = uint32_t(__cvta_generic_to_shared(memory));
-  const AttentionArgs& f = a.attention;
+  const AttentionArgs& forward = a.attention;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   // sizes: of dbias, B, H, T and S or 1. What an axis of size 1 sums is walked over.
   const bool sums_t = sizes.z == 1, sums_s = sizes.w == 1;
@@ -27,14 +27,14 @@ __global__ void __launch_bounds__(Sizes<T, kD>::kThreads, 1)
   block = sums_t ? block : block / tiles_t;
   const int own_h = block % sizes.y, own_b = block / sizes.y;
   const int count_s = sums_s ? tiles_s : 1, count_t = sums_t ? tiles_t : 1;
-  const int count_h = sizes.y == 1 ? int(f.H) : 1, count_b = sizes.x == 1 ? int(f.B) : 1;
+  const int count_h = sizes.y == 1 ? int(forward.H) : 1, count_b = sizes.x == 1 ? int(forward.B) : 1;
 
   float dbias[kTiles][4] = {};
   for (int64_t i = 0; i < int64_t(count_b) * count_h * count_t * count_s; ++i) {
     const int first = (own_t + int(i / count_s % count_t)) * kRows, column = (own_s + int(i % count_s)) * kColumns;
     const int64_t outer = i / (int64_t(count_s) * count_t);
     const int h = own_h + int(outer % count_h), b = own_b + int(outer / count_h);
-    const Head<T, kD, kAligned, true, false> head(a, b * int(f.H) + h, shared);
+    const Head<T, kD, kAligned, true, false> head(a, b * int(forward.H) + h, shared);
     if (head.sight.causal && column > first + kRows - 1 + head.sight.shift) continue;  // the same for all of the block
     __syncthreads();  // nobody reads the tiles before any more
     const uint64_t row_bits = head.copy_rows(first), bits = head.copy_columns(0, column);
