@@ -2,12 +2,15 @@
 
 import importlib.util
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from gpt2fast.testing import ptx
+from gpt2fast.testing.ptx import cache
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 
@@ -147,3 +150,37 @@ def test_the_cache_goes_by_content(tmp_path, monkeypatch):
     assert ptx.compile_cuda(source) == first and len(runs) == 3
     source.write_text(source.read_text().replace("x[0]", "x[1]"))
     assert ptx.compile_cuda(source) != first and len(runs) == 4
+
+
+def test_of_several_that_want_the_same_one_compiles(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2FAST_CACHE", str(tmp_path / "cache"))
+    compiled = []
+
+    def compile(folder):
+        compiled.append(folder)
+        time.sleep(0.1)
+        (folder / "made").write_text("made")
+        return folder / "made", []
+
+    def ask(_):
+        return cache.compiled(["source"], "made", compile).read_text()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(8))) == ["made"] * 8
+    assert len(compiled) == 1
+    [home] = (tmp_path / "cache" / "ptx").iterdir()
+    assert len(list(home.iterdir())) == 2  # the entry and the lock: nothing unfinished is left
+    (cache.compiled(["source"], "made", compile)).unlink()  # an entry that lost its file is made again
+    assert ask(0) == "made" and len(compiled) == 2
+
+
+def test_what_another_process_is_still_making_is_not_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("GPT2FAST_CACHE", str(tmp_path / "cache"))
+
+    def compile(folder):
+        (folder / "made").write_text("made")
+        return folder / "made", []
+
+    entry = cache.compiled(["source"], "made", compile).parent
+    entry.rename(entry.with_name(cache.MAKING + "elsewhere"))
+    assert cache.compiled(["source"], "made", compile).parent == entry

@@ -1,6 +1,7 @@
 """The library of the CUDA kernels as it is built for GPUs: compiled, read as machine code, loaded without a GPU."""
 
 import ctypes
+import functools
 import re
 import runpy
 import subprocess
@@ -12,7 +13,8 @@ import torch
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
 from gpt2fast.cuda import MODULES, library
-from gpt2fast.testing.ptx.toolchain import tool
+from gpt2fast.testing.ptx import cache
+from gpt2fast.testing.ptx.toolchain import tool, version
 
 ROOT = Path(__file__).parents[2]
 BUILD = runpy.run_path(str(ROOT / "csrc/cuda/build.py"))
@@ -34,14 +36,22 @@ PRODUCTS = ("linear", "linear_backward", "mlp_backward")  # ops of one kernel, t
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    path = tmp_path_factory.mktemp("cuda") / "_cuda.so"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0")
-        BUILD["build"](path)
-    return path
+def built():
+    """The library for two architectures, kept in the cache of compiled things: a minute and a half of compiling."""
+    archs = "8.0 9.0"
+    sources = sorted([*library.SOURCES.iterdir(), *library.SOURCES.parent.glob("*.h")])
+
+    def compile(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TORCH_CUDA_ARCH_LIST", archs)
+            BUILD["build"](folder / "_cuda.so")
+        return folder / "_cuda.so", []
+
+    contents = [path.read_bytes() for path in sources if path.is_file()]
+    return cache.compiled([*contents, archs, version("nvcc")], "_cuda.so", compile)
 
 
+@functools.cache  # the disassembler takes half a minute
 def machine_code(path, arch):
     """By kernel, names as the compiler spells them, its instructions."""
     text = subprocess.run([tool("cuobjdump"), "-sass", "-arch", arch, path], capture_output=True, text=True, check=True)

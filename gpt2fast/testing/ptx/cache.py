@@ -1,12 +1,16 @@
 """Compiled things on disk, found again by content: source, flags, compiler and every header that was read."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+MAKING = "making-"  # how the name of a folder begins that holds nothing finished
 
 
 def root() -> Path:
@@ -31,26 +35,38 @@ def compiled(parts: Iterable[str | bytes], name: str, compile: Callable[[Path], 
     long as each of these has the content that it had: a changed header compiles again.
     """
     home = root() / "ptx" / digest(*parts)[:32]
-    for manifest in sorted(home.glob("*/read.json")):
-        if (manifest.parent / name).is_file() and _unchanged(json.loads(manifest.read_text())):
-            return manifest.parent / name
+    if found := _entry(home, name):
+        return found
     home.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=home, prefix="making-"))
-    try:
-        made, read = compile(folder)
+    with _lock(home), tempfile.TemporaryDirectory(dir=home, prefix=MAKING) as folder:
+        if found := _entry(home, name):  # made by the process that held the lock
+            return found
+        made, read = compile(Path(folder))
         hashes = {str(path): _hash(Path(path)) for path in read}
         entry = home / digest(json.dumps(hashes, sort_keys=True))[:32]
-        finished = Path(tempfile.mkdtemp(dir=home, prefix="making-"))
+        finished = Path(tempfile.mkdtemp(dir=home, prefix=MAKING))
         shutil.move(made, finished / name)
         (finished / "read.json").write_text(json.dumps(hashes))
-        try:
-            finished.rename(entry)
-        except OSError:  # another process was faster, or an entry lost its file
-            shutil.rmtree(entry, ignore_errors=True)
-            finished.rename(entry)
+        shutil.rmtree(entry, ignore_errors=True)  # an entry that lost its file
+        finished.rename(entry)
         return entry / name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _entry(home: Path, name: str) -> Path | None:
+    for manifest in sorted(home.glob("*/read.json")):
+        file = manifest.parent / name
+        finished = not manifest.parent.name.startswith(MAKING)
+        if finished and file.is_file() and _unchanged(json.loads(manifest.read_text())):
+            return file
+    return None
+
+
+@contextlib.contextmanager
+def _lock(home: Path) -> Iterator[None]:
+    """Held by one process at a time, so that of several that want the same thing one compiles and the others wait."""
+    with open(home / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file gives it back, and so does the end of the process
+        yield
 
 
 def _hash(path: Path) -> str | None:
