@@ -10,7 +10,6 @@ import contextlib
 import functools
 import importlib
 import importlib.util
-import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,38 +22,16 @@ from torch import Tensor
 from . import declaration
 from .extension import _C
 from .extension import error as _extension_error
+from .kernel_sources import BACKENDS, BUILT_IN, OURS, Backend, Kernel, Kernels, fitting_kernel, register, unregister
+from .kernel_sources import is_installed as _is_installed
 
 if TYPE_CHECKING:
     from .op import Op
 
-
-@dataclass(frozen=True)
-class Kernel:
-    """One op on one backend. All functions take the op's arguments, checked before by the declaration.
-
-    ``run`` allocates the outputs, all of them, and computes them. ``supports`` answers why it does not cover a call, or
-    None; it looks at dtypes and shapes only, since it is also asked about meta tensors. ``slower``, if there is one,
-    answers why another way is the choice for a call that is covered, where nobody asks for the backend by name.
-    """
-
-    run: Callable
-    supports: Callable[..., str | None]
-    slower: Callable[..., str | None] | None = None
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A named set of kernels. ``devices`` are types of torch devices; ``reason`` answers why it cannot run, or None.
-
-    ``kernels`` maps names in ``OPS`` to kernels. Put one of your own into ``BACKENDS`` under its name: of several for
-    one device, the first that covers a call runs it.
-    """
-
-    name: str
-    devices: Sequence[str]
-    reason: Callable[[], str | None]
-    kernels: Mapping[str, Kernel]
-    what: str = ""
+__all__ = [
+    "BACKENDS", "BUILT_IN", "OURS", "Backend", "Choice", "Kernel", "Kernels", "active", "choose", "register",
+    "unregister", "use_backend",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,61 +84,10 @@ def _native_objection(declared: "Op", *args, **kwargs) -> str | None:
     return _C.cpu_objection(declared.name, first)
 
 
-class _ModuleKernels(Mapping):
-    """The kernels of a package of modules, which are imported, and triton with them, when the first one is wanted."""
-
-    def __init__(self, package: str):
-        self.package, self._found = package, dict[str, Kernel]()
-
-    @functools.cached_property
-    def modules(self) -> dict[str, str]:
-        """By op the name of its module; empty where the package is imported from its sources, not installed."""
-        return importlib.import_module(self.package).MODULES if _is_installed(self.package) else {}
-
-    def __getitem__(self, name: str) -> Kernel:
-        if name not in self._found:
-            module = importlib.import_module(f"{self.package}.{self.modules[name]}")
-            self._found[name] = Kernel(*module.KERNELS[name])
-        return self._found[name]
-
-    def __contains__(self, name) -> bool:  # Mapping's own would import the module
-        return name in self.modules
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.modules)
-
-    def __len__(self) -> int:
-        return len(self.modules)
-
-
-_fitting: dict[tuple[str, str], Kernel] = {}
-
-
-def _kernel(backend: Backend, declared: "Op") -> Kernel:
-    """The backend's kernel; TypeError naming both signatures where its functions do not take what the op takes."""
-    kernel, key = backend.kernels[declared.key], (backend.name, declared.key)
-    if _fitting.get(key) is not kernel:
-        wanted = list(declared.signature.parameters)
-        for name in ("run", "supports", *(["slower"] if kernel.slower else [])):
-            got = list(inspect.signature(getattr(kernel, name)).parameters)
-            if got not in (wanted, ["args", "kwargs"]):
-                raise TypeError(
-                    f"{declared.qualified}: {name} of backend {backend.name!r} must take the op's arguments "
-                    f"({', '.join(wanted)}), got ({', '.join(got)})"
-                )
-        _fitting[key] = kernel
-    return kernel
-
-
 def _cpu_reason() -> str | None:
     if _C is not None:
         return None
     return f"gpt2fast._C is not built or does not load ({_extension_error}); pip install -e . --no-build-isolation"
-
-
-@functools.cache
-def _is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 def _triton_reason() -> str | None:
@@ -178,15 +104,12 @@ def _cuda_reason() -> str | None:
     return importlib.import_module("gpt2fast.cuda.library").reason()
 
 
-BACKENDS: dict[str, Backend] = {
-    "cpu": Backend("cpu", ("cpu",), _cpu_reason, _NativeKernels(), "C++ kernels"),
-    "triton": Backend("triton", ("cuda",), _triton_reason, _ModuleKernels("gpt2fast.kernels"), "Triton kernels"),
-    "cuda": Backend("cuda", ("cuda",), _cuda_reason, _ModuleKernels("gpt2fast.cuda"), "kernels in CUDA C++"),
-}
-BUILT_IN = {
-    "fused": "PyTorch's own fastest way that keeps the parity rule",
-    "reference": "plain PyTorch in float32, the oracle of the tests, on any device",
-}
+for _backend in (
+    Backend("cpu", ("cpu",), _cpu_reason, _NativeKernels(), "C++ kernels"),
+    Backend("triton", ("cuda",), _triton_reason, Kernels("gpt2fast.kernels"), "Triton kernels"),
+    Backend("cuda", ("cuda",), _cuda_reason, Kernels("gpt2fast.cuda"), "kernels in CUDA C++"),
+):
+    BACKENDS[_backend.name] = _backend
 
 _active = "auto"
 # What hides native kernels while others are asked, by namespace; and by op in it whether there is one below.
@@ -222,7 +145,7 @@ def choose(declared: "Op", *args: Any, device: str | None = None, **kwargs: Any)
             if declared.fused_calls and _active != "auto":
                 return Choice("fused", declared.fused, {backend.name: objection})
         else:
-            kernel = _kernel(backend, declared)
+            kernel = fitting_kernel(backend.name, backend.kernels, declared)
             try:
                 objection = kernel.supports(*args, **kwargs)
                 if objection is None and kernel.slower is not None and _active == "auto":

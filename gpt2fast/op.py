@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_dynamo_compiling
 
-from . import backends, direct, second
+from . import backends, direct, kernel_sources, second
 from . import flops as counting
 from . import shapes as _shapes
 from . import values as _values
@@ -64,6 +64,7 @@ class Op:
     autograd_function: type[torch.autograd.Function] | None = None
     gradient_slack: float = 1.0
     backward_ops: tuple["Op", ...] = ()
+    kernels, kernel = kernel_sources.add_kernels, kernel_sources.add_kernel
 
     def __post_init__(self):
         self.overload = getattr(getattr(torch.ops, self.namespace), self.name).default

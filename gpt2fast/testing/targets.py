@@ -1,5 +1,6 @@
 """Targets: on what an op is tested. ``cpu:avx2`` and its like, ``fused``, ``triton:ptx``, ``cuda:ptx``; on a GPU
-``triton:gpu`` and ``cuda:gpu`` too.
+``triton:gpu`` and ``cuda:gpu`` too. A backend of one's own is a target by its name where it runs on CPU tensors, and by
+``NAME:gpu`` where it runs on those of a GPU.
 
 ``triton:ptx`` and ``cuda:ptx`` run kernels as compiled PTX on the CPU (gpt2fast.testing.ptx); ``fused:gpu`` PyTorch on
 a GPU.
@@ -29,6 +30,10 @@ def targets() -> list[str]:
     if torch.cuda.is_available():
         found += ["fused:gpu", *(["triton:gpu"] if importlib.util.find_spec("triton") else [])]
         found += ["cuda:gpu"] if library.reason() is None else []
+    for name, backend in backends.BACKENDS.items():
+        if name not in backends.OURS and backend.reason() is None:
+            found += [name] if "cpu" in backend.devices else []
+            found += [f"{name}:gpu"] if "cuda" in backend.devices and torch.cuda.is_available() else []
     return found
 
 
@@ -39,6 +44,8 @@ def lacks(op: Op, target: str) -> str | None:
         return None
     if name == "fused":
         return None if op.fused else "its declaration names no fused="
+    if name not in backends.BACKENDS:
+        raise ValueError(f"target must be one of {', '.join(targets())}, got {target!r}")
     return None if op.key in backends.BACKENDS[name].kernels else f"the {name} backend has no kernel for it"
 
 
@@ -58,7 +65,7 @@ def on(target: str) -> Iterator[str]:
             stack.enter_context(ptx.machine())
         if name == "cpu":
             stack.enter_context(cpu_isa(where))
-        elif name in ("triton", "cuda") or name in backends.BUILT_IN:
+        elif name in backends.BACKENDS or name in backends.BUILT_IN:
             stack.enter_context(backends.use_backend(name))
         else:
             raise ValueError(f"target must be one of {', '.join(targets())}, got {target!r}")
