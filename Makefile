@@ -14,6 +14,8 @@ PROMPT ?= def main(
 MODEL ?=
 N ?= 200
 TESTS ?= tests
+# Processes that share the tests, one a core: pytest-xdist's. More than four would want more memory than laptops have.
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n > 4 ? 4 : n)))
 CUDA ?=
 REHEARSE ?=
 # PyTorch's index of CPU builds. Where it does not answer, pip's usual places serve torch (on Linux maybe with CUDA).
@@ -35,10 +37,10 @@ demo: $(VENV)/.built
 	@$(BIN)/python -m gpt2fast generate "$$PROMPT" $(if $(MODEL),--model "$$MODEL") -n $(N) --repetition-penalty 1.1
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest $(TESTS) -m ""
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS) -m ""
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks

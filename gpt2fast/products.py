@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .ops.mlp import WANT, split_wants
-from .tensors import dense_rows
+from .tensors import dense_rows, empty_as
 
 FORMS = dict(none=0, gelu_tanh=1, gelu_erf=2)  # as Activation in csrc/ops.h
 Matrix = tuple[Tensor, int, int, int, int]  # rows, columns and their strides
@@ -46,7 +46,7 @@ def linear(
     W = turned(strided(weight)) if transposed else strided(weight)
     y = x.new_empty((*x.shape[:-1], W[2]))
     keep = keep_preactivation and activation != "none"
-    kept = y.new_empty(y.shape if keep else 0)
+    kept = torch.empty_like(y) if keep else y.new_empty(0)
     stride_residual = 0
     if residual is not None:
         residual, stride_residual = dense_rows(residual)
@@ -61,7 +61,7 @@ def linear_backward(product: Callable, dy, x, weight, transposed=False, want="dx
     dx, dweight, dbias = gradients(product, matrix(dy), matrix(x), weight, transposed, want)
     none = dy.new_empty(0)
     return (
-        none if dx is None else dx.view(x.shape),
+        none if dx is None else dx,
         none if dweight is None else dweight,
         none if dbias is None else dbias,
     )
@@ -70,20 +70,19 @@ def linear_backward(product: Callable, dy, x, weight, transposed=False, want="dx
 def gradients(
     product: Callable, dy: Matrix, x: Matrix, weight: Tensor, transposed: bool, want: str
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx (R, K), dweight and dbias (N,), those in ``want``, else None; dy (R, N) and x (R, K)."""
+    """dx (..., K), dweight and dbias (N,), those in ``want``, else None; dy (R, N) and x (..., K) as (R, K)."""
     W = turned(strided(weight)) if transposed else strided(weight)
-    (rows_dy, R, N, _, _), (_, _, K, _, _) = dy, x
+    (rows_dy, R, N, _, _), (rows_x, _, K, _, _) = dy, x
     dx = dweight = dbias = None
     if "dx" in want:
-        dx = rows_dy.new_empty((R, K))
+        dx = empty_as(rows_x)
         product(dy, turned(W), (dx, R, K, K, 1))
-    if "dbias" in want:
-        dbias = rows_dy.new_zeros(N)
     if "dweight" in want:
-        dweight = weight.new_empty(weight.shape)
+        dweight = empty_as(weight)
+        dbias = rows_dy.new_empty(N) if "dbias" in want and dweight.numel() else None
         a, b = (dy, x) if transposed else (x, dy)
         product(turned(a), b, matrix(dweight), sums=dbias, which=0 if dbias is None else 2 if transposed else 1)
-    if dbias is not None and (dweight is None or not dweight.numel()):  # no product has added it up
+    if dbias is None and "dbias" in want:  # no product has added it up
         dbias = rows_dy.reshape(R, N).sum(0)
     return dx, dweight, dbias
 
@@ -100,15 +99,14 @@ def mlp_backward(
     dx = dweight_in = dbias_in = None
     if inner:
         before = matrix(preactivation.contiguous())
-        dbefore = (dy.new_empty(preactivation.shape), *before[1:])
+        dbefore = (empty_as(preactivation), *before[1:])
         product(
             rows_dy, turned(strided(weight_out)), dbefore, form=FORMS[activation], preactivation=before[0],
             backward=True,
         )  # fmt: skip
         dx, dweight_in, dbias_in = gradients(product, dbefore, matrix(x), weight_in, False, inner)
     none = dy.new_empty(0)
-    dx = none if dx is None else dx.view(x.shape)
-    return dx, *(none if found is None else found for found in (dweight_in, dweight_out, dbias_in, dbias_out))
+    return tuple(none if found is None else found for found in (dx, dweight_in, dweight_out, dbias_in, dbias_out))
 
 
 def is_slower(measured_faster: Collection[tuple], x: Tensor, weight: Tensor, transposed: bool) -> str | None:

@@ -9,6 +9,11 @@ from torch import Tensor
 SEGMENT = 256  # sorted rows of embedding_backward that are one sum at most: kSegmentRows in csrc/cuda/kernels.h
 
 
+def empty_as(x: Tensor) -> Tensor:
+    """Room for a contiguous tensor of x's shape and dtype, in half the time that the host takes for a shape."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def dense_rows(x: Tensor) -> tuple[Tensor, int]:
     """x and its row stride: as it is where rows lie at one stride and are dense, else a contiguous copy."""
     if x.is_contiguous():

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..tensors import broadcast_strides, dense_heads, dense_mask
+from ..tensors import broadcast_strides, dense_heads, dense_mask, empty_as
 from . import common
 from .tiles import tiles
 
@@ -205,7 +205,7 @@ def arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p):
 
 def attention(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
     B, T, H, D = q.shape
-    out = q.new_empty((B, T, H, D))
+    out = empty_as(q)
     lse = q.new_empty((B, H, T), dtype=torch.float32)
     if out.numel():
         q, k, v = dense_heads(q, k, v)

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..tensors import dense_heads
+from ..tensors import dense_heads, empty_as
 from .attention import (
     LOG2E,
     arguments,
@@ -312,8 +312,8 @@ def attention_backward(
 ):
     B, T, H, D = q.shape
     S = k.shape[1]
-    dq, dk, dv = q.new_empty((B, T, H, D)), k.new_empty((B, S, H, D)), v.new_empty((B, S, H, D))
-    dbias = q.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    dq, dk, dv = empty_as(q), empty_as(k), empty_as(v)
+    dbias = q.new_empty(0) if bias is None else empty_as(bias)
     if 0 in (B, T, S, H):  # nothing attends to anything
         return dq.zero_(), dk.zero_(), dv.zero_(), dbias.zero_()
     dout, out, q, k, v = dense_heads(dout, out, q, k, v)

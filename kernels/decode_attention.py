@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..tensors import dense_heads
+from ..tensors import dense_heads, empty_as
 from .attention import LOG2E, load_rows, objection, precision
 from .tiles import tiles
 
@@ -108,7 +108,7 @@ def tile(block_d, wide):
 def decode_attention(q, k, v, lengths, starts=None, window=0, scale=None):
     B, T, H, D = q.shape
     S = k.shape[1]
-    out = q.new_empty((B, T, H, D))
+    out = empty_as(q)
     if 0 in (B, T, H):
         return out
     if S == 0:

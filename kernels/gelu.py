@@ -7,11 +7,10 @@ bias is one long row, whatever its shape.
 import functools
 import math
 
-import torch
 import triton
 import triton.language as tl
 
-from ..tensors import dense_rows
+from ..tensors import dense_rows, empty_as
 from .common import objection
 
 TILE, WIDEST, WARPS = 4096, 256, 4  # elements of a tile, columns of one of several rows (16, which share a bias), warps
@@ -106,7 +105,7 @@ def _launch(kernel, tensors, strides, R, C, *constants):
 
 
 def _forward(x, bias, approximate):
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = empty_as(x)
     if bias is None and x.is_contiguous():
         R, C, stride = 1, x.numel(), x.numel()
     else:
@@ -127,7 +126,7 @@ def bias_gelu(x, bias, approximate="tanh"):
 
 
 def gelu_backward(dy, x, approximate="tanh"):
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dx = empty_as(x)
     if dy.is_contiguous() and x.is_contiguous():
         R, C, strides = 1, x.numel(), (x.numel(), x.numel())
     else:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from triton.runtime import driver
 
-from ..tensors import dense_rows
+from ..tensors import dense_rows, empty_as
 from .common import objection
 
 LONGEST = 16384  # columns; a longer row does not fit in the registers of one program
@@ -172,14 +172,10 @@ def backward_programs(R, rows, parts, most):
     return max(1, min(_multiprocessors(driver.active.get_current_device()) * most // parts, -(-R // max(rows, 8))))
 
 
-def _empty_like(x):
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
 def _forward(x, residual, weight, bias, eps):
     shape = x.shape
     C = shape[-1]
-    y = _empty_like(x)
+    y = empty_as(x)
     mean = x.new_empty(shape[:-1], dtype=torch.float32)
     rstd = torch.empty_like(mean)
     x, stride_x_r = dense_rows(x)
@@ -209,10 +205,10 @@ def add_layer_norm(x, residual, weight, bias, eps=1e-5):
 
 def layer_norm_backward(dy, x, weight, mean, rstd):
     C, R = x.shape[-1], mean.numel()
-    dx = _empty_like(x)
+    dx = empty_as(x)
     if R == 0:
         return dx, weight.new_zeros(C), weight.new_zeros(C)
-    dweight = _empty_like(weight)
+    dweight = empty_as(weight)
     dbias = torch.empty_like(dweight)
     parts, rows, block, warps, most = backward_tile(C)
     P = backward_programs(R, rows, parts, most)

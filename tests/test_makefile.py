@@ -17,7 +17,7 @@ def make(tmp_path):
     """make(target, ...) in the repository, on an environment of its own; returns the finished process."""
 
     def run(*args: str, **environment: str) -> subprocess.CompletedProcess:
-        mine = "MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES PYTHON PROMPT MODEL N CUDA TESTS CPU_INDEX".split()
+        mine = "MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES PYTHON PROMPT MODEL N CUDA TESTS JOBS CPU_INDEX".split()
         clean = {k: v for k, v in os.environ.items() if k not in mine}  # this may run under a `make test` with some
         command = ["make", "--no-print-directory", f"VENV={tmp_path / 'venv'}", *args]
         return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True)
@@ -46,10 +46,11 @@ def test_demo_hands_its_variables_on(make, tmp_path, given, expected):
 
 
 @pytest.mark.parametrize("target, runs", [
-    ("test", "-m pytest tests"), ("test-all", '-m pytest tests -m ""'), ("bench", "-m benchmarks")
+    ("test", "-m pytest -n 3 --dist worksteal tests"), ("bench", "-m benchmarks"),
+    ("test-all", '-m pytest -n 3 --dist worksteal tests -m ""'),
 ])  # fmt: skip
 def test_targets_run_in_the_environment(make, tmp_path, target, runs):
-    done = make("-n", target)
+    done = make("-n", target, "JOBS=3")
     assert done.stdout.splitlines()[-1] == f"{tmp_path}/venv/bin/python {runs}", done.stderr
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..tensors import broadcast_strides, dense_heads, dense_mask
+from ..tensors import broadcast_strides, dense_heads, dense_mask, empty_as
 from . import library
 from .library import DTYPES, call
 
@@ -22,7 +22,7 @@ def arguments(q, k, v, mask, bias, out, lse, seed, causal, window, scale, dropou
 
 def attention(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
     B, T, H, D = q.shape
-    out, lse = q.new_empty((B, T, H, D)), q.new_empty((B, H, T), dtype=torch.float32)
+    out, lse = empty_as(q), q.new_empty((B, H, T), dtype=torch.float32)
     q, k, v = dense_heads(q, k, v)
     given = arguments(q, k, v, mask, bias, out, lse, seed, causal, window, scale, dropout_p)
     call(SOURCE, "gpt2fast_attention", *given)

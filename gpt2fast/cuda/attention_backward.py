@@ -2,7 +2,7 @@
 
 import torch
 
-from ..tensors import dense_heads
+from ..tensors import dense_heads, empty_as
 from .attention import arguments, objection
 from .library import call
 
@@ -12,8 +12,8 @@ SOURCE = "attention_backward.cu"
 def attention_backward(
     dout, q, k, v, out, lse, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0
 ):
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
-    dbias = q.new_empty(0) if bias is None else bias.new_empty(bias.shape)
+    dq, dk, dv = empty_as(q), empty_as(k), empty_as(v)
+    dbias = q.new_empty(0) if bias is None else empty_as(bias)
     if 0 in (*q.shape[:3], k.shape[1]):  # nothing attends to anything
         return dq.zero_(), dk.zero_(), dv.zero_(), dbias.zero_()
     dout, out, q, k, v = dense_heads(dout, out, q, k, v)

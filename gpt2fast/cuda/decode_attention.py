@@ -2,7 +2,7 @@
 
 import torch
 
-from ..tensors import dense_heads
+from ..tensors import dense_heads, empty_as
 from .attention import objection
 from .library import DTYPES, call
 
@@ -23,7 +23,7 @@ def paged(q, k, v, table, lengths, starts=None, window=0, scale=None):
 
 def _decode(q, k, v, S, table, lengths, starts, window, scale):
     B, T, H, D = q.shape
-    out = q.new_empty((B, T, H, D))
+    out = empty_as(q)
     q, k, v = dense_heads(q, k, v)
     splits = -(-S // SPLIT)
     parts = q.new_empty(splits * B * T * H * (D + 2), dtype=torch.float32) if splits > 1 else None

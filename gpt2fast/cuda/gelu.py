@@ -1,8 +1,6 @@
 """gelu, bias_gelu and their gradient by csrc/cuda/gelu.cu."""
 
-import torch
-
-from ..tensors import dense_rows
+from ..tensors import dense_rows, empty_as
 from .library import DTYPES, call, objection
 
 SOURCE = "gelu.cu"
@@ -10,7 +8,7 @@ FORMS = dict(tanh=1, none=2)  # as Activation in csrc/ops.h
 
 
 def _forward(x, bias, approximate):
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = empty_as(x)
     C = x.shape[-1]
     x, stride = dense_rows(x)
     bias = None if bias is None else bias.contiguous()
@@ -28,7 +26,7 @@ def bias_gelu(x, bias, approximate="tanh"):
 
 
 def gelu_backward(dy, x, approximate="tanh"):
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dx = empty_as(x)
     C = x.shape[-1]
     (dy, stride_dy), (x, stride_x) = dense_rows(dy), dense_rows(x)
     form, R = FORMS[approximate], x.numel() // max(C, 1)

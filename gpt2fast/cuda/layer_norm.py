@@ -2,7 +2,7 @@
 
 import torch
 
-from ..tensors import dense_rows
+from ..tensors import dense_rows, empty_as
 from .library import DTYPES, call, multiprocessors, objection
 
 SOURCE = "layer_norm.cu"
@@ -13,9 +13,10 @@ BLOCKS = 4  # of the backward pass, on a multiprocessor
 
 def _forward(x, residual, weight, bias, eps):
     C = x.shape[-1]
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    y = empty_as(x)
     total = None if residual is None else torch.empty_like(y)
-    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
+    mean = x.new_empty(x.shape[:-1], dtype=torch.float32)
+    rstd = torch.empty_like(mean)
     x, stride_x = dense_rows(x)
     residual, stride_residual = (None, 0) if residual is None else dense_rows(residual)
     call(
@@ -36,7 +37,7 @@ def add_layer_norm(x, residual, weight, bias, eps=1e-5):
 
 def layer_norm_backward(dy, x, weight, mean, rstd):
     C, R = x.shape[-1], mean.numel()
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dx = empty_as(x)
     dweight, dbias = weight.new_empty(C), weight.new_empty(C)
     parts = max(1, min(BLOCKS * multiprocessors(x.device.index), -(-R // LEAST_ROWS)))
     partial = mean.new_empty(parts, 2, C)
