@@ -3,7 +3,6 @@ the machine that runs PTX, which needs pybind11 only, and gpt2fast/_cuda.so, whi
 
 import glob
 import os
-import platform
 import runpy
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,46 +19,18 @@ except ImportError:
         "install torch first, then: pip install --no-build-isolation ."
     ) from None
 
-# One row an instruction set: csrc/cpu/isa_NAME.cpp is compiled with these flags and no other file is.
-X86_512 = [
-    "-mavx512f",
-    "-mavx512bw",
-    "-mavx512dq",
-    "-mavx512vl",
-    "-mavx2",
-    "-mfma",
-    "-mf16c",
-    "-mprefer-vector-width=512",
-]
-ISA_FLAGS = {
-    "x86_64": {
-        "scalar": [],
-        "avx2": ["-mavx2", "-mfma", "-mf16c"],
-        "avx512": X86_512,
-        "avx512_bf16": [*X86_512, "-mavx512bf16"],
-    },
-    "aarch64": {"scalar": [], "neon": []},
-}
-FLAGS = [
-    "-O3",
-    "-fPIC",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-g0",
-    "-Wall",
-]
+flags = runpy.run_path("gpt2fast/compiler_flags.py")
+FLAGS = flags["FLAGS"]
 # CI takes a use of what was not initialised for an error; on a user's machine the compiler warns.
 if os.environ.get("GPT2FAST_STRICT") == "1":
     FLAGS += ["-Werror=uninitialized", "-Werror=maybe-uninitialized"]
 
-machine = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 headers = sorted(glob.glob("csrc/*.h") + glob.glob("csrc/*/*.h"))
-isas = ISA_FLAGS.get(machine, {"scalar": []})
 
 
-def library(name, sources, flags):
-    return f"gpt2fast_{name}", {"sources": sources, "cflags": ["-std=c++17", *FLAGS, *flags], "obj_deps": {"": headers}}
+def library(name, sources, own):
+    cflags = [flags["KERNEL_STANDARD"], *FLAGS, *own]
+    return f"gpt2fast_{name}", {"sources": sources, "cflags": cflags, "obj_deps": {"": headers}}
 
 
 class BuildExtensions(BuildExtension):
@@ -96,7 +67,7 @@ ptx = Extension(
     "gpt2fast._ptx",
     sorted(glob.glob("csrc/ptx/*.cpp")),
     include_dirs=include_paths(),  # pybind11 comes with torch
-    extra_compile_args=["-std=c++17", *FLAGS],
+    extra_compile_args=[flags["KERNEL_STANDARD"], *FLAGS],
     depends=headers,
     language="c++",
 )
@@ -104,12 +75,12 @@ ptx = Extension(
 cpu = CppExtension(
     "gpt2fast._C",
     [*sorted(glob.glob("csrc/torch/*.cpp")), "csrc/cpu/dispatch.cpp"],
-    extra_compile_args=["-std=c++20", *FLAGS, "-fopenmp"],
+    extra_compile_args=[flags["BINDING_STANDARD"], *FLAGS, "-fopenmp"],
     depends=headers,
 )
 
 setup(
-    libraries=[library(name, [f"csrc/cpu/isa_{name}.cpp"], flags) for name, flags in isas.items()] * with_cpu,
+    libraries=[library(name, [f"csrc/cpu/isa_{name}.cpp"], own) for name, own in flags["isas"]().items()] * with_cpu,
     ext_modules=[cpu] * with_cpu + [ptx] * with_ptx,
     cmdclass={"build_ext": BuildExtensions, "build_clib": BuildLibraries},
 )

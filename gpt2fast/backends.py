@@ -77,11 +77,10 @@ def declare(declared: "Op") -> None:
 
 
 def _native_objection(declared: "Op", *args, **kwargs) -> str | None:
-    """What the binding itself asks before it runs a kernel; an extension's own kernel covers what its op declares."""
-    if _C is None or declared.namespace != "gpt2fast":
-        return None
-    first = next(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point())
-    return _C.cpu_objection(declared.name, first)
+    """What the binding itself asks before it runs a kernel; one without our binding covers what its op declares."""
+    floating = (t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point())
+    first = next(floating, None)
+    return None if _C is None or first is None else _C.cpu_objection(declared.qualified, first)
 
 
 def _cpu_reason() -> str | None:
@@ -101,6 +100,8 @@ def _triton_reason() -> str | None:
 
 
 def _cuda_reason() -> str | None:
+    if BACKENDS["cuda"].kernels.has_others and (_stands_for_cuda or torch.cuda.is_available()):
+        return None  # those of another package may be built where ours are not; supports() of each says so
     return importlib.import_module("gpt2fast.cuda.library").reason()
 
 
@@ -280,6 +281,13 @@ def hide_native_kernel(declared: "Op") -> None:
     with warnings.catch_warnings():  # the overlay is meant to stand above the kernel
         warnings.filterwarnings("ignore", r"(?s).*Overriding a previously registered kernel")
         library.impl(declared.name, declared.choose_and_run, "CPU", allow_override=True)
+
+
+def native_kernels_changed() -> None:
+    """Puts ``choose`` before the native kernels of a library that was just loaded too, where they must not run now."""
+    name, stands_for_cuda = _active, _stands_for_cuda
+    _set("auto", False)
+    _set(name, stands_for_cuda)
 
 
 def _declared() -> "dict[str, Op]":

@@ -9,11 +9,12 @@
 
 namespace gpt2fast::cpu {
 
-extern const Table table_scalar;
-#if defined(__x86_64__)
-extern const Table table_avx2, table_avx512, table_avx512_bf16;
-static const Table* const kTables[] = {&table_avx512_bf16, &table_avx512, &table_avx2, &table_scalar};
+#define GPT2FAST_TABLE_EXTERN(isa, prefix) extern const Table prefix##isa;
+#define GPT2FAST_TABLE_ENTRY(isa, prefix) &prefix##isa,
+GPT2FAST_EACH_ISA(GPT2FAST_TABLE_EXTERN, table_)
+static const Table* const kTables[] = {GPT2FAST_EACH_ISA(GPT2FAST_TABLE_ENTRY, table_)};
 
+#if defined(__x86_64__)
 bool cpu_supports(const char* isa) {
   __builtin_cpu_init();
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -25,13 +26,8 @@ bool cpu_supports(const char* isa) {
   return !std::strcmp(isa, "scalar");
 }
 #elif defined(__aarch64__)
-extern const Table table_neon;
-static const Table* const kTables[] = {&table_neon, &table_scalar};
-
 bool cpu_supports(const char* isa) { return !std::strcmp(isa, "neon") || !std::strcmp(isa, "scalar"); }
 #else
-static const Table* const kTables[] = {&table_scalar};
-
 bool cpu_supports(const char* isa) { return !std::strcmp(isa, "scalar"); }
 #endif
 

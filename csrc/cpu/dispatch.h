@@ -46,6 +46,16 @@ struct Table {
   int64_t peak_flops;  // of one step of peak's multiply-adds
 };
 
+// F(isa, ...) for each instruction set that kernels are compiled for on this machine, best first.
+#if defined(__x86_64__)
+#define GPT2FAST_EACH_ISA(F, ...) \
+  F(avx512_bf16, __VA_ARGS__) F(avx512, __VA_ARGS__) F(avx2, __VA_ARGS__) F(scalar, __VA_ARGS__)
+#elif defined(__aarch64__)
+#define GPT2FAST_EACH_ISA(F, ...) F(neon, __VA_ARGS__) F(scalar, __VA_ARGS__)
+#else
+#define GPT2FAST_EACH_ISA(F, ...) F(scalar, __VA_ARGS__)
+#endif
+
 // Instruction sets compiled into this binary, best first, null-terminated; those this CPU can run answer true.
 const char* const* compiled_isas();
 bool cpu_supports(const char* isa);

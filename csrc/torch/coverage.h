@@ -3,12 +3,9 @@
 #include <map>
 #include <string>
 
-#include "declaration.h"
+#include "joint.h"
 
 namespace gpt2fast {
-
-// Why a kernel does not cover a call, by the first tensor whose dtype is the call's, or null.
-using Objection = const char* (*)(const Tensor& first);
 
 inline const char* uncovered_dtype(const Tensor& first) {
   ScalarType dtype = first.scalar_type();
@@ -22,11 +19,9 @@ inline const char* uncovered_head(const Tensor& q) {
   return q.size(-1) >= 1 && q.size(-1) <= 256 ? nullptr : "the kernels cover head sizes 1 to 256 only";
 }
 
-// What each binding asks, by the op's name.
-inline std::map<std::string, Objection, std::less<>>& objections() {
-  static auto* by_op = new std::map<std::string, Objection, std::less<>>;
-  return *by_op;
-}
+// What each binding asks, by "namespace::name"; and what is lent. Both are in _C alone.
+std::map<std::string, Objection, std::less<>>& objections();
+const Joint& own_joint();
 
 // Whether the call is one of a forward pass for gradients on a CPU with AMX, as backends.recording says.
 inline bool& recording_with_amx() {

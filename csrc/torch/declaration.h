@@ -69,6 +69,9 @@ inline Value value(int64_t i) { return {.integer = i, .number = double(i)}; }
 inline Value value(bool b) { return {.integer = b, .number = double(b)}; }
 inline Value value(double d) { return {.number = d}; }
 inline Value value(std::optional<double> d) { return {.given = d.has_value(), .number = d.value_or(0)}; }
+inline Value value(std::optional<int64_t> i) {
+  return {.given = i.has_value(), .integer = i.value_or(0), .number = double(i.value_or(0))};
+}
 inline Value value(std::string_view text) { return {.text = text}; }
 
 struct Declaration {
@@ -78,8 +81,8 @@ struct Declaration {
   // Whether a call with these arguments, in the order of the schema, is as declared.
   bool fits(const Value* arguments) const;
 
-  // The first tensor whose dtype is not fixed: its dtype is the call's.
-  const Tensor& first_floating(const Value* arguments) const;
+  // The first tensor whose dtype is not fixed: its dtype is the call's. Null where there is none.
+  const Tensor* first_floating(const Value* arguments) const;
 };
 
 // By "namespace::name". The address stays; declaring an op again changes what is there.

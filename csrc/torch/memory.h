@@ -124,7 +124,7 @@ class OutputAllocator final : public c10::Allocator {
 
 // As at::empty, on the CPU, contiguous, without its way through the dispatcher (a tenth of a microsecond each). Where
 // another CPU allocator was set, or memory must be filled, that is done.
-inline Tensor empty_output(at::IntArrayRef sizes, ScalarType dtype) {
+inline Tensor allocate_output(at::IntArrayRef sizes, ScalarType dtype) {
   static c10::Allocator* const plain = c10::GetDefaultCPUAllocator();
   const at::Context& context = at::globalContext();
   if (context.deterministicAlgorithms() && context.deterministicFillUninitializedMemory())

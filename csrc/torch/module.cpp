@@ -5,6 +5,7 @@
 #include "coverage.h"
 #include "declare.h"
 #include "guard.h"
+#include "joint.h"
 #include "launch.h"
 #include "memory.h"
 #include "peak.h"
@@ -44,6 +45,10 @@ py::object addresses(const std::vector<py::list>& lists) {
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  gpt2fast::Connection::here().connect(&gpt2fast::own_joint());
+  m.def(
+      "joint", [] { return reinterpret_cast<uintptr_t>(&gpt2fast::own_joint()); },
+      "The address of what is lent to libraries of other packages: csrc/torch/joint.h");
   // An allocation that fails raises torch's error in the call, where the kernels' own would be a bare bad_alloc.
   gpt2fast::cpu::workspace() = {c10::alloc_cpu, c10::free_cpu};
   m.def("cpu_isa", [] { return std::string(gpt2fast::cpu::table().isa); }, "The instruction set in use");

@@ -1,10 +1,9 @@
 """Writes the op cases for test_kernels.cpp: inputs, float64 truth and the bounds of the parity rule, in binary.
 
-``cases.py cases FILE`` writes them; ``cases.py flags MACHINE`` prints setup.py's flags, a line an
+``cases.py cases FILE`` writes them; ``cases.py flags MACHINE`` prints the flags, a line an
 instruction set.
 """
 
-import ast
 import re
 import struct
 import sys
@@ -16,6 +15,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import gpt2fast.ops  # noqa: E402, F401
+from gpt2fast import compiler_flags  # noqa: E402
 from gpt2fast.op import OPS  # noqa: E402
 from gpt2fast.testing import build, inputs, measure, work  # noqa: E402
 from gpt2fast.testing.parity import more_seeds  # noqa: E402
@@ -78,13 +78,8 @@ EXTRA = dict(
 
 
 def flags(machine: str) -> None:
-    """Runs setup.py's assignments to constants and nothing else of it."""
-    found: dict = {}
-    for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id.isupper():
-            exec(compile(ast.Module([node], []), "setup.py", "exec"), found)
-    print("common", *found["FLAGS"])
-    for isa, own in found["ISA_FLAGS"].get(machine, {"scalar": []}).items():
+    print("common", *compiler_flags.FLAGS)
+    for isa, own in compiler_flags.isas(machine).items():
         print(isa, *own)
 
 

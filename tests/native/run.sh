@@ -63,7 +63,7 @@ mkdir -p "$folder"
 "$python" tests/native/cases.py cases "$folder/cases.bin" &
 cases=$!
 
-# One line an object: its name and the command that makes it. setup.py holds the flags of each instruction set.
+# One line an object: its name and the command that makes it. gpt2fast/compiler_flags.py holds the flags.
 compile() { printf '%q ' "$compiler" "${flags[@]}" "${@:3}" "${optimise[@]}" -c "$1" -o "$folder/$2.o" && echo; }
 commands() {
   local isa own common=()

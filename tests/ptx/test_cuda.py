@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt2fast import disk_cache
 from gpt2fast.testing import ptx
-from gpt2fast.testing.ptx import cache
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 
@@ -163,14 +163,14 @@ def test_of_several_that_want_the_same_one_compiles(tmp_path, monkeypatch):
         return folder / "made", []
 
     def ask(_):
-        return cache.compiled(["source"], "made", compile).read_text()
+        return disk_cache.compiled("ptx", ["source"], "made", compile).read_text()
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ask, range(8))) == ["made"] * 8
     assert len(compiled) == 1
     [home] = (tmp_path / "cache" / "ptx").iterdir()
     assert len(list(home.iterdir())) == 2  # the entry and the lock: nothing unfinished is left
-    (cache.compiled(["source"], "made", compile)).unlink()  # an entry that lost its file is made again
+    (disk_cache.compiled("ptx", ["source"], "made", compile)).unlink()  # an entry that lost its file is made again
     assert ask(0) == "made" and len(compiled) == 2
 
 
@@ -181,6 +181,6 @@ def test_what_another_process_is_still_making_is_not_found(tmp_path, monkeypatch
         (folder / "made").write_text("made")
         return folder / "made", []
 
-    entry = cache.compiled(["source"], "made", compile).parent
-    entry.rename(entry.with_name(cache.MAKING + "elsewhere"))
-    assert cache.compiled(["source"], "made", compile).parent == entry
+    entry = disk_cache.compiled("ptx", ["source"], "made", compile).parent
+    entry.rename(entry.with_name(disk_cache.MAKING + "elsewhere"))
+    assert disk_cache.compiled("ptx", ["source"], "made", compile).parent == entry

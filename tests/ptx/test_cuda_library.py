@@ -12,8 +12,8 @@ import torch
 
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
+from gpt2fast import disk_cache
 from gpt2fast.cuda import MODULES, library
-from gpt2fast.testing.ptx import cache
 from gpt2fast.testing.ptx.toolchain import tool, version
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def built():
         return folder / "_cuda.so", []
 
     contents = [path.read_bytes() for path in sources if path.is_file()]
-    return cache.compiled([*contents, archs, version("nvcc")], "_cuda.so", compile)
+    return disk_cache.compiled("ptx", [*contents, archs, version("nvcc")], "_cuda.so", compile)
 
 
 @functools.cache  # the disassembler takes half a minute

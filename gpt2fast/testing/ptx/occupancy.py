@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cache
+from ... import disk_cache
 from .toolchain import WHAT, check_arch, run, tool, version
 
 ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
@@ -93,7 +93,9 @@ def resources(ptx: str, arch: str | Sequence[str] = "sm_80") -> dict[str, Resour
         (folder / "usage.txt").write_text(log + "\n=====\n" + usage)
         return folder / "usage.txt", []
 
-    made = cache.compiled([ptx, arch, version("ptxas"), version("cuobjdump"), "usage"], "usage.txt", compile)
+    made = disk_cache.compiled(
+        "ptx", [ptx, arch, version("ptxas"), version("cuobjdump"), "usage"], "usage.txt", compile
+    )
     log, usage = made.read_text().split("\n=====\n")
     return _parse(log, usage, arch)
 

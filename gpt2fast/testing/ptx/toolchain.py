@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import cache
+from ... import disk_cache
 
 WHAT = "gpt2fast.testing.ptx"  # what every error begins with
 
@@ -63,7 +63,7 @@ def nvcc(source: str | os.PathLike, name: str, arguments: Sequence[str]) -> Path
         paths = [p.replace("\\ ", " ") for p in re.findall(r"(?:\\ |[^\s\\])+", depends)]
         return made, [p for p in paths if Path(p).resolve() != file.resolve()]
 
-    return cache.compiled([text, where, *arguments, version("nvcc")], name, compile)
+    return disk_cache.compiled("ptx", [text, where, *arguments, version("nvcc")], name, compile)
 
 
 def link(objects: Sequence[Path], name: str, arguments: Sequence[str]) -> Path:
@@ -75,7 +75,7 @@ def link(objects: Sequence[Path], name: str, arguments: Sequence[str]) -> Path:
         return made, []
 
     contents = [path.read_bytes() for path in objects]
-    return cache.compiled([*contents, *arguments, version("nvcc")], name, compile)
+    return disk_cache.compiled("ptx", [*contents, *arguments, version("nvcc")], name, compile)
 
 
 def check_arch(arch: str) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import cache, machines
+from ... import disk_cache
+from . import machines
 from .toolchain import WHAT, run, tool
 
 try:
@@ -70,7 +71,7 @@ def _usage(name: str, binary: bytes) -> tuple[int | None, int | None]:
         return usage, []
 
     try:
-        text = cache.compiled([binary, "res-usage"], "usage.txt", compile).read_text()
+        text = disk_cache.compiled("ptx", [binary, "res-usage"], "usage.txt", compile).read_text()
     except (OSError, RuntimeError):
         return None, None
     found = re.search(rf"Function {re.escape(name)}:\s*REG:(\d+)\s+STACK:(\d+)", text)

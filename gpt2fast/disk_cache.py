@@ -28,13 +28,17 @@ def digest(*parts: str | bytes) -> str:
     return found.hexdigest()
 
 
-def compiled(parts: Iterable[str | bytes], name: str, compile: Callable[[Path], tuple[Path, Iterable[str]]]) -> Path:
+def compiled(
+    kind: str, parts: Iterable[str | bytes], name: str, compile: Callable[[Path], tuple[Path, Iterable[str]]]
+) -> Path:
     """The file called ``name`` that ``compile`` made of ``parts``; it is called only where the cache has none.
+
+    ``kind`` is a folder in ``root()``.
 
     ``compile(folder)`` works in an empty folder and returns the file and the paths that it read. An entry holds as
     long as each of these has the content that it had: a changed header compiles again.
     """
-    home = root() / "ptx" / digest(*parts)[:32]
+    home = root() / kind / digest(*parts)[:32]
     if found := _entry(home, name):
         return found
     home.mkdir(parents=True, exist_ok=True)

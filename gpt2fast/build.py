@@ -1,0 +1,176 @@
+"""Kernels in C++ in a package of your own: built against gpt2fast's headers, connected to the gpt2fast that runs.
+
+``load(name, sources, kernels)`` builds and loads at once. ``extension(...)`` and ``BuildExtension`` are for a setup.py,
+whose package calls ``load_extension("package._C")`` when it is imported. ``kernels`` are headers: ``scale.h`` holds
+``scale_tasks(args)`` and ``scale_run(args, begin, end)``, as csrc/cpu/gelu.h does, and is compiled once for each
+instruction set. ``sources`` are the bindings, which include ``torch/binding.h``. tests/scale_package is an example.
+"""
+
+import ctypes
+import importlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import __version__, backends, disk_cache
+from .extension import _C
+from .extension import error as _extension_error
+
+if TYPE_CHECKING:
+    from .build_extension import BuildExtension, extension
+
+__all__ = ["BuildExtension", "connect", "extension", "include_path", "load", "load_extension"]
+
+_PACKAGE = Path(__file__).parent
+
+if not TYPE_CHECKING:  # these import setuptools
+
+    def __getattr__(name: str):
+        if name in ("BuildExtension", "extension"):
+            return getattr(importlib.import_module("gpt2fast.build_extension"), name)
+        raise AttributeError(f"module 'gpt2fast.build' has no attribute {name!r}")
+
+
+def sources() -> Path:
+    """The folder csrc: in the package where it is installed from a wheel, beside it in a checkout."""
+    inside, beside = _PACKAGE / "csrc", _PACKAGE.parent / "csrc"
+    return beside if beside.is_dir() and not inside.is_dir() else inside
+
+
+def include_path() -> Path:
+    """The folder for ``-I``: code of others includes "torch/binding.h", "cpu/vec_math.h" and "cuda/device.cuh".
+
+    FileNotFoundError where this gpt2fast has no headers.
+    """
+    if not (sources() / "torch" / "binding.h").is_file():
+        raise FileNotFoundError(
+            f"gpt2fast {__version__} in {_PACKAGE} has no C++ headers: there is no torch/binding.h in {sources()}. "
+            "Install gpt2fast again: pip install --force-reinstall --no-deps --no-build-isolation, from a wheel or "
+            "from its sources"
+        )
+    return sources()
+
+
+def load(
+    name: str,
+    sources: Sequence[str | Path],
+    kernels: Sequence[str | Path] = (),
+    include_dirs: Sequence[str | Path] = (),
+    cflags: Sequence[str] = (),
+    ldflags: Sequence[str] = (),
+    verbose: bool = False,
+) -> Path:
+    """Builds a library, or finds it built, loads and connects it; its path.
+
+    What is built is kept in ``GPT2FAST_CACHE``, or gpt2fast in the user's cache folder, and built again where a source
+    or a header has changed.
+
+    Args:
+        name: of the library, an identifier.
+        sources: files in C++ with the bindings, which include "torch/binding.h".
+        kernels: headers, each with one kernel, compiled once for each instruction set.
+        include_dirs: folders of headers, besides gpt2fast's own.
+        cflags, ldflags: further options for all files, and for the linker.
+        verbose: prints the commands.
+
+    FileNotFoundError for a file, compiler or ninja that is missing, RuntimeError with the compiler's words where
+    something does not compile.
+    """
+    from torch.utils import cpp_extension
+
+    from . import build_kernels
+
+    if not name.isidentifier():
+        raise ValueError(f"gpt2fast.build.load: name must be an identifier, got {name!r}")
+    files = [build_kernels.existing(path, "sources") for path in sources]
+    objects = build_kernels.compile_kernels(kernels, include_dirs, cflags)
+    if not cpp_extension.is_ninja_available():
+        raise FileNotFoundError(
+            "gpt2fast.build.load needs ninja, which is not on PATH: pip install ninja (setup.py with "
+            "gpt2fast.build.extension builds without it)"
+        )
+    key = disk_cache.digest(name, torch.__version__, build_kernels.compiler_version(), *map(str, files))
+    folder = disk_cache.root() / "extensions" / key[:32]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        library = cpp_extension.load(
+            name,
+            [str(file) for file in files],
+            extra_cflags=build_kernels.binding_flags(cflags),
+            extra_ldflags=[*map(str, objects), *ldflags],
+            extra_include_paths=[str(include_path()), *map(str, include_dirs)],
+            build_directory=str(folder),
+            is_python_module=False,
+            verbose=verbose,
+        )
+    except RuntimeError as error:
+        cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(name, None)  # or torch takes it for built the next time
+        raise RuntimeError(
+            f"gpt2fast.build.load: {name} does not compile:\n{build_kernels.shortened(str(error))}"
+        ) from None
+    connect(library)
+    return Path(library)
+
+
+def load_extension(name: str | Path) -> Path:
+    """Loads and connects a library that a setup.py has built, by ``"package._C"`` or by its path; its path.
+
+    A package calls it in its ``__init__``. ImportError where the library is not there, or does not load, which is so
+    after another torch was installed.
+    """
+    path = name if isinstance(name, Path) else _find(name)
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise ImportError(f"{name} does not load: {error}. {_built_with(path)}") from error
+    connect(path)
+    return path
+
+
+def _find(name: str) -> Path:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise ImportError(
+            f"{name} is not built: in the sources of {name.partition('.')[0]}, pip install --no-build-isolation ."
+        )
+    return Path(spec.origin)
+
+
+def _built_with(path: Path) -> str:
+    note = path.parent / (path.name.split(".")[0] + ".built_with")
+    known = note.read_text(encoding="utf-8") if note.is_file() else "an unknown version"
+    return (
+        f"It was built with torch {known}, this is torch {torch.__version__}: build it again, in its sources: "
+        "pip install --no-build-isolation ."
+    )
+
+
+def connect(library: ModuleType | str | os.PathLike) -> None:
+    """Lends a loaded library, by its module or path, what its bindings need: declarations, instruction set, memory.
+
+    Without it, its ops raise. ValueError for a library without bindings of ours, RuntimeError for one that was built
+    against another gpt2fast.
+    """
+    if _C is None:
+        raise RuntimeError(
+            f"gpt2fast's own kernels in C++, which others are connected to, are not there: {_extension_error}"
+        )
+    path = str(getattr(library, "__file__", library))
+    function = getattr(ctypes.CDLL(path), "gpt2fast_connect", None)
+    if function is None:
+        raise ValueError(
+            f"gpt2fast.build.connect: {path} has no gpt2fast_connect: a source of it must include torch/binding.h, and "
+            "gpt2fast.build must build it"
+        )
+    function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_char_p
+    if misfit := function(_C.joint()):
+        raise RuntimeError(
+            f"{path} was built against gpt2fast {misfit.decode()} in this gpt2fast, {__version__}: build it again, in "
+            "its sources: pip install --no-build-isolation ."
+        )
+    backends.native_kernels_changed()

@@ -1,0 +1,116 @@
+"""Compiles the kernels of other packages: one object for each header and instruction set, kept by content."""
+
+import functools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from . import __version__, disk_cache
+from .build import include_path
+from .compiler_flags import BINDING_STANDARD, FLAGS, KERNEL_STANDARD, isas
+
+MOST_ERRORS, LINES_OF_ERROR = 5, 3
+
+SOURCE = """#include "cpu/vec_{vec}.h"
+
+#include "cpu/vec_math.h"
+#include "{header}"
+#include "cpu/isa.h"
+
+GPT2FAST_EXPORT_KERNEL({name}, {isa})
+"""
+
+
+def compiler() -> list[str]:
+    """The C++ compiler as a command: ``CXX``, or c++. FileNotFoundError where it is missing."""
+    command = shlex.split(os.environ.get("CXX") or "c++")
+    if shutil.which(command[0]) is None:
+        raise FileNotFoundError(
+            f"gpt2fast.build needs a C++ compiler, and there is no {command[0]!r} on PATH: install one (sudo apt-get "
+            "install g++, sudo dnf install gcc-c++, xcode-select --install), or name it in CXX"
+        )
+    return command
+
+
+def compiler_version() -> str:
+    return _version(tuple(compiler()), os.environ.get("PATH", ""))
+
+
+@functools.cache
+def _version(command: tuple[str, ...], path: str) -> str:
+    return subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+
+
+def existing(path: str | Path, argument: str) -> Path:
+    """The absolute path; FileNotFoundError where there is no such file."""
+    found = Path(path).resolve()
+    if not found.is_file():
+        raise FileNotFoundError(f"gpt2fast.build: {argument} must name files, got {str(path)!r}, which is none")
+    return found
+
+
+def binding_flags(cflags: Sequence[str] = ()) -> list[str]:
+    """For the sources that include torch/binding.h."""
+    return [BINDING_STANDARD, *FLAGS, "-fopenmp", f"-DGPT2FAST_EXTENSION={__version__}", *cflags]
+
+
+def compile_kernels(
+    headers: Sequence[str | Path], include_dirs: Sequence[str | Path] = (), cflags: Sequence[str] = ()
+) -> list[Path]:
+    """The objects of all headers for all instruction sets of this machine, several compiled at a time.
+
+    FileNotFoundError for a header that is missing, ValueError for one whose name is no identifier, RuntimeError with
+    the compiler's words.
+    """
+    files = [existing(header, "kernels") for header in headers]
+    if wrong := [file for file in files if not file.stem.isidentifier()]:
+        raise ValueError(f"gpt2fast.build: kernels must be called NAME.h with NAME an identifier, got {wrong[0].name}")
+    command = [*compiler(), KERNEL_STANDARD, *FLAGS, f"-I{include_path()}", *(f"-I{path}" for path in include_dirs)]
+    work = [(file, isa, [*command, *flags, *cflags]) for file in files for isa, flags in isas().items()]
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda one: _object(*one), work))
+
+
+def vec_of(isa: str) -> str:
+    """The ending of the header with the set's Vec: bfloat16 adds instructions to AVX-512, not another Vec."""
+    return isa.removesuffix("_bf16")
+
+
+def _object(header: Path, isa: str, command: list[str]) -> Path:
+    name = header.stem
+    text = SOURCE.format(vec=vec_of(isa), header=header, name=name, isa=isa)
+
+    def compile(folder: Path) -> tuple[Path, list[str]]:
+        source, made, read = (folder / f"{name}_{isa}{end}" for end in (".cpp", ".o", ".d"))
+        source.write_text(text)
+        done = subprocess.run(
+            [*command, "-MMD", "-MF", str(read), "-c", str(source), "-o", str(made)], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(f"gpt2fast.build: {header} does not compile for {isa}:\n{shortened(done.stderr)}")
+        return made, [path for path in _dependencies(read.read_text()) if Path(path) != source]
+
+    return disk_cache.compiled("kernels", [text, *command, compiler_version()], f"{name}_{isa}.o", compile)
+
+
+def _dependencies(rule: str) -> list[str]:
+    """The paths after the colon of a rule for make, in which a space is written with a backslash."""
+    paths = re.findall(r"(?:\\ |\S)+", rule.replace("\\\n", " ").partition(":")[2])
+    return [path.replace("\\ ", " ") for path in paths]
+
+
+def shortened(text: str) -> str:
+    """Of a compiler's words the first errors, each with the code that it points at; the end, where it names none."""
+    lines = text.strip().split("\n")
+    places = [i for i, line in enumerate(lines) if re.search(r"\b(error|undefined reference)\b", line)]
+    places = [i for i in places if not lines[i].startswith("Error building extension")]
+    if not places:
+        return "\n".join(lines[-10:])
+    shown = [line for i in places[:MOST_ERRORS] for line in lines[i : i + LINES_OF_ERROR]]
+    rest = len(places) - MOST_ERRORS
+    return "\n".join([*shown, f"... and {rest} more"] if rest > 0 else shown)
