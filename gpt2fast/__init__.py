@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
     from . import backends, hf, model, ops, shapes, testing
     from .backends import use_backend
     from .config import Config
+    from .cuda.build import build_cuda
+    from .cuda.library import CudaLibrary
     from .generate import generate
     from .hf import (
         GPT2Config,
@@ -37,6 +39,7 @@ __all__ = [
     "OPS",
     "AdamW",
     "Config",
+    "CudaLibrary",
     "GPT2Config",
     "GPT2DoubleHeadsModel",
     "GPT2ForQuestionAnswering",
@@ -47,6 +50,7 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "backends",
+    "build_cuda",
     "generate",
     "hf",
     "model",
@@ -70,6 +74,8 @@ _ELSEWHERE = dict(
     op="op",
     OPS="op",
     AdamW="optim",
+    CudaLibrary="cuda.library",
+    build_cuda="cuda.build",
 )
 _WHERE = {name: _ELSEWHERE.get(name, "hf") for name in __all__ if name not in _MODULES and name != "__version__"}
 

@@ -1,8 +1,9 @@
-"""Builds the CUDA kernels as one shared library, without torch: ``python csrc/cuda/build.py OUT.so``.
+"""Builds CUDA kernels as one shared library, without torch: ``python csrc/cuda/build.py OUT.so [SOURCES]``.
 
-It needs nvcc (``CUDA_HOME``, PATH, or the usual place) and no GPU. CUDA's runtime is linked in, so that the library
-loads where there is no CUDA toolkit and no driver, and does not care which CUDA torch was built with.
-``TORCH_CUDA_ARCH_LIST`` names compute capabilities, ``"8.0 9.0+PTX"``; by default all from 8.0 on that nvcc knows.
+Without sources it is gpt2fast's own; ``gpt2fast.build_cuda`` is the same for a package's. It needs nvcc (``CUDA_HOME``,
+PATH, or the usual place) and no GPU. CUDA's runtime is linked in, so that the library loads where there is no CUDA
+toolkit and no driver, and does not care which CUDA torch was built with. ``TORCH_CUDA_ARCH_LIST`` names compute
+capabilities, ``"8.0 9.0+PTX"``; by default all from 8.0 on that nvcc knows.
 """
 
 import os
@@ -11,10 +12,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+COMMON = FOLDER / "device.cu"  # what the text of an error is asked by; every library has it
 ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0+PTX"
 FLAGS = ["-O3", "-std=c++20", "-Xcompiler", "-fPIC", "-lineinfo"]
 
@@ -48,35 +51,54 @@ def targets(nvcc: str) -> list[str]:
     return found
 
 
-def build(out: Path) -> None:
-    """Compiles every source beside this file and links them; RuntimeError with nvcc's words where that fails."""
+def build(out: Path, sources: Sequence[Path] = (), include: Sequence[Path] = (), flags: Sequence[str] = ()) -> None:
+    """Compiles sources, by default every one beside this file, and links them.
+
+    ``include`` are folders of headers besides that of "cuda/device.cuh" and "ops.h", ``flags`` more options of nvcc.
+    RuntimeError where there is no nvcc, or with its words where a source does not compile; FileNotFoundError for a
+    source that is not there.
+    """
     nvcc = find_nvcc()
     if nvcc is None:
+        fix = "set CUDA_HOME to its folder" if sources else "set GPT2FAST_CUDA=0 to leave them out"
         raise RuntimeError(
-            "the CUDA kernels need nvcc, which is not on PATH nor in CUDA_HOME: install NVIDIA's CUDA toolkit, or set "
-            "GPT2FAST_CUDA=0 to leave them out"
+            "the CUDA kernels need nvcc, which is not on PATH nor in CUDA_HOME: install NVIDIA's CUDA toolkit, or "
+            f"{fix}"
         )
-    options = [*FLAGS, *targets(nvcc)]
-    sources = sorted(FOLDER.glob("*.cu"))
+    files = _files(sources)
+    if missing := [str(file) for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"the CUDA kernels' sources must be files, got {missing[0]}, which is not there")
+    folders = [*include, FOLDER.parent] if sources else include
+    options = [*FLAGS, *targets(nvcc), *(f"-I{one}" for one in folders), *flags]
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        objects = [Path(folder) / f"{source.stem}.o" for source in sources]
-        commands = [[nvcc, *options, "-c", str(s), "-o", str(o)] for s, o in zip(sources, objects)]
+        objects = [Path(folder) / f"{i}_{file.stem}.o" for i, file in enumerate(files)]
+        commands = [[nvcc, *options, "-c", str(f), "-o", str(o)] for f, o in zip(files, objects)]
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             list(pool.map(run, commands))
-        run([nvcc, "-shared", "-cudart", "static", "-o", str(out), *map(str, objects)])
+        linked = out.with_name(f"{out.name}.{os.getpid()}")  # a library in use by another process is not written over
+        run([nvcc, "-shared", "-cudart", "static", "-o", str(linked), *map(str, objects)])
+        linked.replace(out)
+
+
+def _files(sources: Sequence[Path]) -> list[Path]:
+    return [*map(Path, sources), COMMON] if sources else sorted(FOLDER.glob("*.cu"))
 
 
 def run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"nvcc failed:\n{done.stdout}{done.stderr}\nThe command was {' '.join(command)}")
 
 
-def is_current(out: Path) -> bool:
-    """Whether the library is newer than all that it is made of."""
-    parts = [*FOLDER.glob("*"), *FOLDER.parent.glob("*.h")]
-    return out.is_file() and out.stat().st_mtime > max(part.stat().st_mtime for part in parts)
+def is_current(out: Path, sources: Sequence[Path] = (), include: Sequence[Path] = ()) -> bool:
+    """Whether the library is newer than all that it is made of: sources, what lies beside them, and headers."""
+    folders = {FOLDER, FOLDER.parent, *(Path(source).parent for source in sources), *map(Path, include)}
+    headers = [file for one in folders for end in ("*.h", "*.cuh", "*.hpp") for file in one.glob(end)]
+    parts = [file for file in (*_files(sources), *headers, Path(__file__)) if file.is_file()]
+    return Path(out).is_file() and Path(out).stat().st_mtime > max(part.stat().st_mtime for part in parts)
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    build(Path(sys.argv[1]), [Path(source) for source in sys.argv[2:]])

@@ -145,16 +145,16 @@ def test_it_loads_without_a_gpu(built, monkeypatch):
         assert hasattr(found, f"gpt2fast_{function}")
     if torch.cuda.is_available():
         return
-    monkeypatch.setattr(library, "PATH", built)
-    library._library.cache_clear(), library._function.cache_clear()
+    ours = library.CudaLibrary(built, library.SOURCES)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: None, raising=False)
     x = torch.zeros(4, 8)
     arguments = x, None, x[0], x[0], x, None, x[:, 0], x[:, 0]
     with pytest.raises(RuntimeError, match="gpt2fast_layer_norm: CUDA error 1: invalid argument"):
-        library.call("layer_norm.cu", "gpt2fast_layer_norm", *arguments, 4, 0, 8, 0, 1e-5, 0)
+        ours.call("layer_norm.cu", "gpt2fast_layer_norm", *arguments, 4, 0, 8, 0, 1e-5, 0)
     with pytest.raises(RuntimeError, match=r"gpt2fast_layer_norm: CUDA error \d+: .*driver"):
-        library.call("layer_norm.cu", "gpt2fast_layer_norm", *arguments, 4, 8, 8, 0, 1e-5, 0)
-    library._library.cache_clear(), library._function.cache_clear()
+        ours.call("layer_norm.cu", "gpt2fast_layer_norm", *arguments, 4, 8, 8, 0, 1e-5, 0)
+    with pytest.raises(AttributeError, match=r"has no function 'gpt2fast_norm': define it extern \"C\" in a source"):
+        ours.call("layer_norm.cu", "gpt2fast_norm", x)
 
 
 @pytest.mark.parametrize(
@@ -183,14 +183,17 @@ def test_without_nvcc_it_says_what_to_do(monkeypatch, tmp_path):
         BUILD["build"](tmp_path / "_cuda.so")
 
 
-def test_a_library_that_is_not_there_or_does_not_load(monkeypatch, tmp_path):
-    library._library_reason.cache_clear()
-    monkeypatch.setattr(library, "PATH", tmp_path / "_cuda.so")
-    assert library._library_reason().startswith("gpt2fast/_cuda.so is not built; GPT2FAST_CUDA=1 pip install")
-    library._library_reason.cache_clear(), library._library.cache_clear()
-    library.PATH.write_bytes(b"built for another machine")
-    assert library._library_reason().startswith("gpt2fast/_cuda.so does not load: ")
-    library._library_reason.cache_clear()
+def test_a_library_that_is_not_there_or_does_not_load(tmp_path):
+    path = tmp_path / "_cuda.so"
+    ours = library._OurLibrary()
+    ours.path = path
+    assert ours.library_reason.startswith(f"{path} is not built; GPT2FAST_CUDA=1 pip install -e .")
+    said = f"{path} is not built; gpt2fast.build_cuda({str(path)!r}, *sources) builds it with nvcc"
+    assert library.CudaLibrary(path, tmp_path).library_reason == said
+    path.write_bytes(b"built for another machine")
+    assert library.CudaLibrary(path, tmp_path).library_reason.startswith(f"{path} does not load: ")
+    missing = library.CudaLibrary(path, tmp_path / "csrc").machine_reason()
+    assert missing == f"the sources of _cuda.so are not there: there is no folder {tmp_path / 'csrc'}"
 
 
 def test_setup_builds_it_where_it_should(monkeypatch):
