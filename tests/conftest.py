@@ -7,18 +7,12 @@ from torch import Tensor
 import gpt2fast.ops  # noqa: F401
 from gpt2fast import op as declare
 from gpt2fast.op import OPS
-from gpt2fast.testing import build, runnable_isas, runs, work
+from gpt2fast.testing import checks_of, runnable_isas, work
+from gpt2fast.testing.contract import name_of
+from gpt2fast.testing.inputs import flops  # noqa: F401  for the tests
+from gpt2fast.testing.promise import poisoned_memory
 
 ISAS = runnable_isas()
-
-
-def name_of(case: dict) -> str:
-    return "-".join(f"{k}{'' if v is True else v}" for k, v in case.items())
-
-
-def flops(op, case: dict) -> float:
-    """Of a case, by the declaration; where that does not say, one for each element of the first tensor."""
-    return op.flops(case) if op.flops else build(op, case)[next(iter(op.tensors))].numel()
 
 
 def op_cases(limit: float = float("inf"), ops=None) -> list:
@@ -31,23 +25,16 @@ def op_cases(limit: float = float("inf"), ops=None) -> list:
     ]
 
 
-def op_runs() -> list:
-    """(op, case, dtype, target, layout): what ``gpt2fast check`` runs."""
-    found = []
-    for op in OPS.values():
-        for case, dtype, target, layout in (run.values() for run in runs(op)):
-            name = f"{op.name}-{name_of(case)}-{str(dtype).removeprefix('torch.')}-{target}-{layout}"
-            found.append(pytest.param(op, case, dtype, target, layout, id=name))
-    return found
+def checks(*promises: str) -> list:
+    """These promises of every op of ours, as ``checks_of`` has them."""
+    return [check for op in OPS.values() if op.namespace == "gpt2fast" for check in checks_of(op, *promises)]
 
 
 @pytest.fixture(autouse=True)
-def poisoned_memory():
+def poisoned():
     """torch.empty gives NaN, so that an output nobody wrote cannot look right."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
+    with poisoned_memory():
+        yield
 
 
 @pytest.fixture
@@ -71,7 +58,12 @@ def _half():
         return x.clone() * 0.5
 
     library = torch.library.Library("gpt2fast_test", "IMPL")
-    library.impl("half", lambda x: half.kernel(x), "CPU")
+
+    def run(x):
+        half.check_call(x)  # as every kernel at the dispatcher's key must
+        return half.kernel(x)
+
+    library.impl("half", run, "CPU")
     half.library = library  # which lives as long as its kernels shall
     return half
 
@@ -83,3 +75,39 @@ def half(_half):
     OPS["gpt2fast_test::half"] = _half
     yield _half
     del OPS["gpt2fast_test::half"]
+
+
+@pytest.fixture(scope="session")
+def _scaled():
+    @declare(
+        shapes=dict(x="... C", weight="C"), cases=[dict(B=2, T=3, C=5), dict(B=1, T=1, C=2)],
+        flops=lambda n: 6 * n["C"], fused=lambda x, weight: x * weight, namespace="gpt2fast_test",
+    )  # fmt: skip
+    def scaled(x: Tensor, weight: Tensor) -> Tensor:
+        """y = x weight."""
+        return x * weight
+
+    @scaled.backward("x weight")
+    def _(saved, grad):
+        return scaled.derivative(saved, grad)
+
+    library = torch.library.Library("gpt2fast_test", "IMPL")
+
+    def run(x, weight):
+        scaled.check_call(x, weight)
+        return x * weight
+
+    library.impl("scaled", run, "CPU")
+    scaled.library = library
+    return scaled
+
+
+@pytest.fixture
+def scaled(_scaled):
+    """An op as a user declares one, with a derivative: set ``scaled.derivative`` to break that."""
+    _scaled.derivative = lambda saved, grad: dict(
+        x=(grad.y * saved.weight).contiguous(), weight=(grad.y * saved.x).flatten(0, -2).sum(0)
+    )
+    OPS["gpt2fast_test::scaled"] = _scaled
+    yield _scaled
+    del OPS["gpt2fast_test::scaled"]

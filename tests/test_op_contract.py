@@ -1,140 +1,22 @@
-"""What every op promises besides its numbers: opcheck, gradients, compile, autocast, errors. All by the loop."""
+"""What every op promises besides its numbers: every check of gpt2fast.testing, and what our own ops promise on top."""
 
 import re
 
 import pytest
 import torch
-from conftest import flops, op_cases
-from torch import Tensor
+from conftest import checks, flops
 from torch.autograd import forward_ad
 
-from gpt2fast import backends, shapes
+from gpt2fast import backends
 from gpt2fast.op import OPS
-from gpt2fast.testing import LAYOUTS, assert_close_to_truth, build, call
-from gpt2fast.testing.inputs import cast, every, outputs_of, reference
-
-TINY = 4000  # operations: for float64 finite differences
-FORWARD = [o for o in OPS.values() if o.has_derivative]
+from gpt2fast.testing import PROMISES, build, call
+from gpt2fast.testing.inputs import cast, reference
+from gpt2fast.testing.promise import TINY, floating
 
 
-def floating(args):
-    return [n for n, v in args.items() if isinstance(v, Tensor) and v.is_floating_point()]
-
-
-@pytest.mark.parametrize("op, case", op_cases(10_000))
-def test_opcheck(op, case):
-    for layout in LAYOUTS[:2]:
-        args = build(op, case, layout=layout)
-        if op.has_derivative:
-            args = {n: v.requires_grad_() if n in floating(args) else v for n, v in args.items()}
-        torch.library.opcheck(op.overload, (), args)
-
-
-@pytest.mark.parametrize("op, case", op_cases(TINY, FORWARD))
-def test_gradients_against_finite_differences(op, case):
-    args = cast(build(op, case), torch.float64)
-    names = floating(args)
-
-    def function(*tensors):
-        out = op(**(args | dict(zip(names, tensors))))
-        return out
-
-    leaves = [args[n].clone().requires_grad_() for n in names]
-    assert torch.autograd.gradcheck(function, leaves, eps=1e-6, fast_mode=False)
-
-
-def gradients(op, args, dout):
-    leaves = {n: args[n].detach().clone().requires_grad_() for n in floating(args)}
-    out = op(**(args | leaves))
-    out = out if isinstance(out, tuple) else (out,)
-    torch.autograd.backward(out, [d.to(o.dtype) for o, d in zip(out, dout)])
-    return {n: leaf.grad for n, leaf in leaves.items()}
-
-
-@pytest.mark.parametrize("backend", ("auto", "fused"))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
-@pytest.mark.parametrize("op, case", op_cases(3_000_000, FORWARD))
-def test_gradients_keep_the_parity_rule(op, case, dtype, backend):
-    found = {}  # per gradient: actual, plain and truth; small cases are pooled over seeds: few rows are luck
-    for seed in range(16 if flops(op, case) <= 100_000 else 1):
-        args = build(op, case, dtype, seed=seed)
-        outs = reference(op, args)[: len(op.returns)]
-        generator = torch.Generator().manual_seed(seed)
-        dout = [torch.randn(o.shape, generator=generator).to(o.dtype) for o in outs]
-        with backends.use_backend(backend):
-            actual = gradients(op, args, dout)
-        with backends.use_backend("reference"):
-            plain = gradients(op, args, dout)
-            truth = gradients(op, cast(args, torch.float64), [d.double() for d in dout])
-        for name in actual:
-            found.setdefault(name, []).append((actual[name], plain[name], truth[name]))
-    for name, runs in found.items():
-        assert_close_to_truth(*(torch.stack(tensors) for tensors in zip(*runs)), f"d{name}", op.gradient_slack)
-
-
-@pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)
-def test_compiles_whole_forward_and_backward(op):
-    case = next(c for c in op.cases if 0 < flops(op, c) <= 3_000_000 and c.get("B", c.get("R")) > 1)
-    args = build(op, case)
-    names = floating(args)
-
-    def run(compiled, args):
-        def function(*tensors):
-            out = op(**(args | dict(zip(names, tensors))))
-            return sum((o.square() / 2).sum() for o in (out if isinstance(out, tuple) else (out,)))
-
-        leaves = [args[n].clone().requires_grad_() for n in names]
-        (torch.compile(function, fullgraph=True) if compiled else function)(*leaves).backward()
-        return [leaf.grad for leaf in leaves]
-
-    torch._dynamo.reset()
-    actual = run(True, args)
-    with backends.use_backend("reference"):
-        plain, truth = run(False, args), run(False, cast(args, torch.float64))
-    for name, *gradients in zip(names, actual, plain, truth):
-        assert_close_to_truth(*gradients, f"d{name}", op.gradient_slack)
-
-
-@pytest.mark.parametrize("op", [o for o in OPS.values() if not o.has_derivative], ids=lambda op: op.name)
-def test_compiles_whole_without_derivative(op):
-    case = next(c for c in op.cases if 0 < flops(op, c) <= 3_000_000)
-    args = build(op, case)
-    torch._dynamo.reset()
-    compiled = outputs_of(op, torch.compile(lambda **kw: op.overload(**kw), fullgraph=True), args)
-    for a, b in zip(compiled, call(op, args), strict=True):
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)
-def test_autocast(op):
-    case = next(c for c in op.cases if 0 < flops(op, c) <= 3_000_000)
-    args = build(op, case)
-    leaves = {n: v.requires_grad_() for n, v in args.items() if n in floating(args)}
-    with torch.autocast("cpu", torch.bfloat16):
-        out = op(**args)
-        out = out if isinstance(out, tuple) else (out,)
-        sum(o.float().sum() for o in out).backward()  # inside: the *_backward op is under autocast too
-    expected = torch.bfloat16 if op.autocast == "lower" and "loss" not in op.returns else torch.float32
-    assert all(o.dtype == expected for o in out)
-    assert all(leaf.grad is not None and leaf.grad.dtype == torch.float32 for leaf in leaves.values())
-    mixed = {n: v.detach().bfloat16() if i == 0 else v for i, (n, v) in enumerate(leaves.items())}
-    with torch.autocast("cpu", torch.bfloat16):  # mixed dtypes in: no error
-        op(**(args | mixed))
-
-
-@pytest.mark.parametrize("op", [o for o in OPS.values() if not o.has_derivative], ids=lambda op: op.name)
-def test_autocast_without_derivative(op):
-    """What autocast casts to is what the op is called with: the very bits, statistics as they are."""
-    case = next(c for c in op.cases if 0 < flops(op, c) <= 3_000_000)
-    for dtype in (torch.float32, torch.bfloat16):
-        args = build(op, case, dtype)
-        target = {"lower": torch.bfloat16, "float32": torch.float32, "widest": dtype}[op.autocast]
-        data = [n for n in floating(args) if shapes.parse(shapes.resolve(op.shapes[n], args))[1] is None]
-        expected = call(op, args | {n: args[n].to(target) for n in data})
-        with torch.autocast("cpu", torch.bfloat16):
-            found = call(op, args)
-        for a, b in zip(found, expected):
-            assert a.dtype == b.dtype and torch.equal(a, b), dtype
+@pytest.mark.parametrize("check", checks(*(name for name in PROMISES if name != "parity")), ids=str)
+def test_contract(check):
+    check()
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
@@ -168,29 +50,6 @@ def test_forward_mode_and_function_transforms(name):
     torch.testing.assert_close(rows[1], torch.func.grad(through(plain))(2 * x))
 
 
-def penalty(op, args, function):
-    """Of the floating inputs the gradients of a loss and of the squares of its gradients."""
-    leaves = [args[name].clone().requires_grad_() for name in floating(args)]
-    outs = function(args | dict(zip(floating(args), leaves)))[: len(op.returns)]
-    weights = [torch.linspace(-1, 1, o.numel(), dtype=o.dtype).view(o.shape) for o in outs]
-    loss = sum((o * w).sum() + o.square().sum() for o, w in zip(outs, weights))
-    first = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
-    total = sum(g.square().sum() for g in first if g is not None)
-    return torch.autograd.grad(total, leaves, materialize_grads=True)
-
-
-@pytest.mark.parametrize("op", [o for o in OPS.values() if o.has_derivative], ids=lambda o: o.name)
-def test_second_derivatives(op):
-    """Against float64 through the reference; what a forward pass saves, as a mean, changes with the inputs."""
-    for case in [c for c in op.cases if 0 < flops(op, c) <= TINY]:
-        args = build(op, case)
-        found = penalty(op, args, lambda a: call(op, a))
-        plain = penalty(op, args, lambda a: reference(op, a))
-        exact = penalty(op, cast(args, torch.float64), lambda a: reference(op, a))
-        for name, *tensors in zip(floating(args), found, plain, exact):
-            assert_close_to_truth(*tensors, f"{case}: {name}", op.gradient_slack)
-
-
 def test_a_third_derivative_raises():
     x = torch.randn(3, 4, requires_grad=True)
     (first,) = torch.autograd.grad(OPS["gelu"](x).sum(), x, create_graph=True)
@@ -198,86 +57,11 @@ def test_a_third_derivative_raises():
         torch.autograd.grad(first.square().sum(), x, create_graph=True)
 
 
-@pytest.mark.parametrize(
-    "op", [o for o in OPS.values() if not (o.has_derivative or o.mutates or o.derivative_of)], ids=lambda o: o.name
-)
-def test_no_derivative_raises_instead_of_guessing(op):
-    case = next(c for c in op.cases if 0 < flops(op, c) <= 3_000_000)
-    args = build(op, case)
-    args = {n: every(lambda t: t.requires_grad_() if t.is_floating_point() else t, v) for n, v in args.items()}
-    outs = [o for o in call(op, args) if o.is_floating_point() and o.numel()]
-    if not outs:
-        assert not any(o.requires_grad for o in call(op, args))
-        return
-    with pytest.raises(RuntimeError, match=f"gpt2fast::{op.name} has no derivative"):
-        outs[0].sum().backward()
-
-
 def test_tangents_in_a_list_are_not_dropped():
     x, direction = torch.tensor([3.0, 4.0]), torch.tensor([1.0, 0.0])
     with forward_ad.dual_level():
         with pytest.raises(RuntimeError, match="gpt2fast::gradient_norm has no derivative"):
             OPS["gradient_norm"]([forward_ad.make_dual(x, direction)])
-
-
-def wrong_inputs(op, args):
-    """(argument, change, arguments): one size, rank, dtype, kind or device changed at a time."""
-    for name in op.tensors:
-        good = args[name]
-        if isinstance(good, list):
-            yield name, "length", args | {name: [*good, good[0]]}
-            for _, change, changed in _wrong_tensors(name, good[0], args):
-                yield name, change, args | {name: [changed[name], *good[1:]]}
-        else:
-            yield from _wrong_tensors(name, good, args)
-
-
-def _wrong_tensors(name, good, args):
-    for axis in range(good.dim()):
-        if good.shape[axis]:
-            yield name, f"axis {axis}", args | {name: torch.cat([good, good.narrow(axis, 0, 1)], axis)}
-    yield name, "rank", args | {name: good[None]}
-    yield name, "dtype", args | {name: good.to(torch.float64 if good.is_floating_point() else torch.int32)}
-    yield name, "kind", args | {name: good.long() if good.is_floating_point() else good.float()}
-    yield name, "device", args | {name: good.to("meta")}
-
-
-def must_raise(op, args, name, change) -> bool:
-    """Whether a change of any but the first tensors, which others are compared with, must be laid at ``name``."""
-    specs = {n: shapes.parse(shapes.resolve(op.shapes[n], args)) for n in op.tensors}
-    if name == op.tensors[0] or name == next(n for n, (_, dtype) in specs.items() if dtype is None):
-        return False
-    if not change.startswith("axis"):
-        return True
-    dims = specs[name][0]
-    if dims == shapes.EACH:
-        return True
-    letter = dims[max(int(change[5:]) - args[name].dim() + len(dims), 0)].split("|")[0]
-    before = op.tensors[: op.tensors.index(name)]
-    return letter.isdigit() or any(letter in (d.split("|")[0] for d in specs[n][0]) for n in before)
-
-
-@pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
-def test_bad_input_names_op_argument_expected_and_got(op):
-    case = next(c for c in op.cases if 0 < flops(op, c) <= 100_000)
-    seen = set()
-    for name, change, args in wrong_inputs(op, build(op, case | dict.fromkeys(op.optional, True))):
-        try:
-            shapes.check(f"gpt2fast::{op.name}", op.shapes, args)
-        except (ValueError, TypeError) as error:
-            expected = error
-        else:  # the change fits: a letter that is nobody else's, or an only tensor of another dtype
-            assert not must_raise(op, args, name, change), (name, change)
-            continue
-        for function in (op.overload, op.check_call):
-            with pytest.raises(type(expected)) as raised:
-                function(**args)
-            assert str(raised.value).split("\n")[0] == str(expected), (name, change)
-        said = re.match(rf"gpt2fast::{op.name}: (\w+)(?:\[\d+\])? must .+, got .+", str(expected))
-        assert said, expected
-        assert said[1] == name or not must_raise(op, args, name, change), (name, change, str(expected))
-        seen.add(name)
-    assert seen == set(op.tensors)
 
 
 @pytest.mark.parametrize("op", [o for o in OPS.values() if backends.is_native(o)], ids=lambda op: op.name)

@@ -1,18 +1,22 @@
-"""What tests of kernels need, for ours and for yours: inputs from a declaration, the parity rule, checks by op."""
+"""What tests of ops and kernels need, for ours and for yours: ``checks_of`` an op, inputs, the parity rule."""
 
 from .check import check_op, find_ops, run_check, runs
+from .contract import PROMISES, Check, checks_of
 from .inputs import LAYOUTS, build, call, truth, work
 from .isa import cpu_isa, runnable_isas
 from .parity import assert_close_to_truth, assert_parity, measure
 from .targets import lacks, on, targets, targets_of
 
 __all__ = [
+    "Check",
     "LAYOUTS",
+    "PROMISES",
     "assert_close_to_truth",
     "assert_parity",
     "build",
     "call",
     "check_op",
+    "checks_of",
     "cpu_isa",
     "find_ops",
     "lacks",

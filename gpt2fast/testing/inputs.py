@@ -126,17 +126,29 @@ def work(op: Op, case: dict[str, Any]) -> int:
     flops = int(op.flops(case)) if op.flops else 0
     if op.derivative_of is not None:
         return max(flops, work(op.derivative_of, case))
+    return max(flops, 8 * sum(_elements(op, case)))
+
+
+def flops(op: Op, case: dict[str, Any]) -> float:
+    """Of a case, by the declaration; where that does not say, one for each element of the first tensor."""
+    if op.flops:
+        return op.flops(case)
+    return flops(op.derivative_of, case) if op.derivative_of is not None else next(iter(_elements(op, case)), 0)
+
+
+def _elements(op: Op, case: dict[str, Any]) -> list[int]:
+    """How many numbers each tensor argument of a case has."""
     args = {n: case.get(n, p.default) for n, p in op.signature.parameters.items() if n not in op.tensors}
     leading = (case["B"], case["T"]) if "B" in case and "T" in case else ()
-    elements = 0
+    found = []
     for name in op.tensors:
         if name in op.optional and not case.get(name):
             continue
         spec = _shapes.resolve(op.shapes[name], args)
         each = _shapes.parse(spec)[0] == _shapes.EACH
         shapes = case["each"] if each else [_shapes.concrete(spec, case, leading)]
-        elements += sum(math.prod(shape) for shape in shapes)
-    return max(flops, 8 * elements)
+        found.append(sum(math.prod(shape) for shape in shapes))
+    return found
 
 
 def cut(op: Op, case: dict[str, Any], limit: int) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""The promises about derivatives: first ones against finite differences and by the parity rule, second ones, none."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..op import Op
+from .inputs import build, call, cast, every, flops, reference, work
+from .parity import assert_close_to_truth
+from .promise import MODERATE, QUICK, TINY, first_case, floating, floating_outputs, promise
+
+DRAWS = 16  # of a small case, whose gradients are pooled: the error of few rows is luck
+
+
+@promise
+def gradients_match_finite_differences(op: Op, case: dict[str, Any]) -> None:
+    """In float64 the derivative is what finite differences of the op give; of a larger case along one direction."""
+    args = cast(build(op, case), torch.float64)
+    names = floating(args)
+
+    def function(*tensors):
+        return op(**(args | dict(zip(names, tensors))))
+
+    leaves = [args[n].clone().requires_grad_() for n in names]
+    try:
+        torch.autograd.gradcheck(function, leaves, eps=1e-6, fast_mode=work(op, case) > TINY)
+    except RuntimeError as error:
+        which = ", ".join(f"input {i} is {name}" for i, name in enumerate(names))
+        raise AssertionError(f"{op.qualified}: gradients for {case} ({which}): {error}") from error
+
+
+def gradients(op: Op, args: dict[str, Any], douts: Sequence[Tensor]) -> dict[str, Tensor]:
+    """By floating-point input its gradient, zeros where there is none; ``douts`` are those of what the op returns."""
+    leaves = {n: args[n].detach().clone().requires_grad_() for n in floating(args)}
+    out = op(**(args | leaves))
+    out = out if isinstance(out, tuple) else (out,)
+    pairs = [(o, d.to(o.dtype)) for o, d in zip(out, douts) if o.is_floating_point()]
+    torch.autograd.backward([o for o, _ in pairs], [d for _, d in pairs])
+    return {n: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for n, leaf in leaves.items()}
+
+
+@promise
+def gradients_keep_the_parity_rule(
+    op: Op, case: dict[str, Any], dtype: torch.dtype = torch.float32, backend: str = "auto"
+) -> None:
+    """The gradients on a backend are about as near to those in float64 as those through the reference."""
+    found: dict[str, list] = {}  # per gradient: actual, plain and truth
+    for seed in range(DRAWS if flops(op, case) <= QUICK else 1):
+        args = build(op, case, dtype, seed=seed)
+        outs = reference(op, args)[: len(op.returns)]
+        generator = torch.Generator().manual_seed(seed)
+        douts = [torch.randn(o.shape, generator=generator).to(o.dtype) for o in outs]
+        with backends.use_backend(backend):
+            actual = gradients(op, args, douts)
+        with backends.use_backend("reference"):
+            plain = gradients(op, args, douts)
+            truth = gradients(op, cast(args, torch.float64), [d.double() for d in douts])
+        for name in actual:
+            found.setdefault(name, []).append((actual[name], plain[name], truth[name]))
+    for name, runs in found.items():
+        label = f"{op.qualified}: d{name} on {backend!r} for {case} in {dtype}"
+        assert_close_to_truth(*(torch.stack(tensors) for tensors in zip(*runs)), label, op.gradient_slack)
+
+
+def _penalty(op: Op, args: dict[str, Any], function: Callable[[dict[str, Any]], Sequence[Tensor]]):
+    """The gradients of the squares of a loss's gradients, by input; None where those are constants to autograd."""
+    leaves = [args[name].clone().requires_grad_() for name in floating(args)]
+    outs = floating_outputs(tuple(function(args | dict(zip(floating(args), leaves)))[: len(op.returns)]))
+    weights = [torch.linspace(-1, 1, o.numel(), dtype=o.dtype).view(o.shape) for o in outs]
+    loss = sum((o * w).sum() + o.square().sum() for o, w in zip(outs, weights))
+    first = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+    total = sum(g.square().sum() for g in first if g is not None)
+    if not (isinstance(total, Tensor) and total.requires_grad):
+        return None
+    return torch.autograd.grad(total, leaves, materialize_grads=True)
+
+
+@promise
+def second_derivatives_keep_the_parity_rule(op: Op, case: dict[str, Any]) -> None:
+    """Against float64 through the reference; what a forward pass saves, as a mean, changes with the inputs."""
+    args = build(op, case)
+    found = _penalty(op, args, lambda a: call(op, a))
+    assert found is not None, (
+        f"{op.qualified}: the gradients for {case} are constants to autograd, and have no derivative; compute them by "
+        "differentiable functions or by an op with derivative_of="
+    )
+    plain = _penalty(op, args, lambda a: reference(op, a))
+    exact = _penalty(op, cast(args, torch.float64), lambda a: reference(op, a))
+    for name, *tensors in zip(floating(args), found, plain, exact):
+        assert_close_to_truth(*tensors, f"{op.qualified}: second derivative by {name} for {case}", op.gradient_slack)
+
+
+@promise
+def no_derivative_raises(op: Op) -> None:
+    """A backward pass through an op that has no derivative raises, or its inputs would silently get no gradients."""
+    args = build(op, first_case(op, MODERATE))
+    args = {n: every(lambda t: t.requires_grad_() if t.is_floating_point() else t, v) for n, v in args.items()}
+    outs = [o for o in call(op, args) if o.is_floating_point() and o.numel()]
+    wanted = f"{op.qualified} has no derivative"
+    if not outs:
+        assert not any(o.requires_grad for o in call(op, args)), f"{op.qualified}: an integer output requires gradients"
+        return
+    try:
+        outs[0].sum().backward()
+    except RuntimeError as error:
+        assert wanted in str(error), f"{op.qualified}: a backward pass must raise {wanted!r}, got {str(error)!r}"
+    else:
+        raise AssertionError(f"{op.qualified}: a backward pass must raise RuntimeError {wanted!r}, got no error")
