@@ -120,7 +120,7 @@ $(TORCH_STAMP): constraints.txt | $(VENV)/.made
 	@$(PIP) install $(PIN) torch numpy setuptools wheel ninja
 	@rm -f $(VENV)/.torch-cpu $(VENV)/.torch-cuda && touch $@
 
-$(VENV)/.installed: $(TORCH_STAMP) setup.py pyproject.toml
+$(VENV)/.installed: $(TORCH_STAMP) setup.py gpt2fast/compiler_flags.py pyproject.toml
 	@$(PREFLIGHT)
 	@echo "Building gpt2fast ..."
 	@GPT2FAST_PTX=0 $(PIP) install $(PIN) --no-build-isolation -e '.[text,cli]'

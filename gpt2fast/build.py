@@ -79,7 +79,7 @@ def load(
         verbose: prints the commands.
 
     FileNotFoundError for a file, compiler or ninja that is missing, RuntimeError with the compiler's words where
-    something does not compile.
+    something does not compile, ImportError where the library does not load.
     """
     from torch.utils import cpp_extension
 
@@ -96,18 +96,24 @@ def load(
         )
     key = disk_cache.digest(name, torch.__version__, build_kernels.compiler_version(), *map(str, files))
     folder = disk_cache.root() / "extensions" / key[:32]
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "build").mkdir(parents=True, exist_ok=True)
     try:
-        library = cpp_extension.load(
-            name,
-            [str(file) for file in files],
-            extra_cflags=build_kernels.binding_flags(cflags),
-            extra_ldflags=[*map(str, objects), *ldflags],
-            extra_include_paths=[str(include_path()), *map(str, include_dirs)],
-            build_directory=str(folder),
-            is_python_module=False,
-            verbose=verbose,
-        )
+        with disk_cache.locked(folder):
+            (folder / "build" / "lock").unlink(missing_ok=True)  # torch's own, which a process that was killed leaves
+            library = cpp_extension.load(
+                name,
+                [str(file) for file in files],
+                extra_cflags=build_kernels.binding_flags(cflags),
+                extra_ldflags=[*map(str, objects), *ldflags],
+                extra_include_paths=[str(include_path()), *map(str, include_dirs)],
+                build_directory=str(folder / "build"),
+                is_python_module=False,
+                verbose=verbose,
+            )
+    except OSError as error:
+        raise ImportError(
+            f"gpt2fast.build.load: {name} does not load: {_words(error)}. {_undefined(_words(error))}"
+        ) from error
     except RuntimeError as error:
         cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(name, None)  # or torch takes it for built the next time
         raise RuntimeError(
@@ -127,7 +133,14 @@ def load_extension(name: str | Path) -> Path:
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        raise ImportError(f"{name} does not load: {error}. {_built_with(path)}") from error
+        known = _built_with(path)
+        fix = _undefined(_words(error))
+        if known != torch.__version__:
+            fix = (
+                f"It was built with torch {known or 'of an unknown version'}, this is torch {torch.__version__}: build "
+                "it again, in its sources: pip install --no-build-isolation ."
+            )
+        raise ImportError(f"{name} does not load: {_words(error)}. {fix}") from error
     connect(path)
     return path
 
@@ -141,13 +154,21 @@ def _find(name: str) -> Path:
     return Path(spec.origin)
 
 
-def _built_with(path: Path) -> str:
+def _built_with(path: Path) -> str | None:
     note = path.parent / (path.name.split(".")[0] + ".built_with")
-    known = note.read_text(encoding="utf-8") if note.is_file() else "an unknown version"
-    return (
-        f"It was built with torch {known}, this is torch {torch.__version__}: build it again, in its sources: "
-        "pip install --no-build-isolation ."
-    )
+    return note.read_text(encoding="utf-8") if note.is_file() else None
+
+
+def _words(error: OSError) -> str:
+    """The dynamic loader's own, which torch puts below its error."""
+    return str(error.__cause__ or error)
+
+
+def _undefined(words: str) -> str:
+    """What is missing, by the loader's words, in a library that was built with this torch."""
+    if "undefined symbol: _ZN8gpt2fast3cpu" in words:
+        return "A kernel of GPT2FAST_CPU_KERNEL was not compiled: name its header in kernels="
+    return "A source of it was not compiled, or a library not linked: name them in sources= and ldflags="
 
 
 def connect(library: ModuleType | str | os.PathLike) -> None:

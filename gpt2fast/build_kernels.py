@@ -65,7 +65,7 @@ def compile_kernels(
     """The objects of all headers for all instruction sets of this machine, several compiled at a time.
 
     FileNotFoundError for a header that is missing, ValueError for one whose name is no identifier, RuntimeError with
-    the compiler's words.
+    the compiler's words, or for functions outside an anonymous namespace.
     """
     files = [existing(header, "kernels") for header in headers]
     if wrong := [file for file in files if not file.stem.isidentifier()]:
@@ -93,9 +93,22 @@ def _object(header: Path, isa: str, command: list[str]) -> Path:
         )
         if done.returncode:
             raise RuntimeError(f"gpt2fast.build: {header} does not compile for {isa}:\n{shortened(done.stderr)}")
+        if shared := _shared_functions(made):
+            raise RuntimeError(
+                f"gpt2fast.build: {header} must define its functions in an anonymous namespace, or one of those "
+                f"compiled for {', '.join(isas())} runs for all; got {shared[0]}"
+            )
         return made, [path for path in _dependencies(read.read_text()) if Path(path) != source]
 
     return disk_cache.compiled("kernels", [text, *command, compiler_version()], f"{name}_{isa}.o", compile)
+
+
+def _shared_functions(made: Path) -> list[str]:
+    """Functions of which the linker keeps one, whatever instruction set it is compiled for; none where nm is not."""
+    if shutil.which("nm") is None:
+        return []
+    listed = subprocess.run(["nm", "-C", "--defined-only", str(made)], capture_output=True, text=True).stdout
+    return re.findall(r"^\w+ [WT] (.+)$", listed, re.M)
 
 
 def _dependencies(rule: str) -> list[str]:

@@ -42,7 +42,7 @@ def compiled(
     if found := _entry(home, name):
         return found
     home.mkdir(parents=True, exist_ok=True)
-    with _lock(home), tempfile.TemporaryDirectory(dir=home, prefix=MAKING) as folder:
+    with locked(home), tempfile.TemporaryDirectory(dir=home, prefix=MAKING) as folder:
         if found := _entry(home, name):  # made by the process that held the lock
             return found
         made, read = compile(Path(folder))
@@ -66,7 +66,7 @@ def _entry(home: Path, name: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def _lock(home: Path) -> Iterator[None]:
+def locked(home: Path) -> Iterator[None]:
     """Held by one process at a time, so that of several that want the same thing one compiles and the others wait."""
     with open(home / "lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # closing the file gives it back, and so does the end of the process

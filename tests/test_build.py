@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gpt2fast
-from gpt2fast import backends, build, build_kernels, compiler_flags
+from gpt2fast import backends, build, build_kernels, compiler_flags, disk_cache
 from gpt2fast.testing import check_op, cpu_isa, runnable_isas
 
 ROOT = Path(__file__).parent.parent
@@ -31,23 +31,25 @@ def arguments(dtype=torch.float32, C: int = 40) -> list[torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """pip's work, which goes on while other tests run, and the folder that it fills."""
-    folder = tmp_path_factory.mktemp("installed")
-    shutil.copytree(PACKAGE, folder / "sources", ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
-    command = "-m pip --disable-pip-version-check install -q --no-build-isolation --no-deps --no-index --target".split()
-    log = open(folder / "log", "w")
-    process = subprocess.Popen(
-        [sys.executable, *command, str(folder / "site"), str(folder / "sources")], stdout=log, stderr=log
-    )
-    yield process, folder
-    process.kill()
-    process.wait()
-    log.close()
+def site(tmp_path_factory) -> Path:
+    """What pip installed; of several processes that run tests one calls it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "scale_package"
+    folder.mkdir(exist_ok=True)
+    with disk_cache.locked(folder):
+        if not (folder / "site").is_dir():
+            ignored = shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
+            shutil.copytree(PACKAGE, folder / "sources", ignore=ignored, dirs_exist_ok=True)
+            install = "-m pip --disable-pip-version-check install -q --no-build-isolation --no-deps --no-index --target"
+            cache = os.environ | {"GPT2FAST_CACHE": str(folder / "cache")}
+            done = run(*install.split(), str(folder / "unfinished"), str(folder / "sources"), env=cache)
+            assert done.returncode == 0, done.stdout + done.stderr
+            (folder / "unfinished").rename(folder / "site")
+    return folder / "site"
 
 
 @pytest.fixture(scope="module")
-def library(installed) -> Path:
+def library() -> Path:
     return build.load(
         "scale_package_C",
         [PACKAGE / "csrc" / "binding.cpp"],
@@ -137,24 +139,18 @@ USE = """if True:
 """
 
 
-def site(installed) -> Path:
-    process, folder = installed
-    assert process.wait() == 0, (folder / "log").read_text()
-    return folder / "site"
-
-
 def use(folder: Path, code: str = USE) -> subprocess.CompletedProcess:
     return run("-c", code, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder)})
 
 
-def test_installed_by_pip(installed):
-    done = use(site(installed))
+def test_installed_by_pip(site):
+    done = use(site)
     assert done.stdout.split() == ["cpu", "18.0"], done.stderr
 
 
-def test_another_torch(installed, tmp_path):
+def test_another_torch(site, tmp_path):
     """The loader's words for a library that wants what this torch has not, and who built it."""
-    shutil.copytree(site(installed), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(site, tmp_path, dirs_exist_ok=True)
     package = tmp_path / "scale_package"
     (library,) = package.glob("_C.*.so")
     data = library.read_bytes()
@@ -163,13 +159,14 @@ def test_another_torch(installed, tmp_path):
     library.write_bytes(data.replace(symbol, symbol.replace(b"_resolve", b"_resalve")))
     (package / "_C.built_with").write_text("2.11.0")
     error = use(tmp_path).stderr
-    assert "scale_package._C does not load: " in error and "undefined symbol" in error
-    assert f"It was built with torch 2.11.0, this is torch {torch.__version__}: build it again" in error
+    words = error.strip().split("\n")[-1]
+    assert words.startswith("ImportError: scale_package._C does not load: ") and "undefined symbol" in words
+    assert f"It was built with torch 2.11.0, this is torch {torch.__version__}: build it again" in words
     library.unlink()
     assert "ImportError: scale_package._C is not built: in the sources of scale_package, pip" in use(tmp_path).stderr
 
 
-def test_not_connected(installed):
+def test_not_connected(site):
     code = """if True:
         import torch
         from gpt2fast import build
@@ -177,7 +174,7 @@ def test_not_connected(installed):
         import scale_package
         scale_package.scale_bias_add(torch.ones(2, 3), torch.ones(3), torch.ones(3), torch.ones(2, 3))
     """
-    error = use(site(installed), code).stderr
+    error = use(site, code).stderr
     assert "scale_package::scale_bias_add: the library of its kernel is not connected to gpt2fast" in error
     assert "gpt2fast.build.load_extension(" in error
 
@@ -205,6 +202,17 @@ def test_another_gpt2fast(library, monkeypatch):
 def test_a_library_without_bindings():
     with pytest.raises(ValueError, match="has no gpt2fast_connect: a source of it must include torch/binding.h"):
         build.connect(backends._C)
+
+
+def test_what_was_not_linked(monkeypatch, tmp_path):
+    monkeypatch.setenv("GPT2FAST_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "unlinked.cpp"
+    source.write_text("namespace gpt2fast::cpu { extern int scale_avx2; } int* use = &gpt2fast::cpu::scale_avx2;")
+    with pytest.raises(ImportError, match="unlinked does not load: .*undefined symbol.*name its header in kernels="):
+        build.load("unlinked", [source])
+    source.write_text("extern int something; int* use = &something;")
+    with pytest.raises(ImportError, match="undefined symbol: something. A source of it was not compiled"):
+        build.load("unlinked", [source])
 
 
 def test_no_compiler(monkeypatch):
@@ -253,6 +261,21 @@ def test_what_does_not_compile(monkeypatch, tmp_path):
     for _ in range(2):  # torch, asked a second time, would take it for built
         with pytest.raises(RuntimeError, match="gpt2fast.build.load: wrong does not compile:(?s:.*)no_such_header.h"):
             build.load("wrong", [source])
+
+
+def test_a_function_that_instruction_sets_would_share(monkeypatch, tmp_path):
+    monkeypatch.setenv("GPT2FAST_CACHE", str(tmp_path / "cache"))
+    header = tmp_path / "shared.h"
+    header.write_text("""
+        struct Args { float x; };
+        __attribute__((noinline)) inline float twice(float x) { return x + x; }
+        static int64_t shared_tasks(const Args& args) { return int64_t(twice(args.x)); }
+        static void shared_run(const Args&, int64_t, int64_t) {}
+    """)
+    with pytest.raises(RuntimeError, match=r"must define its functions in an anonymous namespace.*got twice\(float\)"):
+        build_kernels.compile_kernels([header])
+    header.write_text(header.read_text().replace("inline float", "static float"))
+    assert len(build_kernels.compile_kernels([header])) == len(compiler_flags.isas())
 
 
 def test_objects_are_kept_by_content(monkeypatch, tmp_path):
