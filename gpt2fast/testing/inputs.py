@@ -136,6 +136,12 @@ def flops(op: Op, case: dict[str, Any]) -> float:
     return flops(op.derivative_of, case) if op.derivative_of is not None else next(iter(_elements(op, case)), 0)
 
 
+def has_elements(op: Op, case: dict[str, Any]) -> bool:
+    """Whether the first tensor of a case is not empty, and the declaration counts operations for it."""
+    forward = op.derivative_of or op
+    return flops(op, case) > 0 and next(iter(_elements(forward, case)), 0) > 0
+
+
 def _elements(op: Op, case: dict[str, Any]) -> list[int]:
     """How many numbers each tensor argument of a case has."""
     args = {n: case.get(n, p.default) for n, p in op.signature.parameters.items() if n not in op.tensors}

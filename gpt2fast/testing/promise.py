@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..op import NAMESPACE, OPS, Op
-from .inputs import flops, work
+from .inputs import flops, has_elements, work
 
 TINY = 4000  # operations: for float64 finite differences and second derivatives
 QUICK = 100_000
@@ -69,7 +69,7 @@ def poisoned_memory() -> Iterator[None]:
 
 def smallest_case(op: Op) -> dict[str, Any]:
     """The cheapest case that has elements; ValueError where the declaration names none."""
-    filled = [case for case in op.cases if flops(op, case) > 0]
+    filled = [case for case in op.cases if has_elements(op, case)]
     if not filled:
         raise ValueError(f"{op.qualified}: cases= must name at least one case that has elements, got {op.cases}")
     return min(filled, key=lambda case: work(op, case))
@@ -78,12 +78,14 @@ def smallest_case(op: Op) -> dict[str, Any]:
 def cases_below(op: Op, limit: int) -> list[dict[str, Any]]:
     """The cases that cost at most ``limit`` operations, empty ones too; the cheapest one where all cost more."""
     found = [case for case in op.cases if work(op, case) <= limit]
-    return found if any(flops(op, case) > 0 for case in found) else [*found, smallest_case(op)]
+    return found if any(has_elements(op, case) for case in found) else [*found, smallest_case(op)]
 
 
 def first_case(op: Op, limit: int, fits: Callable[[dict], bool] = lambda case: True) -> dict[str, Any]:
     """The first case with elements of at most ``limit`` FLOPs that ``fits``; the cheapest one where none is."""
-    return next((c for c in op.cases if 0 < flops(op, c) <= limit and fits(c)), None) or smallest_case(op)
+    return next(
+        (c for c in op.cases if has_elements(op, c) and flops(op, c) <= limit and fits(c)), None
+    ) or smallest_case(op)
 
 
 def dtypes_of(op: Op, *wanted: torch.dtype) -> tuple[torch.dtype, ...]:
