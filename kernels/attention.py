@@ -131,9 +131,9 @@ def attention_kernel(
     q_ptr, k_ptr, v_ptr, mask_ptr, bias_ptr, seed_ptr, out_ptr, lse_ptr,
     stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h, stride_v_b, stride_v_s, stride_v_h,
     stride_mask_b, stride_bias_b, stride_bias_h, stride_bias_t, stride_bias_s, H, T, S, window, scale, dropout_p,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(T, BLOCK_M)
     head = (tl.program_id(0) // tiles).to(tl.int64)
@@ -195,10 +195,11 @@ def arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p):
     # A tensor that is not there is not read either: any pointer will do.
     optional = [q if x is None else x for x in (mask, bias, seed)]
     sizes = (H, T, S, window, D**-0.5 if scale is None else scale, dropout_p)
-    words = dict(
-        D=D, BLOCK_D=max(16, triton.next_power_of_2(D)), CAUSAL=causal, HAS_WINDOW=window > 0,
-        HAS_MASK=mask is not None, HAS_BIAS=bias is not None, DROPOUT=dropout_p > 0,
-        PRECISION=precision(q), enable_fp_fusion=True,
+    # D and BLOCK_D, CAUSAL, HAS_WINDOW, HAS_MASK, HAS_BIAS, DROPOUT, PRECISION: by place, which takes the host half as
+    # long as by name.
+    words = (
+        D, max(16, 1 << (D - 1).bit_length()), causal, window > 0, mask is not None, bias is not None, dropout_p > 0,
+        precision(q),
     )  # fmt: skip
     return optional, strides, sizes, words
 
@@ -210,10 +211,10 @@ def attention(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, s
     if out.numel():
         q, k, v = dense_heads(q, k, v)
         optional, strides, sizes, words = arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p)
-        M, N, warps, stages = forward_tile(words["BLOCK_D"], q.dtype == torch.float32)
+        M, N, warps, stages = forward_tile(words[1], q.dtype == torch.float32)
         attention_kernel[(-(-T // M) * B * H,)](
-            q, k, v, *optional, out, lse, *strides, *sizes, **words, BLOCK_M=M, BLOCK_N=N, num_warps=warps,
-            num_stages=stages,
+            q, k, v, *optional, out, lse, *strides, *sizes, *words, M, N, num_warps=warps, num_stages=stages,
+            enable_fp_fusion=True,
         )  # fmt: skip
     return out, lse
 

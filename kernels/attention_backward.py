@@ -58,9 +58,9 @@ def attention_backward_q_kernel(
     stride_dout_b, stride_dout_t, stride_dout_h, stride_out_b, stride_out_t, stride_out_h,
     stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h, stride_v_b, stride_v_s, stride_v_h,
     stride_mask_b, stride_bias_b, stride_bias_h, stride_bias_t, stride_bias_s, H, T, S, window, scale, dropout_p,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(T, BLOCK_M)
     head = (tl.program_id(0) // tiles).to(tl.int64)
@@ -153,9 +153,9 @@ def attention_backward_kv_kernel(
     stride_dout_b, stride_dout_t, stride_dout_h,
     stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h, stride_v_b, stride_v_s, stride_v_h,
     stride_mask_b, stride_bias_b, stride_bias_h, stride_bias_t, stride_bias_s, H, T, S, window, scale, dropout_p,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(S, BLOCK_N)
     head = (tl.program_id(0) // tiles).to(tl.int64)
@@ -216,10 +216,9 @@ def attention_backward_bias_kernel(
     stride_dout_b, stride_dout_t, stride_dout_h,
     stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h, stride_v_b, stride_v_s, stride_v_h,
     stride_mask_b, stride_bias_b, stride_bias_h, stride_bias_t, stride_bias_s, H, T, S, window, scale, dropout_p, B,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    SUM_B: tl.constexpr, SUM_H: tl.constexpr, SUM_T: tl.constexpr, SUM_S: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr,
+    HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, SUM_B: tl.constexpr, SUM_H: tl.constexpr, SUM_T: tl.constexpr, SUM_S: tl.constexpr,
 ):  # fmt: skip
     """dbias is ds, summed over the axes along which bias broadcasts. A program holds a tile of dbias and walks over all
     that is added to it, in a fixed order."""
@@ -321,16 +320,16 @@ def attention_backward(
     delta, excess = torch.empty_like(lse), torch.empty_like(lse)
     optional, strides, sizes, words = arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p)
     strides_dout = dout.stride()[:3]
-    key = words["BLOCK_D"], q.dtype == torch.float32
+    key = words[1], q.dtype == torch.float32
     M, N, warps, stages = tile_of_queries(*key)
     attention_backward_q_kernel[(-(-T // M) * B * H,)](
         dout, out, q, k, v, *optional, lse, dq, delta, excess, *strides_dout, *out.stride()[:3], *strides, *sizes,
-        **words, BLOCK_M=M, BLOCK_N=N, num_warps=warps, num_stages=stages,
+        *words, M, N, num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
     M, N, warps, stages = tile_of_keys(*key)
     attention_backward_kv_kernel[(-(-S // N) * B * H,)](
         dout, q, k, v, *optional, lse, delta, excess, dk, dv, *strides_dout, *strides, *sizes,
-        **words, BLOCK_M=M, BLOCK_N=N, num_warps=warps, num_stages=stages,
+        *words, M, N, num_warps=warps, num_stages=stages, enable_fp_fusion=True,
     )  # fmt: skip
     if bias is not None:
         M, N, warps, stages = tile_of_bias(*key)
@@ -340,9 +339,8 @@ def attention_backward(
         for count, is_summed in zip(tiles_of, summed):
             programs *= 1 if is_summed else count
         attention_backward_bias_kernel[(programs,)](
-            dout, q, k, v, *optional, lse, delta, excess, dbias, *strides_dout, *strides, *sizes, B, **words,
-            BLOCK_M=M, BLOCK_N=N, SUM_B=summed[0], SUM_H=summed[1], SUM_T=summed[2], SUM_S=summed[3],
-            num_warps=warps, num_stages=stages,
+            dout, q, k, v, *optional, lse, delta, excess, dbias, *strides_dout, *strides, *sizes, B, *words,
+            M, N, *summed, num_warps=warps, num_stages=stages, enable_fp_fusion=True,
         )  # fmt: skip
     return dq, dk, dv, dbias
 
