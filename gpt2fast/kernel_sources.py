@@ -41,7 +41,7 @@ class Kernels(MutableMapping[str, Kernel]):
     def __init__(self, package: str | None = None, functions: Mapping[str, Kernel] | None = None):
         self.package, self._functions = package, dict(functions or {})
         self._imported: dict[str, Kernel] = {}
-        self.has_others = bool(functions)  # than those of the package
+        self._others = set(self._functions)  # names of ops whose kernels do not come from the package
 
     @functools.cached_property
     def modules(self) -> dict[str, str]:
@@ -51,14 +51,21 @@ class Kernels(MutableMapping[str, Kernel]):
         listed = importlib.import_module(self.package).MODULES
         return {name: f"{self.package}.{module}" for name, module in listed.items()}
 
+    @property
+    def has_others(self) -> bool:
+        """Whether there are kernels that do not come from the package."""
+        return bool(self._others)
+
     def add_module(self, name: str, module: str) -> None:
         """Says that op ``name`` has its kernel in ``module``, which is imported at the first use."""
         self._forget(name)
-        self.modules[name], self.has_others = module, True
+        self._others.add(name)
+        self.modules[name] = module
 
     def __setitem__(self, name: str, kernel: Kernel) -> None:
         self._forget(name)
-        self._functions[name], self.has_others = kernel, True
+        self._others.add(name)
+        self._functions[name] = kernel
 
     def __delitem__(self, name: str) -> None:
         if name not in self:
@@ -66,6 +73,7 @@ class Kernels(MutableMapping[str, Kernel]):
         self._forget(name)
 
     def _forget(self, name: str) -> None:
+        self._others.discard(name)
         for part in (self._functions, self._imported, self.modules):
             part.pop(name, None)
 
@@ -90,9 +98,9 @@ def _import_kernel(name: str, module: str) -> Kernel:
     """The kernel of op ``name`` in ``module``; ImportError or TypeError with the fix where there is none."""
     try:
         found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # a package that the module needs: its own message says which
+            raise ImportError(f"{name}: its kernel module {module!r} does not import: {error}") from error
         raise ImportError(
             f"{name}: there is no module {error.name!r}, where kernels(backend, {module!r}) says that its kernel is; "
             "install it, put its folder on PYTHONPATH, or correct the name"

@@ -102,7 +102,8 @@ def test_a_kernel_said_for_an_op_of_ours_takes_the_place_of_ours(module):
     "text, error, said",
     (
         (None, ImportError, "there is no module 'wrong', where kernels(backend, 'wrong') says that its kernel is;"),
-        ("import gpt2fast_is_not_this", ImportError, "No module named 'gpt2fast_is_not_this'"),
+        ("import gpt2fast_is_not_this", ImportError,
+         "gpt2fast_sources::third: its kernel module 'wrong' does not import: No module named 'gpt2fast_is_not_this'"),
         ("", TypeError, "must have a dict KERNELS = {'gpt2fast_sources::third': (run, supports)}, got none"),
         ("KERNELS = {'third': 1}", TypeError, "the op's name 'gpt2fast_sources::third' as a key, got 'third'"),
         ("KERNELS = {'gpt2fast_sources::third': print}", TypeError, "be (run, supports) or (run, supports, slower)"),
@@ -116,6 +117,43 @@ def test_a_module_without_the_kernel_is_named_with_the_fix(text, error, said, th
     third.kernels("triton", "wrong")
     with pytest.raises(error, match=re.escape(said)):
         choose(third, X, device="cuda")
+
+
+def test_the_check_names_a_module_that_is_missing_and_goes_on(third, module, monkeypatch):
+    pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
+    third.kernels("triton", "gpt2fast_no_such_module")
+    monkeypatch.setattr("gpt2fast.testing.check.targets_of", lambda op: ["triton:ptx", "reference"])
+    rows = check_op(third)
+    found = {
+        target: {row["error"] for row in rows if row["target"] == target} for target in ("triton:ptx", "reference")
+    }
+    (error,) = found["triton:ptx"]
+    assert "third: there is no module 'gpt2fast_no_such_module'" in error and found["reference"] == {None}
+
+
+def test_cuda_kernels_of_a_package_run_where_ours_are_not_built(third, monkeypatch):
+    pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
+    from gpt2fast.cuda import library
+    from gpt2fast.testing import ptx
+
+    monkeypatch.setitem(vars(library.OURS), "_machine_reason", "ours are not built")
+    with ptx.machine():
+        assert backends.status()["cuda"] == "ours are not built"
+        third.kernel("cuda", lambda x: x / 3, lambda x: None)
+        try:
+            assert backends.status()["cuda"] is None
+            with use_backend("cuda"):
+                assert choose(third, X).backend == "cuda"
+                with pytest.raises(RuntimeError, match="backend 'cuda' does not cover this call: ours are not built"):
+                    OPS["gelu"](X)
+        finally:
+            del BACKENDS["cuda"].kernels[third.key]
+        assert backends.status()["cuda"] == "ours are not built" and third.key not in BACKENDS["cuda"].kernels
+
+
+def test_a_backend_for_gpus_is_a_target_where_there_is_one():
+    with register(Backend("mine", ("cuda",), lambda: None)):
+        assert ("mine:gpu" in targets()) == torch.cuda.is_available() and "mine" not in targets()
 
 
 def test_what_is_no_module_no_function_and_no_backend_is_refused(third, module):

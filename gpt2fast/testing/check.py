@@ -37,7 +37,7 @@ def check_op(op: Op) -> list[dict]:
         try:
             with on(run["target"]) as device:
                 assert_parity(op, run["case"], run["dtype"], run["layout"], device=device)
-        except (AssertionError, RuntimeError, ValueError, TypeError) as failure:
+        except (AssertionError, RuntimeError, ValueError, TypeError, ImportError) as failure:
             error = str(failure)
         rows.append(run | dict(dtype=str(run["dtype"]).removeprefix("torch."), error=error))
     return rows
