@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
-    from . import backends, hf, model, ops, shapes, testing
+    from . import backends, build, hf, model, ops, shapes, testing
     from .backends import use_backend
     from .config import Config
     from .cuda.build import build_cuda
@@ -50,6 +50,7 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "backends",
+    "build",
     "build_cuda",
     "generate",
     "hf",
@@ -64,7 +65,7 @@ __all__ = [
     "use_backend",
 ]
 
-_MODULES = ("backends", "hf", "model", "ops", "shapes", "testing")
+_MODULES = ("backends", "build", "hf", "model", "ops", "shapes", "testing")
 _ELSEWHERE = dict(
     GPT2="model",
     Config="config",

@@ -70,7 +70,13 @@ def compile_kernels(
     files = [existing(header, "kernels") for header in headers]
     if wrong := [file for file in files if not file.stem.isidentifier()]:
         raise ValueError(f"gpt2fast.build: kernels must be called NAME.h with NAME an identifier, got {wrong[0].name}")
-    command = [*compiler(), KERNEL_STANDARD, *FLAGS, f"-I{include_path()}", *(f"-I{path}" for path in include_dirs)]
+    command = [
+        *compiler(),
+        KERNEL_STANDARD,
+        *FLAGS,
+        f"-I{include_path()}",
+        *(f"-I{Path(path).resolve()}" for path in include_dirs),
+    ]
     work = [(file, isa, [*command, *flags, *cflags]) for file in files for isa, flags in isas().items()]
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda one: _object(*one), work))

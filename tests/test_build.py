@@ -59,12 +59,20 @@ def library() -> Path:
 
 
 @pytest.fixture(scope="module")
-def scale_bias_add(library):
+def package(library):
+    """The module of the package's ops."""
+    before = set(gpt2fast.OPS)
     spec = importlib.util.spec_from_file_location("scale_package_ops", PACKAGE / "scale_package" / "ops.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    yield module.scale_bias_add
-    del gpt2fast.OPS[module.scale_bias_add.key]
+    yield module
+    for name in set(gpt2fast.OPS) - before:
+        del gpt2fast.OPS[name]
+
+
+@pytest.fixture(scope="module")
+def scale_bias_add(package):
+    return package.scale_bias_add
 
 
 @pytest.mark.parametrize("isa", runnable_isas())
@@ -106,6 +114,20 @@ def test_what_it_does_not_cover(scale_bias_add):
         scale_bias_add(*arguments())
         with pytest.raises(RuntimeError, match="backend 'cpu' does not cover this call: the kernels cover float32"):
             scale_bias_add(*args)
+
+
+def test_an_op_in_place_and_one_of_integers(package):
+    for dtype in (torch.float32, torch.float64):  # by the binding, and by what runs what it does not cover
+        x = torch.ones(2, 3, dtype=dtype)
+        package.scale_(x, 3.0, 2), package.scale_(x, 0.5)
+        assert x.unique().tolist() == [3.0]
+    with pytest.raises(ValueError, match="scale_package::scale_: factor must be at least 0, got -1"):
+        package.scale_(x.float(), -1.0)
+    tokens = torch.arange(6).reshape(2, 3)
+    assert backends.choose(package.next_two, tokens).backend == "cpu"
+    assert [t.sum().item() for t in package.next_two(tokens)] == [21, 27]
+    with pytest.raises(TypeError, match="scale_package::next_two: tokens must have dtype int64, got float32"):
+        package.next_two(tokens.float())
 
 
 def test_a_library_loaded_under_another_backend_stays_hidden(scale_bias_add, library, monkeypatch):

@@ -2,7 +2,7 @@
 
 from gpt2fast.build import load_extension
 
-from .ops import scale_bias_add
+from .ops import next_two, scale_, scale_bias_add
 
 load_extension("scale_package._C")
-__all__ = ["scale_bias_add"]
+__all__ = ["next_two", "scale_", "scale_bias_add"]
