@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from . import backends
 from .ops.common import multiply
-from .ops.linear_cross_entropy import GRADIENTS, accumulate, chunks, scaled
+from .ops.linear_cross_entropy import GRADIENTS, accumulate, chunks, part, scaled
 from .products import strided
 
 ALIGNED = 16  # columns of which the buffer's rows are a multiple
@@ -45,10 +45,20 @@ def _rows(product, row, x, weight, targets, ignore_index, label_smoothing, want,
     per_row, stride = (loss.new_ones(1), 0) if dloss is None else (dloss, dloss.stride(0))
 
     def dlogits_of(rows):
-        logits = buffer[: rows.stop - rows.start]
-        product(x[rows], weight.t(), logits)
-        scale = (per_row if dloss is None else per_row[rows]) if want else None
-        row(logits, targets[rows], loss[rows], lse[rows], scale, stride, V, ignore_index, label_smoothing)
+        logits = part(buffer, slice(0, rows.stop - rows.start))
+        product(part(x, rows), weight.t(), logits)
+        scale = (per_row if dloss is None else part(per_row, rows)) if want else None
+        row(
+            logits,
+            part(targets, rows),
+            part(loss, rows),
+            part(lse, rows),
+            scale,
+            stride,
+            V,
+            ignore_index,
+            label_smoothing,
+        )
         return logits
 
     dx, dweight = accumulate(x, weight, want, dlogits_of, product)
