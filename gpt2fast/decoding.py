@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import backends, ops
 from .checks import obstacle
+from .cuda import library
 
 GPU_BACKENDS = ("triton", "cuda")  # whose kernels neither wait nor look at values
 LEAST_TURNS = 16  # of one call that are worth a capture, which takes as long as some turns do
@@ -149,7 +150,8 @@ def graph_obstacle(model: Any) -> str | None:
     weight = model.wte.weight
     if not (weight.is_cuda or backends.cpu_counts_as_cuda() and torch.cuda.is_available()):
         return f"the model is on {weight.device}, not on a GPU"
-    active, usable = backends.active(), backends.status()
+    active = backends.active()
+    usable = backends.status() | dict(cuda=library.reason())  # without ours, cuda may have kernels of a package
     if active not in ("auto", *GPU_BACKENDS):
         return f"backend {active!r} is in force"
     missing = [usable[name] for name in GPU_BACKENDS if active in ("auto", name)]

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class Kernel:
     """One op on one backend. All functions take the op's arguments, checked before by the declaration.
 
-    ``run`` allocates the outputs, all of them, and computes them. ``supports`` answers why it does not cover a call, or
+    ``run`` allocates the outputs, all of them, and computes them; on a GPU it launches and neither waits nor reads
+    values back, since ``generate`` captures it in a CUDA graph. ``supports`` answers why it does not cover a call, or
     None; it looks at dtypes and shapes only, since it is also asked about meta tensors. ``slower``, if there is one,
     answers why another way is the choice for a call that is covered, where nobody asks for the backend by name.
     """
@@ -257,15 +258,16 @@ def _kernels_of(declared: "Op", backend: str) -> Kernels:
     return kernels
 
 
-_fitting: dict[tuple[str, str], Kernel] = {}
+_fitting: dict[tuple[str, str], tuple[Kernel, inspect.Signature]] = {}  # what was found to fit what
 
 
 def fitting_kernel(backend: str, kernels: Mapping[str, Kernel], declared: "Op") -> Kernel:
     """The backend's kernel; TypeError naming both signatures where its functions do not take what the op takes."""
     kernel, key = kernels[declared.key], (backend, declared.key)
-    if _fitting.get(key) is not kernel:
+    known, signature = _fitting.get(key, (None, None))
+    if known is not kernel or signature is not declared.signature:
         check_fits(backend, kernel, declared)
-        _fitting[key] = kernel
+        _fitting[key] = kernel, declared.signature
     return kernel
 
 

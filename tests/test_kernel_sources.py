@@ -1,5 +1,6 @@
 """Where kernels are: modules and functions said for an op, backends of one's own, and what is wrong with them."""
 
+import inspect
 import re
 import sys
 
@@ -185,6 +186,13 @@ def test_a_backend_of_ones_own_runs_is_a_target_and_is_checked(third, mine):
     with on("mine") as device, pytest.raises(RuntimeError, match="backend 'mine' does not cover this call"):
         assert device == "cpu"
         OPS["gelu"](X)
+
+
+def test_a_kernel_is_held_against_its_op_again_where_that_is_declared_anew(third, mine, monkeypatch):
+    assert choose(third, X).backend == "mine"
+    monkeypatch.setattr(third, "signature", inspect.signature(lambda x, scale: None))
+    with pytest.raises(TypeError, match=r"run of backend 'mine' must take the op's arguments \(x, scale\), got \(x\)"):
+        choose(third, X)
 
 
 def test_the_check_finds_what_a_backend_of_ones_own_does_wrong(third, mine):

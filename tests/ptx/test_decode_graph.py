@@ -13,7 +13,9 @@ from both import PACKAGES, reason_against
 pytest.importorskip("triton")
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
-from gpt2fast import GPT2, Config, decoding, use_backend
+from gpt2fast import GPT2, OPS, Config, decoding, use_backend
+from gpt2fast.backends import BACKENDS, Backend
+from gpt2fast.cuda import library
 from gpt2fast.testing import ptx
 
 SIZES = dict(n_layer=2, n_embd=32, n_head=2, vocab_size=61, n_positions=160, bos_token_id=0, eos_token_id=0)
@@ -174,6 +176,18 @@ def test_refused(model, captured, spoil, reason):
         model.generate(*prompt(), cuda_graph=True)
     with ptx.machine():
         assert decoding.graph_obstacle(model) == reason
+
+
+def test_refused_where_only_kernels_of_a_package_run(model, captured, monkeypatch):
+    triton = Backend("triton", ("cuda",), lambda: "no triton")
+    monkeypatch.setitem(BACKENDS, "triton", triton)
+    monkeypatch.setitem(vars(library.OURS), "_machine_reason", "no cuda of ours")
+    cuda = BACKENDS["cuda"]
+    monkeypatch.setitem(BACKENDS, "cuda", Backend("cuda", cuda.devices, cuda.reason))
+    OPS["gelu"].kernel("cuda", lambda x, approximate="tanh": x, lambda x, approximate="tanh": None)
+    with ptx.machine():
+        assert BACKENDS["cuda"].reason() is None
+        assert decoding.graph_obstacle(model) == "no triton; no cuda of ours"
 
 
 def test_refused_without_a_gpu_and_with_holes(model):
