@@ -85,6 +85,7 @@ def load(
 
     from . import build_kernels
 
+    _need_own_kernels()
     if not name.isidentifier():
         raise ValueError(f"gpt2fast.build.load: name must be an identifier, got {name!r}")
     files = [build_kernels.existing(path, "sources") for path in sources]
@@ -171,16 +172,20 @@ def _undefined(words: str) -> str:
     return "A source of it was not compiled, or a library not linked: name them in sources= and ldflags="
 
 
+def _need_own_kernels() -> None:
+    if _C is None:
+        raise RuntimeError(
+            f"gpt2fast's own kernels in C++, which others are connected to, are not there: {_extension_error}"
+        )
+
+
 def connect(library: ModuleType | str | os.PathLike) -> None:
     """Lends a loaded library, by its module or path, what its bindings need: declarations, instruction set, memory.
 
     Without it, its ops raise. ValueError for a library without bindings of ours, RuntimeError for one that was built
     against another gpt2fast.
     """
-    if _C is None:
-        raise RuntimeError(
-            f"gpt2fast's own kernels in C++, which others are connected to, are not there: {_extension_error}"
-        )
+    _need_own_kernels()
     path = str(getattr(library, "__file__", library))
     function = getattr(ctypes.CDLL(path), "gpt2fast_connect", None)
     if function is None:

@@ -13,7 +13,7 @@ import torch
 
 import gpt2fast
 from gpt2fast import backends, build, build_kernels, compiler_flags, disk_cache
-from gpt2fast.testing import check_op, cpu_isa, runnable_isas
+from gpt2fast.testing import PROMISES, check_op, checks_of, cpu_isa, runnable_isas
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tests" / "scale_package"
@@ -75,12 +75,16 @@ def scale_bias_add(package):
     return package.scale_bias_add
 
 
-@pytest.mark.parametrize("isa", runnable_isas())
-def test_parity(scale_bias_add, isa):
-    with cpu_isa(isa):
-        rows = [row for row in check_op(scale_bias_add) if "cpu" in row["target"]]
-        assert backends.describe(backends.choose(scale_bias_add, *arguments())) == f"cpu, {isa}"
-    assert rows and not [row for row in rows if row["error"]]
+def test_parity(scale_bias_add):
+    rows = check_op(scale_bias_add)
+    assert {row["target"] for row in rows} == {f"cpu:{isa}" for isa in runnable_isas()}
+    assert not [row for row in rows if row["error"]]
+
+
+@pytest.mark.parametrize("name", ["scale_bias_add", "scale_", "next_two"])
+def test_every_promise_of_an_op(package, name):
+    for check in checks_of(getattr(package, name), *(promise for promise in PROMISES if promise != "parity")):
+        check()
 
 
 def test_the_kernel_of_the_instruction_set_runs(scale_bias_add):
@@ -91,6 +95,8 @@ def test_the_kernel_of_the_instruction_set_runs(scale_bias_add):
     for isa in runnable_isas():
         with cpu_isa(isa):
             found[isa] = scale_bias_add(x, scale, bias, residual).item()
+            choice = backends.choose(scale_bias_add, x, scale, bias, residual)
+            assert backends.describe(choice) == f"cpu, {isa}"
     assert found == {isa: 0.0 if isa == "scalar" else 2**-24 for isa in runnable_isas()}
 
 
@@ -255,6 +261,18 @@ def test_no_headers(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError) as found:
         build.include_path()
     assert str(found.value).startswith(where) and "Install gpt2fast again" in str(found.value)
+    for folder in (tmp_path / "csrc", tmp_path / "gpt2fast" / "csrc"):  # a checkout; and a wheel, which goes first
+        (folder / "torch").mkdir(parents=True)
+        (folder / "torch" / "binding.h").touch()
+        assert build.include_path() == folder
+
+
+def test_a_gpt2fast_without_kernels(monkeypatch):
+    monkeypatch.setattr(build, "_C", None)
+    monkeypatch.setattr(build, "_extension_error", "it is not built")
+    for call in (lambda: build.connect("library.so"), lambda: build.load("none", [])):
+        with pytest.raises(RuntimeError, match="gpt2fast's own kernels in C.*are not there: it is not built"):
+            call()
 
 
 def test_files_and_names(tmp_path):
