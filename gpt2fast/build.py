@@ -95,7 +95,8 @@ def load(
             "gpt2fast.build.load needs ninja, which is not on PATH: pip install ninja (setup.py with "
             "gpt2fast.build.extension builds without it)"
         )
-    key = disk_cache.digest(name, torch.__version__, build_kernels.compiler_version(), *map(str, files))
+    of = (name, torch.__version__, build_kernels.compiler_version(), str(include_path()))
+    key = disk_cache.digest(*of, *map(str, files))
     folder = disk_cache.root() / "extensions" / key[:32]
     (folder / "build").mkdir(parents=True, exist_ok=True)
     try:
