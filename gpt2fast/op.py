@@ -14,21 +14,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 from torch.compiler import is_dynamo_compiling
 
-from . import backends, direct, kernel_sources, second
+from . import backends, direct, kernel_sources, registration, second
 from . import flops as counting
 from . import shapes as _shapes
 from . import values as _values
 
 NAMESPACE = "gpt2fast"
 OPS: dict[str, "Op"] = {}
-
-_library = torch.library.Library(NAMESPACE, "FRAGMENT")
-_fallback_library = torch.library.Library(f"{NAMESPACE}_fallback", "FRAGMENT")
-_FLOATING = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(eq=False)
@@ -163,7 +157,7 @@ class Op:
                 found = function(saved, SimpleNamespace(**dict(zip(self.outputs, grads))))
                 return tuple(found.get(n) if n in needs else None for n in self.signature.parameters)
 
-            _register_autograd(self, derivative, setup)
+            registration.register_autograd(self, derivative, setup)
             self.autograd_function = direct.autograd_function(self, setup, derivative)
             self.has_derivative, self.gradient_slack, self.backward_ops = True, slack, tuple(through)
             return self
@@ -182,7 +176,7 @@ def op(
     flops: Callable | None = None,
     autocast: str = "widest",
     mutates: Sequence[str] = (),
-    dtypes: Sequence[torch.dtype] = _FLOATING,
+    dtypes: Sequence[torch.dtype] = registration.FLOATING,
     slack: float = 1.0,
     derivative: bool = True,
     derivative_of: Op | None = None,
@@ -194,7 +188,7 @@ def op(
     naive: Callable | None = None,
     namespace: str = NAMESPACE,
 ) -> Callable[[Callable], Op]:
-    """Declares an op by its PyTorch reference.
+    """Declares an op by its PyTorch reference; the same name once more, as in a notebook, replaces that op.
 
     Args:
         shapes: per tensor argument its dimensions by letter, ``"B T C"``; ``...`` for any leading ones, ``C|1`` for a
@@ -236,12 +230,6 @@ def op(
         functions = dict(fused=fused, fused_unless=fused_unless, baseline=baseline, naive=naive)
         functions |= dict(fused_is_differentiable=fused_is_differentiable)
         _check_functions(f"{namespace}::{name}", signature, **functions)
-        library, fallbacks = _libraries.setdefault(
-            namespace,
-            (torch.library.Library(namespace, "FRAGMENT"), torch.library.Library(f"{namespace}_fallback", "FRAGMENT")),
-        )
-        for lib in (library, fallbacks):
-            lib.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         check_call = _shapes.compile_check(f"{namespace}::{name}", signature, shapes, rules)
 
         @functools.wraps(function)
@@ -249,22 +237,25 @@ def op(
             check_call(*args, **kwargs)
             return function(*args, **kwargs)
 
-        declared = Op(
+        libraries = registration.define(namespace, name, schema)
+        declared = libraries.declared = libraries.declared or Op.__new__(Op)  # declared again, an op is the same object
+        vars(declared).clear()
+        declared.__init__(
             name, namespace, reference, signature, schema, shapes, rules, list(cases), tuple(returns.split()),
             tuple(saves.split()), make or {}, flops, autocast, tuple(mutates), tuple(dtypes), slack, fused,
             fused_unless, baseline, naive, derivative_of, check_call, fused_is_differentiable,
             tuple(fused_calls),
         )  # fmt: skip
-        library.impl(name, reference, "Meta")
-        for lib in (library, fallbacks):
-            lib.impl(name, declared.choose_and_run, "CompositeExplicitAutograd")
+        libraries.op.impl(name, reference, "Meta")
+        for library in (libraries.op, libraries.fallback):
+            library.impl(name, declared.choose_and_run, "CompositeExplicitAutograd")
         if mutates:
-            _bump_versions(declared, library)
+            registration.bump_versions(declared, libraries.op)
         elif derivative_of is not None:
-            _register_autograd(declared, second.derivative(declared), second.setup(declared))
+            registration.register_autograd(declared, second.derivative(declared), second.setup(declared))
         elif not derivative:
-            _refuse_backward(declared)
-        _register_autocast(declared, library)
+            registration.refuse_backward(declared)
+        registration.register_autocast(declared, libraries.op)
         functools.update_wrapper(declared, function)
         OPS[declared.key] = declared
         backends.declare(declared)
@@ -274,9 +265,6 @@ def op(
         return declared
 
     return declare
-
-
-_libraries = {NAMESPACE: (_library, _fallback_library)}
 
 
 def _holds_tensor(annotation: Any) -> bool:
@@ -305,95 +293,3 @@ def _check_functions(op: str, signature, **functions: Callable | None) -> None:
             raise ValueError(
                 f"{op}: {option}= must take the op's arguments ({', '.join(wanted)}), got ({', '.join(got)})"
             )
-
-
-def _refuse_backward(declared: Op) -> None:
-    """Without this, autograd would see constants and training would silently lose gradients."""
-
-    def derivative(ctx, *grads):
-        raise RuntimeError(f"{declared.qualified} has no derivative")
-
-    _register_autograd(declared, derivative)
-
-
-def _register_autograd(declared: Op, derivative: Callable, setup: Callable | None = None) -> None:
-    torch.library.register_autograd(declared.qualified, derivative, setup_context=setup, lib=_Transformable(declared))
-
-
-class _Transformable:
-    """The library that register_autograd gets: it puts the reference before the autograd kernel, where that would fail.
-
-    An autograd kernel knows neither forward-mode AD, whose tangents it drops without a word, nor torch.func's grad, jvp
-    and vmap over them. The reference is PyTorch and knows all of them; a derivative of an op that has none raises.
-    """
-
-    def __init__(self, declared: Op):
-        self.declared = declared
-
-    def impl(self, name: str, autograd_kernel: Callable, key: str, **options) -> None:
-        declared = self.declared
-
-        def kernel(keyset, *args, **kwargs):
-            transformed = torch._C._functorch.peek_interpreter_stack() is not None
-            if not (transformed or any(map(_has_tangent, args))):
-                if not backends.records(args):
-                    return autograd_kernel(keyset, *args, **kwargs)
-                with backends.recording():
-                    return autograd_kernel(keyset, *args, **kwargs)
-            out = declared.reference(*args, **kwargs)
-            if not declared.has_derivative and any(map(_is_differentiated, out if isinstance(out, tuple) else (out,))):
-                raise RuntimeError(f"{declared.qualified} has no derivative")
-            return out
-
-        _libraries[declared.namespace][0].impl(name, kernel, key, **options)
-
-
-def _has_tangent(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return any(map(_has_tangent, value))
-    return isinstance(value, Tensor) and unpack_dual(value).tangent is not None
-
-
-def _is_differentiated(value: Tensor) -> bool:
-    return value.requires_grad or _has_tangent(value)
-
-
-def _bump_versions(declared: Op, library) -> None:
-    """So that autograd notices when a tensor saved for backward is changed by an in-place op."""
-    below = torch._C._after_ADInplaceOrView_keyset
-    positions = [list(declared.signature.parameters).index(n) for n in declared.mutates]
-
-    def kernel(keyset, *args, **kwargs):
-        declared.overload.redispatch(keyset & below, *args, **kwargs)
-        for position in positions:
-            changed = args[position]
-            torch.autograd.graph.increment_version(changed if isinstance(changed, Tensor) else list(changed))
-
-    library.impl(declared.name, kernel, "ADInplaceOrView", with_keyset=True)
-
-
-def _register_autocast(declared: Op, library) -> None:
-    for key, device in (("AutocastCPU", "cpu"), ("AutocastCUDA", "cuda")):
-        exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-
-        def kernel(*args, _exclude=exclude, _device=device, **kwargs):
-            values = dict(zip(declared.signature.parameters, args)) | kwargs
-            castable = {n: v for n, v in values.items() if _is_castable(v, _device) and not has_own_dtype(n, values)}
-            if declared.autocast == "lower":
-                target = torch.get_autocast_dtype(_device)
-            elif declared.autocast == "float32":
-                target = torch.float32
-            elif castable:
-                target = functools.reduce(torch.promote_types, (t.dtype for t in castable.values()))
-            with torch._C._ExcludeDispatchKeyGuard(_exclude):
-                return declared.overload(**values | {n: t.to(target) for n, t in castable.items()})
-
-        library.impl(declared.name, kernel, key)
-
-    def has_own_dtype(name: str, values: dict[str, Any]) -> bool:  # statistics stay float32
-        spec = declared.shapes.get(name)
-        return spec is not None and _shapes.parse(_shapes.resolve(spec, values))[1] is not None
-
-
-def _is_castable(a: Any, device: str) -> bool:
-    return isinstance(a, Tensor) and a.device.type == device and a.dtype in _FLOATING
