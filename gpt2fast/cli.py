@@ -1,4 +1,4 @@
-"""The command line: ``gpt2fast generate | info | check | bench | tune``. Each imports what it needs when it runs."""
+"""The command line: ``gpt2fast generate | info | check | bench | tune | new-op``. Each imports what it needs when it runs."""
 
 import argparse
 import json
@@ -46,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         add = commands.add_parser(name, parents=[common], help=text)
         add.add_argument("ops", nargs="*", metavar="OP", help="ops by name (default: all)")
+        how = "import this module, which declares ops, first; may be repeated"
+        add.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=how)
         add.set_defaults(run=run)
     text = "find the fastest tile sizes of the Triton kernels on this GPU"
     add = commands.add_parser("tune", parents=[common], help=text)
@@ -53,6 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--out", default="tiles.json", metavar="FILE", help="the table to write or to add to")
     add.add_argument("--seconds", type=float, default=600, metavar="N", help="start nothing new after so long")
     add.set_defaults(run=run_tune)
+    text = "write a package with an op of your own, its kernels and tests, to start from"
+    add = commands.add_parser("new-op", help=text)
+    add.add_argument("name", metavar="NAME", help="of the package and its op: small letters, digits and _")
+    add.add_argument("--backends", default="cpu,triton,cuda", metavar="A,B", help="kernels to write (default: all)")
+    add.add_argument("--out", default=".", metavar="FOLDER", help="where the package's folder comes (default: here)")
+    add.set_defaults(run=run_new_op, isa=None, backend=None)
     return parser
 
 
@@ -246,13 +254,17 @@ def _print_table(rows: list[tuple[str, str]]) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     from .testing import run_check
+    from .testing.packages import import_modules
 
+    import_modules(args.modules)
     return run_check(args.ops, args.json)
 
 
 def run_bench(args: argparse.Namespace) -> int:
     from .testing import run_bench
+    from .testing.packages import import_modules
 
+    import_modules(args.modules)
     return run_bench(args.ops, args.json)
 
 
@@ -260,6 +272,16 @@ def run_tune(args: argparse.Namespace) -> int:
     from .benchmarks.tune import main
 
     return main(args.kernels, Path(args.out), args.seconds, args.json)
+
+
+def run_new_op(args: argparse.Namespace) -> int:
+    from .new_op import write
+
+    backends = [name for name in args.backends.split(",") if name]
+    for path in write(args.name, backends, Path(args.out)):
+        print(Path(args.out) / args.name / path)
+    print(f"Now, in {Path(args.out) / args.name}:\n\n  pip install --no-build-isolation -e .\n  pytest tests")
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

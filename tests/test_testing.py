@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from gpt2fast.op import OPS
-from gpt2fast.testing import assert_close_to_truth, check_op, measure, run_check, runnable_isas
+from gpt2fast.testing import (
+    assert_close_to_truth,
+    check_contract,
+    check_op,
+    checks_of,
+    measure,
+    run_check,
+    runnable_isas,
+)
 from gpt2fast.testing.inputs import build, cut, work
 
 
@@ -51,13 +59,36 @@ def test_a_wrong_kernel_is_named_with_place_values_and_rule(half):
 def test_run_check_prints_what_is_wrong_and_fails(half, capsys):
     assert run_check(["gpt2fast_test::half"]) == 0
     runs = 2 * 3 * 3 * len(runnable_isas())
-    said = rf"half +{runs} of {runs} runs keep the parity rule; no kernel for fused.*\n"
+    count = len(checks_of(half)) - runs
+    said = f"{runs} of {runs} runs keep the parity rule, {count} of {count} checks of the contract hold"
+    said = rf"gpt2fast_test::half +{said}; no kernel for fused.*\n"
     assert re.fullmatch(said, capsys.readouterr().out)
     half.kernel = wrong_at((0, 0, 4), torch.nan)
     assert run_check(["gpt2fast_test::half"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert f" {runs // 2} of {runs} runs keep the parity rule; " in lines[0] and len(lines) == 1 + runs // 2
-    assert all("{'B': 2, 'T': 3, 'C': 5} " in line and "(0, 0, 0, 4): got nan, truth " in line for line in lines[1:])
+    said = f" {runs // 2} of {runs} runs keep the parity rule, {count - 1} of {count} checks of the contract hold; "
+    assert said in lines[0] and len(lines) == 2 + runs // 2
+    assert all("{'B': 2, 'T': 3, 'C': 5} " in line and "(0, 0, 0, 4): got nan, truth " in line for line in lines[1:-1])
+    assert lines[-1].startswith("  half-opcheck-B2-T3-C5: gpt2fast_test::half: ")  # by which NaN is not NaN
+
+
+def test_run_check_lists_what_breaks_the_contract(half, capsys, two_threads):
+    torch.set_num_threads(1)
+    half.kernel = lambda x: x * (0.5 if torch.get_num_threads() == 1 else 0.5000001)
+    assert run_check(["gpt2fast_test::half"]) == 1
+    runs, count = len(check_op(half)), len(check_contract(half))
+    first, second = capsys.readouterr().out.splitlines()
+    said = f"{runs} of {runs} runs keep the parity rule, {count - 1} of {count} checks of the contract hold"
+    assert said in first and second.startswith("  half-threads: gpt2fast_test::half: y of torch.float32 on one thread ")
+    assert run_check(["gpt2fast_test::half"], as_json=True) == 1
+    rows = [row for row in json.loads(capsys.readouterr().out)["gpt2fast_test::half"] if row["error"]]
+    assert [(row["check"], row["promise"]) for row in rows] == [("half-threads", "threads")]
+
+
+def test_run_check_of_an_op_without_cases(half, capsys, monkeypatch):
+    monkeypatch.setattr(half, "cases", [])
+    assert run_check(["gpt2fast_test::half"]) == 1
+    assert "half: cases= must name at least one case that has elements, got []" in capsys.readouterr().out
 
 
 def test_run_check_json_and_an_error_of_the_kernel(half, capsys):
@@ -67,8 +98,11 @@ def test_run_check_json_and_an_error_of_the_kernel(half, capsys):
     half.kernel = refuse
     assert run_check(["gpt2fast_test::half", "gelu_backward"], as_json=True) == 1
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["half", "gelu_backward"]
-    assert {row["error"] for row in found["half"] if "missing" not in row} == {"no such shape"}
+    assert list(found) == ["gpt2fast_test::half", "gelu_backward"]
+    rows = [row for row in found["gpt2fast_test::half"] if "missing" not in row]
+    assert {row["error"] for row in rows if "target" in row} == {"no such shape"}
+    said = {row["promise"]: row["error"] for row in rows if "check" in row}
+    assert said["repeats"] == "gpt2fast_test::half: repeats_bit_for_bit: ValueError: no such shape"
     assert not any(row["error"] for row in found["gelu_backward"])
     missing = {row["target"]: row["missing"] for row in found["gelu_backward"] if "missing" in row}
     assert missing["cpu:scalar"] == "the cpu backend has no kernel for it" and "fused" not in missing

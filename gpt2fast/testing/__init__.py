@@ -1,6 +1,6 @@
 """What tests of ops and kernels need, for ours and for yours: ``checks_of`` an op, inputs, the parity rule."""
 
-from .check import check_op, find_ops, run_check, runs
+from .check import check_contract, check_op, find_ops, run_check, runs
 from .contract import PROMISES, Check, checks_of
 from .inputs import LAYOUTS, build, call, truth, work
 from .isa import cpu_isa, runnable_isas
@@ -15,6 +15,7 @@ __all__ = [
     "assert_parity",
     "build",
     "call",
+    "check_contract",
     "check_op",
     "checks_of",
     "cpu_isa",

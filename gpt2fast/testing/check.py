@@ -1,11 +1,13 @@
-"""``python -m gpt2fast check``: every case of an op, dtype by dtype, target by target."""
+"""``python -m gpt2fast check``: every case of an op, dtype by dtype, target by target, and the op's whole contract."""
 
 import json
 import sys
+import warnings
 from collections.abc import Iterator
 
 from ..op import OPS, Op
 from .inputs import LAYOUTS, cut, work
+from .packages import import_entry_points
 from .parity import assert_parity
 from .targets import lacks, on, targets, targets_of
 
@@ -43,30 +45,69 @@ def check_op(op: Op) -> list[dict]:
     return rows
 
 
+def check_contract(op: Op) -> list[dict]:
+    """Calls every check of ``op`` but those of the parity rule; its rows, each with its error (None: it holds)."""
+    from .contract import PROMISES, checks_of
+
+    try:
+        checks = checks_of(op, *(name for name in PROMISES if name != "parity"))
+    except ValueError as failure:  # a declaration without cases
+        return [dict(check=op.name, promise="cases", error=str(failure))]
+    rows = []
+    for check in checks:
+        error = None
+        try:
+            check()
+        except AssertionError as failure:
+            error = str(failure)
+        rows.append(dict(check=str(check), promise=check.promise, error=error))
+    return rows
+
+
 def find_ops(names: list[str]) -> list[Op]:
-    """Ops by name, all of them for an empty list; ValueError with the choices for an unknown one."""
+    """Ops by name, all of them for an empty list: ours and those of packages with an entry point ``gpt2fast.ops``.
+
+    Raises ValueError with the choices for an unknown name, and warns of each package that does not import.
+    """
     from .. import ops  # noqa: F401  declares ours
 
+    failed = import_entry_points()
+    for label, error in failed.items():
+        warnings.warn(f"gpt2fast: the ops of {label} are left out: {error}", RuntimeWarning, stacklevel=2)
     unknown = [name for name in names if name not in OPS]
     if unknown:
-        raise ValueError(f"gpt2fast: op must be one of {', '.join(OPS)}, got {unknown[0]!r}")
+        without = f"; {' and '.join(failed)} did not import" if failed else ""
+        raise ValueError(f"gpt2fast: op must be one of {', '.join(OPS)}, got {unknown[0]!r}{without}")
     return [OPS[name] for name in names or OPS]
 
 
 def run_check(names: list[str], as_json: bool = False) -> int:
-    """Prints a line an op (or JSON of every run) and returns the exit status: 0 where every run keeps the rule."""
+    """Prints a line an op (or JSON of every run and check) and returns the exit status, 0 where everything holds.
+
+    Where all ops are checked, a package with ops that does not import counts as a failure.
+    """
     failures, report = 0, {}
     for op in find_ops(names):
-        rows = check_op(op)
-        wrong = [row for row in rows if row["error"]]
-        failures += len(wrong)
+        rows, contract = check_op(op), check_contract(op)
+        wrong, broken = [row for row in rows if row["error"]], [row for row in contract if row["error"]]
+        failures += len(wrong) + len(broken)
         missing = {target: reason for target in targets() if (reason := lacks(op, target))}
-        report[op.name] = rows + [dict(target=target, error=None, missing=reason) for target, reason in missing.items()]
+        absent = [dict(target=target, error=None, missing=reason) for target, reason in missing.items()]
+        report[op.key] = rows + absent + contract
         if not as_json:
             without = f"; no kernel for {', '.join(missing)}" if missing else ""
-            print(f"{op.name:24} {len(rows) - len(wrong):4} of {len(rows)} runs keep the parity rule{without}")
+            print(
+                f"{op.key:24} {len(rows) - len(wrong):4} of {len(rows)} runs keep the parity rule, "
+                f"{len(contract) - len(broken)} of {len(contract)} checks of the contract hold{without}"
+            )
             for row in wrong:
                 print(f"  {row['case']} {row['dtype']} {row['target']} {row['layout']}: {row['error']}")
+            for row in broken:
+                print(f"  {row['check']}: {row['error']}")
+    if not names:
+        for label, error in import_entry_points().items():
+            failures += 1
+            report[label] = [dict(error=error)]
     if as_json:
         json.dump(report, sys.stdout, default=str)
         print()
