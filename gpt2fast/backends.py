@@ -100,7 +100,7 @@ def _triton_reason() -> str | None:
 
 
 def _cuda_reason() -> str | None:
-    if BACKENDS["cuda"].kernels.has_others and (_stands_for_cuda or torch.cuda.is_available()):
+    if BACKENDS["cuda"].kernels.others and (_stands_for_cuda or torch.cuda.is_available()):
         return None  # those of another package may be built where ours are not; supports() of each says so
     return importlib.import_module("gpt2fast.cuda.library").reason()
 

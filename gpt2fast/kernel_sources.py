@@ -42,7 +42,7 @@ class Kernels(MutableMapping[str, Kernel]):
     def __init__(self, package: str | None = None, functions: Mapping[str, Kernel] | None = None):
         self.package, self._functions = package, dict(functions or {})
         self._imported: dict[str, Kernel] = {}
-        self._others = set(self._functions)  # names of ops whose kernels do not come from the package
+        self.others = set(self._functions)  # names of ops whose kernels do not come from the package
 
     @functools.cached_property
     def modules(self) -> dict[str, str]:
@@ -52,20 +52,15 @@ class Kernels(MutableMapping[str, Kernel]):
         listed = importlib.import_module(self.package).MODULES
         return {name: f"{self.package}.{module}" for name, module in listed.items()}
 
-    @property
-    def has_others(self) -> bool:
-        """Whether there are kernels that do not come from the package."""
-        return bool(self._others)
-
     def add_module(self, name: str, module: str) -> None:
         """Says that op ``name`` has its kernel in ``module``, which is imported at the first use."""
         self._forget(name)
-        self._others.add(name)
+        self.others.add(name)
         self.modules[name] = module
 
     def __setitem__(self, name: str, kernel: Kernel) -> None:
         self._forget(name)
-        self._others.add(name)
+        self.others.add(name)
         self._functions[name] = kernel
 
     def __delitem__(self, name: str) -> None:
@@ -74,7 +69,7 @@ class Kernels(MutableMapping[str, Kernel]):
         self._forget(name)
 
     def _forget(self, name: str) -> None:
-        self._others.discard(name)
+        self.others.discard(name)
         for part in (self._functions, self._imported, self.modules):
             part.pop(name, None)
 

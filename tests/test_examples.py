@@ -17,7 +17,7 @@ from gpt2fast.op import OPS
 from gpt2fast.testing import assert_close_to_truth, assert_parity, build, checks_of, on, runs, targets
 
 FOLDER = Path(__file__).parent / "examples"
-GPU_TARGETS = [target for target in targets() if target.startswith(("triton:", "cuda:"))]
+PTX_TARGETS = [target for target in targets() if target.endswith(":ptx")]
 needs_nvcc = pytest.mark.skipif(machine_reason() is not None, reason=str(machine_reason()))
 
 
@@ -25,6 +25,11 @@ needs_nvcc = pytest.mark.skipif(machine_reason() is not None, reason=str(machine
 def examples():
     """Imports a package of tests/examples, whose ops are in ``OPS`` for the tests of this file only."""
     sys.path.insert(0, str(FOLDER))
+    if torch.cuda.is_available():
+        if machine_reason():
+            pytest.skip(f"the examples' libraries cannot be built: {machine_reason()}")
+        for source in FOLDER.glob("*/*.cu"):
+            build_cuda(source.with_name("_cuda.so"), source)
     OPS.update(_ops)
     yield importlib.import_module
     sys.path.remove(str(FOLDER))
@@ -38,7 +43,7 @@ _ops = {}  # those of packages imported before
 @pytest.mark.parametrize("name", ("rms_norm", "rms_norm_backward", "swiglu"))
 def test_an_op_of_a_package_keeps_every_promise_on_every_target(name, examples):
     op = getattr(examples(name.removesuffix("_backward")), name)
-    assert {run["target"] for run in runs(op)} == set(GPU_TARGETS or ["reference"])
+    assert {run["target"] for run in runs(op)} >= set(PTX_TARGETS or ["reference"])
     broken = []
     for check in checks_of(op):
         try:
@@ -58,7 +63,7 @@ def gradients(op, args, dtype=None):
     return {n: values[n].grad for n in op.tensors}
 
 
-@pytest.mark.parametrize("target", [target for target in GPU_TARGETS if target.endswith(":ptx")])
+@pytest.mark.parametrize("target", PTX_TARGETS)
 @pytest.mark.parametrize("name", ("rms_norm", "swiglu"))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 def test_training_keeps_the_parity_rule(name, target, dtype, examples):
@@ -89,7 +94,7 @@ def test_the_command_line_checks_and_shows_it(examples, capsys):
     examples("swiglu")
     assert cli.main(["check", "examples::swiglu", "--json"]) == 0
     (rows,) = json.loads(capsys.readouterr().out).values()
-    assert {row["target"] for row in rows if "case" in row} == set(GPU_TARGETS or ["reference"])
+    assert {row["target"] for row in rows if "case" in row} >= set(PTX_TARGETS or ["reference"])
     assert cli.main(["info"]) == 0 and "examples::swiglu" in capsys.readouterr().out
 
 

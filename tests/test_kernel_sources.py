@@ -152,6 +152,21 @@ def test_cuda_kernels_of_a_package_run_where_ours_are_not_built(third, monkeypat
         assert backends.status()["cuda"] == "ours are not built" and third.key not in BACKENDS["cuda"].kernels
 
 
+def test_on_a_gpu_too(third, monkeypatch):
+    from gpt2fast.cuda import library
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(vars(library.OURS), "library_reason", "ours are not built")
+    assert "cuda:gpu" not in targets()
+    third.kernel("cuda", lambda x: x / 3, lambda x: None)
+    try:
+        assert "cuda:gpu" in targets() and lacks(third, "cuda:gpu") is None
+        assert lacks(OPS["gelu"], "cuda:gpu") == "ours are not built" and lacks(OPS["gelu"], "cuda:ptx") is None
+    finally:
+        del BACKENDS["cuda"].kernels[third.key]
+    assert "cuda:gpu" not in targets()
+
+
 def test_a_backend_for_gpus_is_a_target_where_there_is_one():
     with register(Backend("mine", ("cuda",), lambda: None)):
         assert ("mine:gpu" in targets()) == torch.cuda.is_available() and "mine" not in targets()

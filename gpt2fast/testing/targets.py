@@ -29,7 +29,7 @@ def targets() -> list[str]:
         found.append("cuda:ptx")
     if torch.cuda.is_available():
         found += ["fused:gpu", *(["triton:gpu"] if importlib.util.find_spec("triton") else [])]
-        found += ["cuda:gpu"] if library.reason() is None else []
+        found += ["cuda:gpu"] if backends.BACKENDS["cuda"].reason() is None else []
     for name, backend in backends.BACKENDS.items():
         if name not in backends.OURS and backend.reason() is None:
             found += [name] if "cpu" in backend.devices else []
@@ -46,7 +46,11 @@ def lacks(op: Op, target: str) -> str | None:
         return None if op.fused else "its declaration names no fused="
     if name not in backends.BACKENDS:
         raise ValueError(f"target must be one of {', '.join(targets())}, got {target!r}")
-    return None if op.key in backends.BACKENDS[name].kernels else f"the {name} backend has no kernel for it"
+    kernels = backends.BACKENDS[name].kernels
+    if op.key not in kernels:
+        return f"the {name} backend has no kernel for it"
+    # Where ours in CUDA C++ are not built, those of a package may be.
+    return library.reason() if target == "cuda:gpu" and op.key not in kernels.others else None
 
 
 def targets_of(op: Op) -> list[str]:
