@@ -1,4 +1,7 @@
-"""The command line: ``gpt2fast generate | info | check | bench | tune | new-op``. Each imports what it needs when it runs."""
+"""The command line: ``gpt2fast generate | info | check | bench | tune | new-op``.
+
+Each imports what it needs when it runs.
+"""
 
 import argparse
 import json
@@ -164,7 +167,9 @@ def gather_info() -> dict:
     import torch
 
     from . import backends, extension
+    from .testing.packages import import_entry_points
 
+    left_out = import_entry_points()
     versions = {"gpt2fast": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -188,6 +193,7 @@ def gather_info() -> dict:
         ),
         backends=dict(in_use=backends.active(), found=backends.status()),
         ops=_choices(),
+        packages_left_out=left_out,
         versions=versions,
     )
 
@@ -233,6 +239,7 @@ def run_info(args: argparse.Namespace) -> int:
     for device, choices in found["ops"].items():
         for kind in dict.fromkeys(choices.values()):
             rows.append((f"{device} ops on", f"{kind}: {', '.join(n for n, k in choices.items() if k == kind)}"))
+    rows += [("ops left out", f"{package}: {error}") for package, error in found["packages_left_out"].items()]
     rows += [(name, version or "not installed") for name, version in found["versions"].items()]
     _print_table(rows)
     return 0

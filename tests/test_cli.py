@@ -78,7 +78,7 @@ def test_info(capsys):
     text = capsys.readouterr().out
     assert cli.main(["info", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"machine", "isa", "backends", "ops", "versions"}
+    assert set(found) == {"machine", "isa", "backends", "ops", "packages_left_out", "versions"}
     assert found["versions"]["torch"].split("+")[0] in text and "reference" in found["backends"]["found"]
     assert found["versions"]["gpt2fast"] == gpt2fast.__version__ and found["machine"]["threads"] >= 1
     assert found["isa"]["in_use"] == backends.isa() and found["isa"]["compiled"][backends.isa()] is None
