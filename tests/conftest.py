@@ -61,7 +61,7 @@ def _half():
 
     def run(x):
         half.check_call(x)  # as every kernel at the dispatcher's key must
-        return half.kernel(x)
+        return half.body(x)
 
     library.impl("half", run, "CPU")
     half.library = library  # which lives as long as its kernels shall
@@ -70,8 +70,8 @@ def _half():
 
 @pytest.fixture
 def half(_half):
-    """An op as a user declares one, its CPU kernel in Python: set ``half.kernel`` to break it."""
-    _half.kernel = lambda x: (x * 0.5).contiguous()
+    """An op as a user declares one, its CPU kernel in Python: set ``half.body`` to break it."""
+    _half.body = lambda x: (x * 0.5).contiguous()
     OPS["gpt2fast_test::half"] = _half
     yield _half
     del OPS["gpt2fast_test::half"]

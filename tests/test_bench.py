@@ -44,15 +44,15 @@ def refuse(x):
     (refuse, "no such shape"),
 ])  # fmt: skip
 def test_a_wrong_kernel_is_not_timed(half, never_timed, kernel, message):
-    half.kernel = kernel
+    half.body = kernel
     row = ops.bench_case(half, half.cases[0], torch.float32, {}, None, 0.0)
     assert row["failed"].startswith(message) and not {"seconds", "ratio", "share"} & set(row)
     assert ops.cells(row)[-2:] == ["FAILED", "parity"] and len(ops.cells(row)) == len(ops.HEADER)
 
 
 def test_a_wrong_kernel_does_not_end_the_run(half, small_arrays, tmp_path, capsys):
-    right = half.kernel
-    half.kernel = lambda x: refuse(x) if x.dtype == torch.float32 else right(x)
+    right = half.body
+    half.body = lambda x: refuse(x) if x.dtype == torch.float32 else right(x)
     path = tmp_path / "results" / "ops.json"
     assert ops.main([HALF, "--quick", "--json", str(path)]) == 1
     rows = json.loads(path.read_text())["rows"]
@@ -63,8 +63,8 @@ def test_a_wrong_kernel_does_not_end_the_run(half, small_arrays, tmp_path, capsy
 @pytest.fixture
 def results(half, small_arrays, tmp_path, capsys) -> list[str]:
     """JSON of tiny runs: two ops, one row of which failed, and a model of one layer."""
-    right = half.kernel
-    half.kernel = lambda x: right(x) if len(x) == 2 or x.dtype == torch.float32 else 0.51 * x
+    right = half.body
+    half.body = lambda x: right(x) if len(x) == 2 or x.dtype == torch.float32 else 0.51 * x
     found = [str(tmp_path / name) for name in ("ops.json", "generate.json")]
     assert ops.main([HALF, "--quick", "--json", found[0]]) == 1
     tiny = dict(n_layer=1, n_embd=64, n_head=1)

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 import gpt2fast
-from gpt2fast import backends, build, build_kernels, compiler_flags, disk_cache
+from gpt2fast import backends, build, build_kernels, compiler_flags, disk_cache, new_op
 from gpt2fast.testing import PROMISES, check_op, checks_of, cpu_isa, runnable_isas
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tests" / "scale_package"
+KERNEL = new_op.TEMPLATE / "scale_bias_add" / "csrc"  # its kernel's folder
 
 pytestmark = pytest.mark.skipif(backends._C is None, reason="gpt2fast._C is not built")
 
@@ -53,8 +54,8 @@ def library() -> Path:
     return build.load(
         "scale_package_C",
         [PACKAGE / "csrc" / "binding.cpp"],
-        kernels=[PACKAGE / "csrc" / "scale_bias_add.h"],
-        include_dirs=[PACKAGE / "csrc"],
+        kernels=[KERNEL / "scale_bias_add.h"],
+        include_dirs=[KERNEL],
     )
 
 
@@ -324,7 +325,7 @@ def test_objects_are_kept_by_content(monkeypatch, tmp_path):
     folder = tmp_path / "with space"
     folder.mkdir()
     for name in ("args.h", "scale_bias_add.h"):
-        shutil.copy(PACKAGE / "csrc" / name, folder / name)
+        shutil.copy(KERNEL / name, folder / name)
     [first] = build_kernels.compile_kernels([folder / "scale_bias_add.h"])
     made = first.stat().st_mtime_ns
     [again] = build_kernels.compile_kernels([folder / "scale_bias_add.h"])

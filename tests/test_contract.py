@@ -86,7 +86,7 @@ CASE = r"\{'B': 2, 'T': 3, 'C': 5\}"
 def test_a_wrong_kernel_breaks_that_promise_alone(half, monkeypatch, two_threads, promise, kernel, said):
     monkeypatch.setattr(half, "cases", [LARGE, SMALL, ODD] if promise in ("compile", "opcheck") else [SMALL, ODD])
     torch.set_num_threads(1)
-    half.kernel = kernel
+    half.body = kernel
     found = broken(half)
     assert list(found) == [promise]
     assert re.match(said, found[promise], re.S), found[promise]
@@ -119,7 +119,7 @@ def test_an_autocast_rule_that_is_not_the_declared_one(half):
 
 @pytest.mark.filterwarnings("ignore:.*Overriding a previously registered kernel")
 def test_an_op_without_a_derivative_whose_backward_pass_does_not_raise(half):
-    half.kernel = torch.no_grad()(lambda x: x * 0.5)
+    half.body = torch.no_grad()(lambda x: x * 0.5)
     library = overridden("Autograd", torch.library.fallthrough_kernel)
     try:
         found = broken(half)
@@ -137,7 +137,7 @@ def test_a_kernel_that_gives_other_bits_each_time(half):
         calls.append(x)
         return x * (0.5 + len(calls) % 2 * 1e-7)
 
-    half.kernel = restless
+    half.body = restless
     (*_, check) = checks_of(half, "repeats")
     with pytest.raises(AssertionError, match=r"half: y of a second call for .*elements differ, worst at .*got .*, exp"):
         check()
@@ -244,7 +244,7 @@ def test_a_wrong_derivative_breaks_that_promise_alone(scaled, promise, derivativ
 
 
 def test_an_input_that_is_changed(half):
-    half.kernel = lambda x: x.mul_(0.5).clone()
+    half.body = lambda x: x.mul_(0.5).clone()
     (check, *_) = checks_of(half, "same_inputs")
     said = rf"gpt2fast_test::half: input x after the op in torch.float32 for {CASE}, not named in mutates=: 30 of 30 "
     with pytest.raises(AssertionError, match=said + r"elements differ, worst at .*: got [\d.-]+, expected [\d.-]+"):
@@ -253,7 +253,7 @@ def test_an_input_that_is_changed(half):
 
 def test_a_kernel_that_does_not_look_at_its_arguments(half, monkeypatch):
     monkeypatch.setattr(half, "check_call", lambda x: None)
-    half.kernel = lambda x: x * 0.5
+    half.body = lambda x: x * 0.5
     found = broken(half)
     assert list(found) == ["bad_input"]
     said = "gpt2fast_test::half: x with another kind: the op must raise TypeError 'gpt2fast_test::half: x must be a "

@@ -39,7 +39,7 @@ def test_a_right_kernel_is_held_to_every_run(half):
 
 
 def test_a_wrong_kernel_is_named_with_place_values_and_rule(half):
-    half.kernel = wrong_at((1, 2, 3), 0.25)
+    half.body = wrong_at((1, 2, 3), 0.25)
     wrong = [row for row in check_op(half) if row["error"]]
     assert {(row["case"]["C"], row["dtype"], row["layout"]) for row in wrong} == {
         (5, dtype, layout)
@@ -63,7 +63,7 @@ def test_run_check_prints_what_is_wrong_and_fails(half, capsys):
     said = f"{runs} of {runs} runs keep the parity rule, {count} of {count} checks of the contract hold"
     said = rf"gpt2fast_test::half +{said}; no kernel for fused.*\n"
     assert re.fullmatch(said, capsys.readouterr().out)
-    half.kernel = wrong_at((0, 0, 4), torch.nan)
+    half.body = wrong_at((0, 0, 4), torch.nan)
     assert run_check(["gpt2fast_test::half"]) == 1
     lines = capsys.readouterr().out.splitlines()
     said = f" {runs // 2} of {runs} runs keep the parity rule, {count - 1} of {count} checks of the contract hold; "
@@ -74,7 +74,7 @@ def test_run_check_prints_what_is_wrong_and_fails(half, capsys):
 
 def test_run_check_lists_what_breaks_the_contract(half, capsys, two_threads):
     torch.set_num_threads(1)
-    half.kernel = lambda x: x * (0.5 if torch.get_num_threads() == 1 else 0.5000001)
+    half.body = lambda x: x * (0.5 if torch.get_num_threads() == 1 else 0.5000001)
     assert run_check(["gpt2fast_test::half"]) == 1
     runs, count = len(check_op(half)), len(check_contract(half))
     first, second = capsys.readouterr().out.splitlines()
@@ -95,7 +95,7 @@ def test_run_check_json_and_an_error_of_the_kernel(half, capsys):
     def refuse(x):
         raise ValueError("no such shape")
 
-    half.kernel = refuse
+    half.body = refuse
     assert run_check(["gpt2fast_test::half", "gelu_backward"], as_json=True) == 1
     found = json.loads(capsys.readouterr().out)
     assert list(found) == ["gpt2fast_test::half", "gelu_backward"]
