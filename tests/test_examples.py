@@ -1,5 +1,7 @@
 """The packages in tests/examples, each as somebody else would write it: ops, kernels and a backend of one's own."""
 
+import contextlib
+import copy
 import importlib
 import json
 import os
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2fast import backends, build_cuda, cli, ops
+from gpt2fast import GPT2, AdamW, Config, backends, build_cuda, cli, ops
 from gpt2fast.backends import choose, unregister, use_backend
 from gpt2fast.cuda.library import DTYPES, CudaLibrary, machine_reason
 from gpt2fast.op import OPS
@@ -31,6 +33,8 @@ def examples():
         for source in FOLDER.glob("*/*.cu"):
             build_cuda(source.with_name("_cuda.so"), source)
     OPS.update(_ops)
+    for name in ("rms_norm", "swiglu") if backends._C is not None else ():
+        importlib.import_module(f"{name}.cpu")
     yield importlib.import_module
     sys.path.remove(str(FOLDER))
     for key in [key for key in OPS if key.startswith("examples::")]:
@@ -43,7 +47,8 @@ _ops = {}  # those of packages imported before
 @pytest.mark.parametrize("name", ("rms_norm", "rms_norm_backward", "swiglu"))
 def test_an_op_of_a_package_keeps_every_promise_on_every_target(name, examples):
     op = getattr(examples(name.removesuffix("_backward")), name)
-    assert {run["target"] for run in runs(op)} >= set(PTX_TARGETS or ["reference"])
+    wanted = PTX_TARGETS + ([] if op.derivative_of else [t for t in targets() if t.startswith("cpu:")])
+    assert {run["target"] for run in runs(op)} >= set(wanted or ["reference"])
     broken = []
     for check in checks_of(op):
         try:
@@ -96,6 +101,57 @@ def test_the_command_line_checks_and_shows_it(examples, capsys):
     (rows,) = json.loads(capsys.readouterr().out).values()
     assert {row["target"] for row in rows if "case" in row} >= set(PTX_TARGETS or ["reference"])
     assert cli.main(["info"]) == 0 and "examples::swiglu" in capsys.readouterr().out
+
+
+def decoder(examples, layers=2):
+    """GPT-2 over bytes whose blocks are the example's."""
+    torch.manual_seed(0)
+    config = Config(n_layer=layers, n_head=2, n_embd=32, n_positions=64, vocab_size=256)
+    return GPT2(config, block=examples("decoder_block").Block).eval()
+
+
+def texts(rows, columns):
+    """Rows of bytes from Python's own library."""
+    data = torch.frombuffer(bytearray(Path(json.decoder.__file__).read_bytes()), dtype=torch.uint8).long()
+    starts = torch.randint(len(data) - columns, (rows,), generator=torch.Generator().manual_seed(1))
+    return torch.stack([data[start : start + columns] for start in starts])
+
+
+@pytest.mark.parametrize("target", ["auto", *PTX_TARGETS])
+def test_gradients_of_gpt2_with_a_block_of_ones_own(examples, target):
+    model = decoder(examples, layers=1)
+    rows = texts(2, 20)
+
+    def gradients(model):
+        model.zero_grad()
+        model(rows[:, :-1], targets=rows[:, 1:]).backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    with on(target) if target != "auto" else contextlib.nullcontext():
+        found = gradients(model)
+    with use_backend("reference"):
+        plain, truth = gradients(model), gradients(copy.deepcopy(model).double())
+    for name in found:
+        assert_close_to_truth(found[name], plain[name], truth[name], name)
+
+
+def test_gpt2_with_a_block_of_ones_own_learns_and_generates(examples):
+    model = decoder(examples)
+    rows = texts(256, 33)
+    optimizer = AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for step in range(100):
+        batch = rows[step * 16 % 256 :][:16]
+        loss = model(batch[:, :-1], targets=batch[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    shares = torch.bincount(rows.flatten(), minlength=256) / rows.numel()
+    assert loss.item() < torch.special.entr(shares).sum()  # what one would lose who knew how often each byte occurs
+    prompt, expected = rows[:2, :9], rows[:2, :9]
+    with use_backend("reference"), torch.no_grad():
+        for _ in range(12):  # without a cache
+            expected = torch.cat((expected, model(expected)[:, -1:].argmax(-1)), 1)
+    assert torch.equal(model.generate(prompt, max_new_tokens=12), expected)
 
 
 @needs_nvcc
