@@ -53,6 +53,7 @@ class Op:
     check_call: Callable[..., None]
     fused_is_differentiable: Callable[..., bool] | None
     fused_calls: tuple["Op", ...]
+    differentiable: bool  # whether @name.backward is to follow
     has_derivative: bool = False
     required = inspect.Parameter.empty  # what defaults hold for an argument without one
     autograd_function: type[torch.autograd.Function] | None = None
@@ -111,6 +112,16 @@ class Op:
     def choose_and_run(self, *args, **kwargs):
         """What the dispatcher calls where no native kernel is."""
         return backends.run(self, args, kwargs)
+
+    @property
+    def lack(self) -> str:
+        """Of an op without a derivative what a backward pass through it raises."""
+        if not self.differentiable:
+            return f"{self.qualified} has no derivative"
+        return (
+            f"{self.qualified} has no derivative yet: register one by @{self.name}.backward(...), or declare the op "
+            "with derivative=False"
+        )
 
     @property
     def summary(self) -> str:
@@ -223,7 +234,7 @@ def op(
 
     def declare(function: Callable) -> Op:
         name, signature = function.__name__, inspect.signature(function)
-        schema = torch.library.infer_schema(function, mutates_args=tuple(mutates))
+        schema = _schema_of(f"{namespace}::{name}", function, signature, mutates)
         outputs = () if mutates else (*returns.split(), *saves.split())
         _check_declaration(f"{namespace}::{name}", signature, schema, outputs, shapes, mutates)
         rules = _values.parse(f"{namespace}::{name}", values or {}, tuple(signature.parameters))
@@ -244,7 +255,7 @@ def op(
             name, namespace, reference, signature, schema, shapes, rules, list(cases), tuple(returns.split()),
             tuple(saves.split()), make or {}, flops, autocast, tuple(mutates), tuple(dtypes), slack, fused,
             fused_unless, baseline, naive, derivative_of, check_call, fused_is_differentiable,
-            tuple(fused_calls),
+            tuple(fused_calls), derivative and not mutates and derivative_of is None,
         )  # fmt: skip
         libraries.op.impl(name, reference, "Meta")
         for library in (libraries.op, libraries.fallback):
@@ -253,7 +264,7 @@ def op(
             registration.bump_versions(declared, libraries.op)
         elif derivative_of is not None:
             registration.register_autograd(declared, second.derivative(declared), second.setup(declared))
-        elif not derivative:
+        else:  # until @name.backward registers one
             registration.refuse_backward(declared)
         registration.register_autocast(declared, libraries.op)
         functools.update_wrapper(declared, function)
@@ -269,6 +280,19 @@ def op(
 
 def _holds_tensor(annotation: Any) -> bool:
     return bool(re.search(r"\bTensor\b", str(annotation)))
+
+
+def _schema_of(op: str, function: Callable, signature: inspect.Signature, mutates: Sequence[str]) -> str:
+    """By torch, from the annotations; ValueError with torch's reason where they do not say enough."""
+    try:
+        return torch.library.infer_schema(function, mutates_args=tuple(mutates))
+    except ValueError as error:
+        reason = str(error).removeprefix("infer_schema(func): ").split(" Got func")[0].split(" The valid types")[0]
+        raise ValueError(
+            f"{op}: no schema can be inferred from {function.__name__}{signature}: {reason} Arguments must be Tensor, "
+            "int, float, bool, str, Tensor | None or list[Tensor], each annotated and by name, and what is returned "
+            "must be Tensor, a tuple of Tensor, or None with mutates="
+        ) from None
 
 
 def _check_declaration(op: str, signature, schema: str, outputs: Sequence[str], shapes, mutates) -> None:

@@ -81,7 +81,7 @@ def refuse_backward(declared: "Op") -> None:
     """Without this, autograd would see constants and training would silently lose gradients."""
 
     def derivative(ctx, *grads):
-        raise RuntimeError(f"{declared.qualified} has no derivative")
+        raise RuntimeError(declared.lack)
 
     register_autograd(declared, derivative)
 
@@ -116,7 +116,7 @@ class _Transformable:
                     return autograd_kernel(keyset, *args, **kwargs)
             out = declared.reference(*args, **kwargs)
             if not declared.has_derivative and any(map(_is_differentiated, out if isinstance(out, tuple) else (out,))):
-                raise RuntimeError(f"{declared.qualified} has no derivative")
+                raise RuntimeError(declared.lack)
             return out
 
         _libraries[declared.qualified].derivative.impl(name, kernel, key, **options)

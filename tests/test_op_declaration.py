@@ -193,3 +193,51 @@ def test_ours_in_cpp_is_declared_again_in_another_process():
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "True torch.Size([3, 4])\n", done.stderr
+
+
+def test_a_derivative_that_nobody_has_registered_yet_is_missed_by_name():
+    @op(shapes=dict(x="... C"), cases=[], namespace="gpt2fast_test")
+    def twice(x: Tensor) -> Tensor:
+        """y = 2 x."""
+        return x * 2
+
+    x = torch.ones(3, requires_grad=True)
+    said = r"gpt2fast_test::twice has no derivative yet: register one by @twice.backward\(...\), or declare the op with"
+    with pytest.raises(RuntimeError, match=said):
+        twice(x).sum().backward()
+    with pytest.raises(RuntimeError, match=said):
+        torch.func.grad(lambda x: twice(x).sum())(x)
+    twice.backward("")(lambda saved, grad: dict(x=2 * grad.y))
+    twice(x).sum().backward()
+    assert x.grad.tolist() == [2.0, 2.0, 2.0]
+
+
+def _without_annotation(x, scale=1.0) -> Tensor: ...
+
+
+def _without_return(x: Tensor): ...
+
+
+def _of_any_number(x: Tensor, *more: Tensor) -> Tensor: ...
+
+
+def _of_a_dict(x: Tensor, options: dict) -> Tensor: ...
+
+
+@pytest.mark.parametrize(
+    "function, reason",
+    [
+        (_without_annotation, "Parameter x must have a type annotation."),
+        (_without_return, "No return type annotation was provided."),
+        (_of_any_number, "We do not support positional-only args, varargs, or varkwargs."),
+        (_of_a_dict, "Parameter options has unsupported type <class 'dict'>."),
+    ],
+)
+def test_a_schema_that_cannot_be_inferred(function, reason):
+    before = dict(OPS)
+    with pytest.raises(ValueError) as raised:
+        op(shapes=dict(x="... C"), cases=[], namespace="gpt2fast_test")(function)
+    said = str(raised.value)
+    name = function.__name__
+    assert said.startswith(f"gpt2fast_test::{name}: no schema can be inferred from {name}(x") and reason in said
+    assert "Arguments must be Tensor, int, float" in said and "valid types" not in said and before == OPS
