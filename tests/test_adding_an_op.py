@@ -1,4 +1,4 @@
-"""README, "Adding an op", followed word for word in a copy of the sources."""
+"""docs/writing_an_op.md followed word for word in a copy of the sources."""
 
 import json
 import os
@@ -20,6 +20,7 @@ COPIED = (
     "tests",
     "csrc",
     "README.md",
+    "docs",
     "pyproject.toml",
     "setup.py",
     "constraints.txt",
@@ -27,9 +28,9 @@ COPIED = (
 
 
 def listing(name: str) -> str:
-    """The README's code block that begins with this file's name."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    (found,) = [block for block in blocks if block.startswith(f"# {name}\n")]
+    """The page's listing of this file."""
+    page = (ROOT / "docs/writing_an_op.md").read_text(encoding="utf-8")
+    (found,) = re.findall(rf"```python file={re.escape(name)}\n(.*?)```", page, re.S)
     return found
 
 

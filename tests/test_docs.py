@@ -1,0 +1,228 @@
+"""README.md and docs/: code runs, commands parse, links and paths lead somewhere, no environment variable is missing.
+
+A fence's words after its language say what to do with the block. ``file=NAME`` is a listing: it is written beside the
+page's program, which may import it. ``no-run`` is left alone. ``nvcc`` and ``triton`` run where these are installed.
+All other blocks of Python run, those of a page one after the other in one program.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import gpt2fast.ops  # noqa: F401  declares the ops
+from gpt2fast import cli
+from gpt2fast.op import OPS
+
+ROOT = Path(__file__).parent.parent
+PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))}
+# Models that a page names and a test must not fetch: the shipped one stands for them.
+SUBSTITUTIONS = {name: repr(str(cli.DEMO_MODEL)) for name in ('"gpt2"', '"folder"')}
+# Files that builds, benchmarks and commands make: they need not be there.
+MADE = ("benchmarks/results", "gpt2fast/_cuda.so", "gpt2fast/_C", "dist/", ".venv", "tiles.json")
+FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)^```$", re.M)
+
+
+@dataclass
+class Block:
+    words: list[str]  # of the fence: the language first
+    line: int  # of the first line of code, from 0
+    text: str
+
+    @property
+    def language(self) -> str:
+        return self.words[0] if self.words else ""
+
+    @property
+    def file(self) -> str | None:
+        return next((word.removeprefix("file=") for word in self.words if word.startswith("file=")), None)
+
+
+def blocks(page: str) -> list[Block]:
+    text = PAGES[page].read_text(encoding="utf-8")
+    return [Block(m[1].split(), text[: m.start(2)].count("\n"), m[2]) for m in FENCE.finditer(text)]
+
+
+def prose(page: str) -> str:
+    """The page without its blocks."""
+    return FENCE.sub("", PAGES[page].read_text(encoding="utf-8"))
+
+
+def is_here(tool: str) -> bool:
+    if importlib.util.find_spec("gpt2fast._ptx") is None:  # the machine on which both run
+        return False
+    if tool == "triton":
+        return importlib.util.find_spec("triton") is not None
+    from gpt2fast.testing.ptx import toolchain
+
+    try:
+        return bool(toolchain.tool(tool))
+    except FileNotFoundError:
+        return False
+
+
+def runs(block: Block) -> bool:
+    if block.language != "python" or block.file or "no-run" in block.words:
+        return False
+    unknown = set(block.words[1:]) - {"nvcc", "triton"}
+    assert not unknown, f"line {block.line}: a block of Python has no words {unknown}"
+    return all(is_here(tool) for tool in block.words[1:])
+
+
+def program(page: str) -> str:
+    """The page's Python, each block at its own lines, so that a traceback names the line of the page."""
+    lines: list[str] = []
+    for block in filter(runs, blocks(page)):
+        lines += [""] * (block.line - len(lines)) + block.text.splitlines()
+    text = "\n".join(lines) + "\n"
+    for name, ours in SUBSTITUTIONS.items():
+        text = text.replace(name, ours)
+    return text + "for _test in [f for name, f in list(globals().items()) if name.startswith('test_')]:\n    _test()\n"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(runs, blocks(page)))])
+def test_python_runs(page, tmp_path):
+    for block in blocks(page):
+        if block.file:
+            (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / block.file).write_text(block.text)
+    script = tmp_path / f"{Path(page).stem.replace('-', '_')}_page.py"
+    script.write_text(program(page))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{page}, at the lines of {script.name}:\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
+
+
+def commands(page: str) -> list[str]:
+    """Of blocks of shell, and of `gpt2fast ...` and `make ...` in the text."""
+    found = [line for block in blocks(page) if block.language == "sh" for line in block.text.splitlines()]
+    inline = re.findall(r"`((?:gpt2fast|make|python -m|pip install) [^`]+)`", prose(page))
+    return [line for line in [*found, *(" ".join(text.split()) for text in inline)] if line.strip()]
+
+
+def check_gpt2fast(words: list[str]) -> None:
+    args = cli.build_parser().parse_args(words)
+    for name in getattr(args, "ops", []):
+        assert name in OPS or "::" in name or name == "silu", f"there is no op {name}"
+
+
+def check_make(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split()
+    variables = re.findall(r"^(\w+) \?=", makefile, re.M)
+    for word in words:
+        name, is_variable, _ = word.partition("=")
+        assert name in (variables if is_variable else targets), f"make knows no {name}"
+
+
+def check_pip(words: list[str]) -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for word in words:
+        if match := re.fullmatch(r"(?:\.|gpt2fast|.*\.whl)\[(.*)\]", word):
+            assert set(match[1].split(",")) <= set(known), f"{word}: no such extra"
+
+
+def check_module(words: list[str]) -> None:
+    name = words[0]
+    ours = name.startswith(("gpt2fast", "benchmarks", "kernels"))
+    assert not ours or importlib.util.find_spec(name), f"there is no module {name}"
+
+
+CHECKS = {
+    ("gpt2fast",): check_gpt2fast,
+    ("make",): check_make,
+    ("pip", "install"): check_pip,
+    ("python", "-m"): check_module,
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_exist(page, capsys):
+    for line in commands(page):
+        words = [word for word in shlex.split(line, comments=True) if not re.fullmatch(r"[A-Z_0-9]+=\S*", word)]
+        if words[:1] == ["make"]:  # whose variables come as words too
+            words = shlex.split(line, comments=True)
+        for start, check in CHECKS.items():
+            if tuple(words[: len(start)]) == start:
+                try:
+                    check(words[len(start) :])
+                except (SystemExit, AssertionError) as error:
+                    pytest.fail(f"{page}: {line}\n{error}\n{capsys.readouterr().err}")
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (PAGES[page].parent / path).resolve() if path else PAGES[page]
+        assert found.exists(), f"{page}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", FENCE.sub("", found.read_text(encoding="utf-8")), re.M)
+            assert anchor in map(slug, headings), f"{page}: {target} names no heading"
+
+
+FOLDERS = ("gpt2fast/", "kernels/", "csrc/", "tests/", "benchmarks/", "docs/", ".ci/")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_paths_exist(page):
+    """What stands in backquotes and looks like a path of the repository; NAME in it stands for any name."""
+    files = {block.file for block in blocks(page)}
+    for quoted in re.findall(r"`([\w./-]+)`", prose(page)):
+        if not quoted.startswith(FOLDERS) or quoted.startswith(MADE) or quoted in files:
+            continue
+        assert list(ROOT.glob(quoted.rstrip("/").replace("NAME", "*"))), f"{page}: there is no {quoted}"
+
+
+READ = re.compile(
+    r"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](\w+)["']|["'](\w+)["'] (?:not )?in os\.environ|\$\{([A-Z_]+):-"""
+)
+INDIRECT = re.compile(r"(?:environ(?:\.get\(|\[)|getenv\()(?!\s*[\"'])")
+# Over the names of a tuple, CUDA_HOME and CUDA_PATH, which csrc/cuda/build.py reads too.
+BY_NAMES_OF_A_TUPLE = ["gpt2fast/testing/ptx/toolchain.py"]
+
+
+def variables_read() -> dict[str, str]:
+    """By environment variable a file that reads it; tests aside."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    found: dict[str, str] = {}
+    for name in listed:
+        path = ROOT / name
+        of_tests = name.startswith("tests/") and path.name.startswith("test_")
+        if of_tests or path.suffix not in (".py", ".cpp", ".h", ".cu", ".cuh", ".sh", "") or not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8")
+        assert not INDIRECT.search(text) or name in BY_NAMES_OF_A_TUPLE, f"{name}: write the variable's name there"
+        for match in READ.finditer(text):
+            found[match[1] or match[2] or match[3]] = name
+    return found
+
+
+def test_no_environment_variable_is_missing():
+    if not (ROOT / ".git").exists():
+        pytest.skip("a copy without git's list of files")
+    page = PAGES["docs/environment.md"].read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `(\w+)`", page, re.M))
+    read = variables_read()
+    assert "GPT2FAST_CPU_ISA" in read and "GPT2FAST_BACKEND" in read and "MAX_JOBS" in read
+    missing = {name: file for name, file in read.items() if name not in listed}
+    assert not missing, f"docs/environment.md lacks {missing}"
+    of_make = set(re.findall(r"^(\w+) \?=", (ROOT / "Makefile").read_text(), re.M))
+    assert of_make <= listed, f"docs/environment.md lacks make's {of_make - listed}"
+    stale = listed - set(read) - of_make
+    assert not stale, f"nothing reads {stale}"
