@@ -128,10 +128,10 @@ def thread_count_changes_no_bit(op: Op) -> None:
 
 
 @promise
-def stays_inside_its_buffers(op: Op, isa: str | None = None) -> None:
+def stays_inside_its_buffers(op: Op, isa: str) -> None:
     """The native CPU kernel writes nowhere but into its outputs: guard bytes around every CPU tensor stay as they are.
 
-    ``isa`` is the instruction set of our kernels (None: the one in use). Needs the compiled extension.
+    ``isa`` is the instruction set that runs. Needs the compiled extension.
     """
     runs = [(case, dtype) for case in op.cases if flops(op, case) < 5_000_000 for dtype in op.dtypes]
     runs = runs or [(first_case(op, MODERATE), dtype) for dtype in op.dtypes]
@@ -139,12 +139,10 @@ def stays_inside_its_buffers(op: Op, isa: str | None = None) -> None:
         return
     guilty = next((run for run in runs if _damaged(op, isa, [run])), None)
     where = f"{guilty[0]} in {guilty[1]}" if guilty else "several cases one after the other"
-    raise AssertionError(
-        f"{op.qualified}: the CPU kernel{f' for {isa}' if isa else ''} writes outside its buffers for {where}"
-    )
+    raise AssertionError(f"{op.qualified}: the CPU kernel for {isa} writes outside its buffers for {where}")
 
 
-def _damaged(op: Op, isa: str | None, runs: list[tuple[dict, torch.dtype]]) -> int:
+def _damaged(op: Op, isa: str, runs: list[tuple[dict, torch.dtype]]) -> int:
     """How many tensors had their guard bytes changed by these calls."""
     before = backends._C.guard_memory(True)
     try:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .. import backends
-from ..op import NAMESPACE, Op
+from ..op import Op
 from . import bad_inputs, behaviour, gradients
 from .check import runs
 from .inputs import has_elements
@@ -96,9 +96,9 @@ def _gradients(op: Op) -> Checks:
 
 
 def _buffers(op: Op) -> Checks:
-    """Once for each instruction set of ours; an extension's kernel knows none of them."""
-    for isa in runnable_isas() if op.namespace == NAMESPACE else [None]:
-        yield isa or "", partial(behaviour.stays_inside_its_buffers, isa=isa)
+    """Once for each instruction set: an extension's kernel, too, may be compiled for every one."""
+    for isa in runnable_isas():
+        yield isa, partial(behaviour.stays_inside_its_buffers, isa=isa)
 
 
 def _differentiable(op: Op) -> bool:
