@@ -226,3 +226,46 @@ def test_no_environment_variable_is_missing():
     assert of_make <= listed, f"docs/environment.md lacks make's {of_make - listed}"
     stale = listed - set(read) - of_make
     assert not stale, f"nothing reads {stale}"
+
+
+def cells(page: str) -> list[list[str]]:
+    """The rows of a page's tables."""
+    lines = [line for line in PAGES[page].read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/how/")])
+def test_figures_are_those_of_the_table_of_kernels(page):
+    """Numbers like 1.74 in the tables of docs/how are in docs/kernels.md, in a row of one of the page's ops."""
+    stem = Path(page).stem
+    known = {cell for row in cells("docs/kernels.md") if stem in row[0] for cell in row}
+    figures = [figure for row in cells(page) for cell in row for figure in re.findall(r"\b\d+\.\d\d\b", cell)]
+    assert figures and not set(figures) - known, f"{page}: stale: {sorted(set(figures) - known)}"
+
+
+WRONG = {
+    "code": ("```python\nassert 1 == 2\n```\n", lambda page, *rest: test_python_runs(page, rest[0])),
+    "test": (
+        "```python\ndef test_it():\n    assert 1 == 2\n```\n",
+        lambda page, *rest: test_python_runs(page, rest[0]),
+    ),
+    "word": ("```python no-such-word\n1\n```\n", lambda page, *rest: program(page)),
+    "option": ("```sh\ngpt2fast check gelu --fast\n```\n", lambda page, *rest: test_commands_exist(page, rest[1])),
+    "op": ("`gpt2fast bench no_such_op`\n", lambda page, *rest: test_commands_exist(page, rest[1])),
+    "target": ("```sh\nmake tea\n```\n", lambda page, *rest: test_commands_exist(page, rest[1])),
+    "variable": ("`make demo LENGTH=3`\n", lambda page, *rest: test_commands_exist(page, rest[1])),
+    "extra": ("```sh\npip install '.[gpu]'\n```\n", lambda page, *rest: test_commands_exist(page, rest[1])),
+    "module": ("`python -m gpt2fast.no_such`\n", lambda page, *rest: test_commands_exist(page, rest[1])),
+    "link": ("[there](nowhere.md)\n", lambda page, *rest: test_links_lead_somewhere(page)),
+    "anchor": ("# One\n\n[there](#two)\n", lambda page, *rest: test_links_lead_somewhere(page)),
+    "path": ("`gpt2fast/no_such.py`\n", lambda page, *rest: test_paths_exist(page)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_found(what, tmp_path, capsys, monkeypatch):
+    text, check = WRONG[what]
+    (tmp_path / "wrong.md").write_text(text)
+    monkeypatch.setitem(PAGES, "wrong.md", tmp_path / "wrong.md")
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
+        check("wrong.md", tmp_path, capsys)
