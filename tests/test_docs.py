@@ -1,7 +1,8 @@
 """README.md and docs/: code runs, commands parse, links and paths lead somewhere, no environment variable is missing.
 
 A fence's words after its language say what to do with the block. ``file=NAME`` is a listing: it is written beside the
-page's program, which may import it. ``no-run`` is left alone. ``nvcc`` and ``triton`` run where these are installed.
+page's program, which may import it. ``no-run`` is left alone. ``nvcc``, ``triton`` and ``cxx`` (a compiler and ninja)
+run where these are installed.
 All other blocks of Python run, those of a page one after the other in one program.
 """
 
@@ -9,6 +10,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from torch.utils.cpp_extension import is_ninja_available
 
 import gpt2fast.ops  # noqa: F401  declares the ops
 from gpt2fast import cli
@@ -56,6 +59,8 @@ def prose(page: str) -> str:
 
 
 def is_here(tool: str) -> bool:
+    if tool == "cxx":
+        return bool(shutil.which(os.environ.get("CXX") or "c++")) and is_ninja_available()
     if importlib.util.find_spec("gpt2fast._ptx") is None:  # the machine on which both run
         return False
     if tool == "triton":
@@ -71,7 +76,7 @@ def is_here(tool: str) -> bool:
 def runs(block: Block) -> bool:
     if block.language != "python" or block.file or "no-run" in block.words:
         return False
-    unknown = set(block.words[1:]) - {"nvcc", "triton"}
+    unknown = set(block.words[1:]) - {"nvcc", "triton", "cxx"}
     assert not unknown, f"line {block.line}: a block of Python has no words {unknown}"
     return all(is_here(tool) for tool in block.words[1:])
 
