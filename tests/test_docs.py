@@ -6,6 +6,7 @@ run where these are installed.
 All other blocks of Python run, those of a page one after the other in one program.
 """
 
+import importlib
 import importlib.util
 import os
 import re
@@ -113,8 +114,13 @@ def commands(page: str) -> list[str]:
 
 
 def check_gpt2fast(words: list[str]) -> None:
-    args = cli.build_parser().parse_args(words)
-    for name in getattr(args, "ops", []):
+    parser = cli.build_parser()
+    args, rest = parser.parse_known_args(words)
+    if args.command == "bench" and rest:  # whose options are those of benchmarks/ops.py
+        args, rest = importlib.import_module("gpt2fast.benchmarks.ops").parser().parse_args(rest), []
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    for name in [*getattr(args, "ops", []), *getattr(args, "names", [])]:
         assert name in OPS or "::" in name or name == "silu", f"there is no op {name}"
 
 
