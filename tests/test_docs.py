@@ -6,9 +6,11 @@ run where these are installed.
 All other blocks of Python run, those of a page one after the other in one program.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -113,6 +115,12 @@ def commands(page: str) -> list[str]:
     return [line for line in [*found, *(" ".join(text.split()) for text in inline)] if line.strip()]
 
 
+def ops_of_listings() -> set[str]:
+    """Those that the pages add to gpt2fast."""
+    files = [Path(block.file) for page in PAGES for block in blocks(page) if block.file]
+    return {file.stem for file in files if file.parent == Path("gpt2fast/ops")}
+
+
 def check_gpt2fast(words: list[str]) -> None:
     parser = cli.build_parser()
     args, rest = parser.parse_known_args(words)
@@ -121,7 +129,7 @@ def check_gpt2fast(words: list[str]) -> None:
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     for name in [*getattr(args, "ops", []), *getattr(args, "names", [])]:
-        assert name in OPS or "::" in name or name == "silu", f"there is no op {name}"
+        assert name in OPS or "::" in name or name in ops_of_listings(), f"there is no op {name}"
 
 
 def check_make(words: list[str]) -> None:
@@ -199,6 +207,36 @@ def test_paths_exist(page):
         assert list(ROOT.glob(quoted.rstrip("/").replace("NAME", "*"))), f"{page}: there is no {quoted}"
 
 
+NAMES = re.compile(r"`((?:\w+\.)*[A-Za-z]\w*)(?:\(\))?`")
+SOURCES = ("gpt2fast", "kernels", "csrc", "benchmarks", "tests")
+
+
+@functools.cache
+def words_of_sources() -> set[str]:
+    """All words of the code, but for this file's."""
+    suffixes = (".py", ".h", ".cpp", ".cu", ".cuh", ".toml", ".json", ".sh")
+    files = [file for folder in SOURCES for file in (ROOT / folder).rglob("*") if file.suffix in suffixes]
+    texts = [
+        file.read_text(encoding="utf-8") for file in files if file.stat().st_size < 2**18 and file != Path(__file__)
+    ]
+    return set(
+        re.findall(r"\w+", "\n".join([*texts, (ROOT / "Makefile").read_text(), (ROOT / "setup.py").read_text()]))
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_names_exist(page):
+    """What stands in backquotes as one name, such as a function's, is a word of the code or of the page's own blocks.
+
+    A name of torch's must be there, too."""
+    own = set(re.findall(r"\w+", "\n".join(block.text for block in blocks(page))))
+    names = set(NAMES.findall(prose(page)))
+    for name in {name for name in names if name.startswith("torch.")}:
+        pkgutil.resolve_name(name)
+    missing = {name.split(".")[-1] for name in names if not name.startswith("torch.")} - words_of_sources() - own
+    assert not missing, f"{page}: the code has no {sorted(missing)}"
+
+
 READ = re.compile(
     r"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](\w+)["']|["'](\w+)["'] (?:not )?in os\.environ|\$\{([A-Z_]+):-"""
 )
@@ -269,6 +307,7 @@ WRONG = {
     "module": ("`python -m gpt2fast.no_such`\n", lambda page, *rest: test_commands_exist(page, rest[1])),
     "link": ("[there](nowhere.md)\n", lambda page, *rest: test_links_lead_somewhere(page)),
     "anchor": ("# One\n\n[there](#two)\n", lambda page, *rest: test_links_lead_somewhere(page)),
+    "name": ("`there_is_no_such_function`\n", lambda page, *rest: test_names_exist(page)),
     "path": ("`gpt2fast/no_such.py`\n", lambda page, *rest: test_paths_exist(page)),
 }
 
