@@ -63,7 +63,7 @@ def prose(page: str) -> str:
 
 def is_here(tool: str) -> bool:
     if tool == "cxx":
-        return bool(shutil.which(os.environ.get("CXX") or "c++")) and is_ninja_available()
+        return bool(shutil.which((os.environ.get("CXX") or "c++").split()[0])) and is_ninja_available()
     if importlib.util.find_spec("gpt2fast._ptx") is None:  # the machine on which both run
         return False
     if tool == "triton":
@@ -106,6 +106,12 @@ def test_python_runs(page, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{page}, at the lines of {script.name}:\n{done.stdout[-1500:]}{done.stderr[-3000:]}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/kernels.md"])
+def test_lines_are_short(page):
+    long = [line for line in PAGES[page].read_text(encoding="utf-8").splitlines() if len(line) > 120]
+    assert not [line for line in long if not line.startswith("|")], f"{page}: above 120 characters"
 
 
 def commands(page: str) -> list[str]:
