@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from . import fresh, peak
-from .ops import DTYPES, parse_dtypes
+from .ops import DTYPES, parse_list
 from .output import JSON_HELP, json_file, write
 from .table import markdown, show
 from .timing import ratios, summarise
@@ -165,7 +165,9 @@ def run(
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.generate", description=__doc__.split("\n")[0])
-    parser.add_argument("--dtype", type=parse_dtypes, default=list(DTYPES), metavar="A,B", help="float32,bfloat16")
+    parser.add_argument(
+        "--dtype", type=parse_list(DTYPES), default=list(DTYPES), metavar="A,B", help="float32,bfloat16"
+    )
     parser.add_argument("--cases", default=",".join(CASES), metavar="BxP,...", help=f"default: {','.join(CASES)}")
     parser.add_argument(
         "--eager", action="store_true", help="transformers' eager attention too; the best of both counts"

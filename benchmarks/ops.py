@@ -1,4 +1,4 @@
-"""Every op at GPT-2's sizes against PyTorch: ``python -m benchmarks.ops [NAMES] [--dtype float32] [--json FILE]``.
+"""Every op at GPT-2's sizes against PyTorch: ``gpt2fast bench [NAMES] [--mode bwd] [--dtype float32] [--json FILE]``.
 
 Ours and PyTorch's ways alternate in one process; a kernel whose parity check fails is not timed. ``vs torch`` is the
 median over rounds of PyTorch's best time over ours, with the tenth and ninetieth percentile; ``limit`` the share of
@@ -6,20 +6,26 @@ what this machine could do, measured in the same rounds where memory is the limi
 """
 
 import argparse
-import functools
+import contextlib
+import csv
+import json
 import sys
+from collections.abc import Callable
 
 import torch
 
+from gpt2fast import backends
 from gpt2fast.op import Op
-from gpt2fast.testing import assert_parity
+from gpt2fast.testing import cpu_isa
+from gpt2fast.testing.packages import import_modules
 
-from . import cases, peak
+from . import cases, compare, modes, peak
 from .output import JSON_HELP, json_file, write
 from .table import markdown, show
 from .timing import alternate, keep_freed_memory, ratios, summarise
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ALL_DTYPES = DTYPES | {"float16": torch.float16}
 HEADER = [
     "op",
     "case",
@@ -35,6 +41,11 @@ HEADER = [
     "vs torch",
     "q10-q90",
 ]
+# By metric the columns of the table that show it.
+METRICS = dict(
+    time=("ours µs", "±%"), bandwidth=("GB/s",), flops=("GFLOP/s",), limit=("limit",),
+    ratio=("fused", "naive", "vs torch", "q10-q90"),
+)  # fmt: skip
 
 
 def least_seconds(moved: tuple[int, int], flops: float, pace: dict[str, float], rate: str, cached: bool):
@@ -51,38 +62,59 @@ def least_seconds(moved: tuple[int, int], flops: float, pace: dict[str, float], 
     return (memory, "copy" if 2 * written > read else "read") if memory >= compute else (compute, rate)
 
 
-def bench_case(op: Op, case: dict, dtype: torch.dtype, measured: dict[str, float], probe, seconds: float) -> dict:
-    """One row: times, ratios and shares of a case; or the reason why it was not timed."""
-    row = dict(op=op.name, case=case, label=cases.describe(case), dtype=str(dtype).removeprefix("torch."))
+def bench_case(
+    op: Op, case: dict, dtype: torch.dtype, measured: dict[str, float], probe, seconds: float, mode: str = "fwd",
+    baselines: list[str] | None = None,
+) -> dict:  # fmt: skip
+    """One row: times, ratios and shares of a case; or the reason why it was not timed.
+
+    What a backward pass moves and computes is not declared: its rows have times and ratios, no shares.
+    """
+    row = dict(op=op.name, case=case, label=cases.describe(case), dtype=str(dtype).removeprefix("torch."), mode=mode)
     try:
-        assert_parity(op, case, dtype)
+        modes.assert_right(op, case, dtype, mode)
     except (AssertionError, RuntimeError, ValueError, TypeError) as failure:
         return row | dict(failed=str(failure))
-    with torch.inference_mode():
+    row["not_compared"] = {}
+    with torch.inference_mode() if mode == "fwd" else contextlib.nullcontext():
         sets, outside = cases.inputs(op, case, dtype)
-        functions = dict(ours=op) | cases.rivals(op, case)
-        contenders = {
-            name: [functools.partial(function, *args) for args in sets] for name, function in functions.items()
-        }
-        probes = dict(read=lambda: probe("read"), copy=probe.copy) if outside else {}
+        contenders = dict(ours=[modes.prepared(op, op, args, mode) for args in sets])
+        for name, function in modes.ways(op, case, baselines).items():
+            try:
+                contenders[name] = [modes.prepared(op, function, args, mode) for args in sets]
+            except RuntimeError as error:
+                row["not_compared"][name] = str(error).split("\n")[0]
+        if len(contenders) == 1:
+            return row | dict(failed=f"nothing to compare with: {row['not_compared'] or 'no baseline'}")
+        probes = dict(read=lambda: probe("read"), copy=probe.copy) if outside and mode == "fwd" else {}
         times = alternate(contenders, probes, seconds)
-        moved = cases.nbytes(op, dict(zip(op.signature.parameters, sets[0])))
-    flops = op.flops(case) if op.flops else 0
-    rate = "dot" if op.autocast == "lower" and dtype == torch.bfloat16 else "fma"
+        moved = cases.nbytes(op, dict(zip(op.signature.parameters, sets[0]))) if mode == "fwd" else None
     found = {name: summarise(times[name]) for name in contenders}
     best = min((n for n in found if n != "ours"), key=lambda n: found[n]["median"])
+    row |= dict(
+        seconds=found,
+        rounds={name: [float(f"{t:.5g}") for t in times[name]] for name in contenders},
+        best=best,
+        outside_cache=outside,
+        sets=len(sets),
+        ratio=ratios(times[best], times["ours"]),
+        ratios={name: ratios(times[name], times["ours"]) for name in found if name != "ours"},
+    )
+    return row | (_shares(op, case, dtype, measured, times, list(probes), moved, best, outside) if moved else {})
+
+
+def _shares(op, case, dtype, measured, times, probes, moved, best, outside) -> dict:
+    """Of a forward pass the bytes and operations, per second too, and how near to the machine's limit ours came."""
+    flops = op.flops(case) if op.flops else 0
+    rate = "dot" if op.autocast == "lower" and dtype == torch.bfloat16 else "fma"
     paces = [measured | dict(zip(probes, p)) for p in zip(*(times[n] for n in probes))] or [measured] * len(
         times["ours"]
     )
     bounds = [least_seconds(moved, flops, pace, rate, not outside) for pace in paces]
     share = summarise([least / ours for (least, _), ours in zip(bounds, times["ours"])])
     torch_share = summarise([least / theirs for (least, _), theirs in zip(bounds, times[best])])
-    ours = found["ours"]["median"]
-    return row | dict(
-        seconds=found,
-        best=best,
-        outside_cache=outside,
-        sets=len(sets),
+    ours = summarise(times["ours"])["median"]
+    return dict(
         read=moved[0],
         written=moved[1],
         flops=flops,
@@ -92,8 +124,6 @@ def bench_case(op: Op, case: dict, dtype: torch.dtype, measured: dict[str, float
         pace={name: summarise(times[name]) for name in probes},
         share=share,
         torch_share=torch_share,
-        ratio=ratios(times[best], times["ours"]),
-        ratios={name: ratios(times[name], times["ours"]) for name in found if name != "ours"},
     )
 
 
@@ -103,7 +133,8 @@ def cells(row: dict) -> list[str]:
     if "failed" in row:
         return [*first, *[""] * 7, "", "FAILED", "parity"]
     ours, ratio = row["seconds"]["ours"], row["ratio"]
-    memory = row["outside_cache"] or row["bound"] not in ("read", "copy")
+    shared = "share" in row
+    memory = shared and (row["outside_cache"] or row["bound"] not in ("read", "copy"))
     spread = 50 * (ours["q90"] - ours["q10"]) / ours["median"]
     naive = row["ratios"].get("naive")
     fused = row["ratios"].get("fused")
@@ -112,8 +143,8 @@ def cells(row: dict) -> list[str]:
         "out" if row["outside_cache"] else "in",
         f"{1e6 * ours['median']:.4g}",
         f"{spread:.0f}",
-        f"{row['bytes_per_second'] / 1e9:.1f}",
-        f"{row['flops_per_second'] / 1e9:.1f}",
+        f"{row['bytes_per_second'] / 1e9:.1f}" if shared else "",
+        f"{row['flops_per_second'] / 1e9:.1f}" if shared else "",
         f"{100 * row['share']['median']:.0f}% {row['bound']}" if memory else "",
         f"{fused['median']:.2f}" if fused else "",
         f"{naive['median']:.2f}" if naive else "",
@@ -122,9 +153,14 @@ def cells(row: dict) -> list[str]:
     ]
 
 
-def run(names: list[str], dtypes: list[str], quick: bool = False, keep_freed: bool = False, each=None) -> dict:
+def run(
+    names: list[str], dtypes: list[str], quick: bool = False, keep_freed: bool = False, each=None, mode: str = "fwd",
+    baselines: list[str] | None = None, shapes: list[dict] | None = None,
+) -> dict:  # fmt: skip
     """All rows, with the machine and its limits; ``each(found)`` is called after every row."""
     chosen = cases.bench_ops(names)
+    if mode != "fwd":
+        chosen = _differentiable(chosen, names)
     torch.use_deterministic_algorithms(False)  # or torch.empty would fill memory
     kept = keep_freed and keep_freed_memory()
     threads = torch.get_num_threads()
@@ -132,33 +168,99 @@ def run(names: list[str], dtypes: list[str], quick: bool = False, keep_freed: bo
     probe = peak.Probe(huge=True, nbytes=peak.ARRAY // (4 if quick else 2))
     measured = peak.limits(peaks, threads)
     found = dict(kind="ops", machine=peak.machine() | dict(freed_memory_kept=kept), peaks=peaks, rows=[])
+    seconds = 0.15 if quick else 0.6
     for op in chosen:
-        for case in cases.bench_cases(op):
+        for case in shapes or cases.bench_cases(op):
             for name in dtypes:
-                if DTYPES[name] in op.dtypes:
-                    found["rows"].append(bench_case(op, case, DTYPES[name], measured, probe, 0.15 if quick else 0.6))
+                if ALL_DTYPES[name] in op.dtypes:
+                    row = bench_case(op, case, ALL_DTYPES[name], measured, probe, seconds, mode, baselines)
+                    found["rows"].append(row)
                     if each:
                         each(found)
     return found
 
 
-def parse_dtypes(text: str) -> list[str]:
-    found = text.split(",")
-    if wrong := [name for name in found if name not in DTYPES]:
-        raise argparse.ArgumentTypeError(f"dtype must be one of {', '.join(DTYPES)}, got {wrong[0]!r}")
+def _differentiable(chosen: list[Op], names: list[str]) -> list[Op]:
+    """Those with a derivative; ValueError for one that was named and has none."""
+    for op in chosen:
+        if names and not op.has_derivative:
+            raise ValueError(f"gpt2fast bench: --mode must be fwd for {op.name}, which has no derivative")
+    return [op for op in chosen if op.has_derivative]
+
+
+def parse_list(known) -> Callable[[str], list[str]]:
+    """For argparse: a list of names, each one of ``known``."""
+
+    def parse(text: str) -> list[str]:
+        found = text.split(",")
+        if wrong := [name for name in found if name not in known]:
+            raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, got {wrong[0]!r}")
+        return found
+
+    return parse
+
+
+def parse_shapes(text: str) -> list[dict]:
+    """For argparse: ``B=8,T=128,C=768;B=1,T=1,C=768`` as cases. A value is a number, true, false or a word."""
+    found = []
+    for part in filter(None, text.split(";")):
+        case = {}
+        for item in part.split(","):
+            name, equals, value = item.strip().partition("=")
+            if not equals or not name.isidentifier():
+                raise argparse.ArgumentTypeError(f"must be like B=8,T=128,C=768;B=1,T=1,C=768, got {item!r}")
+            try:
+                case[name] = json.loads(value)
+            except ValueError:
+                case[name] = value
+        found.append(case)
     return found
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 1, got {text!r}")
+    return int(text)
+
+
+def parser(prog: str = "gpt2fast bench") -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
+    add = made.add_argument
+    add("names", nargs="*", metavar="OP", help="ops by name (default: all that have a kernel)")
+    add(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import this module, which declares ops, first",
+    )
+    add("--backend", metavar="NAME", help="run every op on this backend (see gpt2fast info)")
+    add("--isa", metavar="NAME", help="run the CPU kernels of this instruction set (see gpt2fast info)")
+    add("--mode", choices=modes.MODES, default="fwd", help="what is timed (default: fwd)")
+    add("--dtype", type=parse_list(ALL_DTYPES), default=list(DTYPES), metavar="A,B", help=", ".join(ALL_DTYPES))
+    add("--threads", type=positive, default=None, metavar="N", help="default: torch's")
+    add("--shapes", type=parse_shapes, metavar="CASES", help="instead of GPT-2's: B=8,T=128,C=768;B=1,T=1,C=768")
+    known = ", ".join((*modes.BASELINES, "a backend"))
+    add("--baselines", type=lambda text: text.split(","), metavar="A,B", help=f"of {known} (default: fused,naive)")
+    add("--metrics", type=parse_list(METRICS), default=list(METRICS), metavar="A,B", help=", ".join(METRICS))
+    add("--json", type=json_file, nargs="?", const="-", metavar="FILE", help=JSON_HELP)
+    add("--save", dest="json", type=json_file, metavar="FILE", help="the same, for --compare later")
+    add("--csv", type=json_file, metavar="FILE", help="write a table of numbers")
+    add("--compare", type=argparse.FileType(), metavar="FILE", help="JSON of an earlier run, to compare with")
+    add("--quick", action="store_true", help="fewer rounds")
+    add("--keep-freed-memory", action="store_true", help="no page faults on either side: kernels alone")
+    add("--markdown", action="store_true", help="print the table as Markdown")
+    return made
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ops", description=__doc__.split("\n")[0])
-    parser.add_argument("names", nargs="*", metavar="OP", help="ops by name (default: all that have a kernel)")
-    parser.add_argument("--dtype", type=parse_dtypes, default=list(DTYPES), metavar="A,B", help="float32,bfloat16")
-    parser.add_argument("--json", type=json_file, nargs="?", const="-", metavar="FILE", help=JSON_HELP)
-    parser.add_argument("--threads", type=int, default=None, help="default: torch's")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--keep-freed-memory", action="store_true", help="no page faults on either side: kernels alone")
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    args = parser.parse_args(argv)
+    args = parser().parse_args(argv)
+    before = json.load(args.compare) if args.compare else None
+    if args.shapes and not args.names:
+        raise ValueError("gpt2fast bench: --shapes must come with the names of ops, got none")
+    import_modules(args.modules)
+    threads = torch.get_num_threads()
     if args.threads:
         torch.set_num_threads(args.threads)
 
@@ -167,26 +269,70 @@ def main(argv: list[str] | None = None) -> int:
             print(*cells(found["rows"][-1]), sep="  ", file=sys.stderr, flush=True)
             write(found, args.json)  # so that an interrupted run leaves what it has
 
-    found = run(args.names, args.dtype, args.quick, args.keep_freed_memory, each)
+    try:
+        with contextlib.ExitStack() as chosen:
+            if args.isa:
+                chosen.enter_context(cpu_isa(args.isa))
+            if args.backend:
+                chosen.enter_context(backends.use_backend(args.backend))
+            found = run(
+                args.names, args.dtype, args.quick, args.keep_freed_memory, each, args.mode, args.baselines, args.shapes
+            )
+    finally:
+        torch.set_num_threads(threads)
+    if args.csv:
+        write_csv(found, args.csv)
     if args.json == "-":
         write(found, "-")
-    if args.json != "-":
-        threads = str(found["machine"]["threads"])
-        limits = peak.limits(found["peaks"], int(threads))
-        title = f"{found['machine']['cpu']}, {found['machine']['isa']}, {threads} threads: " + ", ".join(
-            f"{name} {value / 1e9:.0f} G{'B/s' if name in ('read', 'copy') else 'FLOP/s'}"
-            for name, value in limits.items()
-        )
-        rows = [cells(row) for row in found["rows"]]
-        if args.markdown:
-            print(f"{title}\n\n{markdown(HEADER, rows, 4)}\n\n{markdown(*peak.table(found['peaks']))}")
-        else:
-            show(HEADER, rows, title, 4)
-            show(*peak.table(found["peaks"]), title="This machine's limits")
-        for row in found["rows"]:
-            if "failed" in row:
-                print(f"{row['op']} {row['label']} {row['dtype']}: {row['failed']}")
+    else:
+        print_tables(found, args.metrics, args.markdown)
+        if before is not None:
+            changes = compare.compare(before, found)
+            title = f"Since {args.compare.name}: {len(changes)} rows that both have"
+            rows = [compare.cells(row) for row in changes]
+            if args.markdown:
+                print(f"\n{title}\n\n{markdown(compare.HEADER, rows, 4)}")
+            else:
+                show(compare.HEADER, rows, title, 4)
     return int(any("failed" in row for row in found["rows"]))
+
+
+def print_tables(found: dict, metrics: list[str], as_markdown: bool) -> None:
+    """The rows and the machine's limits; then, row by row, what failed and what could not be compared."""
+    threads = str(found["machine"]["threads"])
+    limits = peak.limits(found["peaks"], int(threads))
+    title = f"{found['machine']['cpu']}, {found['machine']['isa']}, {threads} threads: " + ", ".join(
+        f"{name} {value / 1e9:.0f} G{'B/s' if name in ('read', 'copy') else 'FLOP/s'}" for name, value in limits.items()
+    )
+    hidden = {column for name, columns in METRICS.items() if name not in metrics for column in columns}
+    keep = [i for i, column in enumerate(HEADER) if column not in hidden]
+    header, *rows = ([row[i] for i in keep] for row in (HEADER, *map(cells, found["rows"])))
+    if as_markdown:
+        print(f"{title}\n\n{markdown(header, rows, 4)}\n\n{markdown(*peak.table(found['peaks']))}")
+    else:
+        show(header, rows, title, 4)
+        show(*peak.table(found["peaks"]), title="This machine's limits")
+    for row in found["rows"]:
+        if "failed" in row:
+            print(f"{row['op']} {row['label']} {row['dtype']}: {row['failed']}")
+        for name, why in row.get("not_compared", {}).items():
+            print(f"{row['op']} {row['label']} {row['dtype']}: not compared with {name}: {why}")
+
+
+def write_csv(found: dict, path: str) -> None:
+    """One line a row: seconds of every way, ratios to ours, bytes and operations a second. ``-`` is the terminal."""
+    ways = list(dict.fromkeys(name for row in found["rows"] for name in row.get("seconds", {})))
+    lines = []
+    for row in found["rows"]:
+        line = {name: row.get(name, "") for name in ("op", "label", "dtype", "mode", "failed")}
+        line |= {f"seconds {name}": row.get("seconds", {}).get(name, {}).get("median", "") for name in ways}
+        line |= {f"ratio {name}": row.get("ratios", {}).get(name, {}).get("median", "") for name in ways[1:]}
+        line |= {name: row.get(name, "") for name in ("bytes_per_second", "flops_per_second")}
+        lines.append(line | dict(share=row.get("share", {}).get("median", "")))
+    with contextlib.nullcontext(sys.stdout) if path == "-" else open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, list(lines[0]) if lines else [])
+        table.writeheader()
+        table.writerows(lines)
 
 
 if __name__ == "__main__":

@@ -43,15 +43,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("info", parents=[common], help="machine, instruction sets, backends, versions")
     add.set_defaults(run=run_info)
-    for name, run, text in (
-        ("check", run_check, "check ops against their references"),
-        ("bench", run_bench, "time ops against PyTorch"),
-    ):
-        add = commands.add_parser(name, parents=[common], help=text)
-        add.add_argument("ops", nargs="*", metavar="OP", help="ops by name (default: all)")
-        how = "import this module, which declares ops, first; may be repeated"
-        add.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=how)
-        add.set_defaults(run=run)
+    how = "import this module, which declares ops, first; may be repeated"
+    add = commands.add_parser("check", parents=[common], help="check ops against their references")
+    add.add_argument("ops", nargs="*", metavar="OP", help="ops by name (default: all)")
+    add.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=how)
+    add.set_defaults(run=run_check)
+    # Its options are in benchmarks/ops.py, --help too.
+    add = commands.add_parser("bench", add_help=False, allow_abbrev=False, help="time ops against PyTorch")
+    add.set_defaults(run=run_bench, isa=None, backend=None)
     text = "find the fastest tile sizes of the Triton kernels on this GPU"
     add = commands.add_parser("tune", parents=[common], help=text)
     add.add_argument("kernels", nargs="*", metavar="KERNEL", help="kernels by name (default: all that have a table)")
@@ -269,10 +268,8 @@ def run_check(args: argparse.Namespace) -> int:
 
 def run_bench(args: argparse.Namespace) -> int:
     from .testing import run_bench
-    from .testing.packages import import_modules
 
-    import_modules(args.modules)
-    return run_bench(args.ops, args.json)
+    return run_bench(args.rest)
 
 
 def run_tune(args: argparse.Namespace) -> int:
@@ -292,7 +289,10 @@ def run_new_op(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args, args.rest = parser.parse_known_args(argv)
+    if args.rest and args.command != "bench":
+        parser.error(f"unrecognized arguments: {' '.join(args.rest)}")
     if args.isa:
         os.environ["GPT2FAST_CPU_ISA"] = args.isa
     try:

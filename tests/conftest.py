@@ -1,5 +1,7 @@
 """Loops over OPS: pytest.mark.parametrize helpers shared by the op tests. Uninitialised memory is NaN in every test."""
 
+import os
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from gpt2fast.testing.inputs import flops  # noqa: F401  for the tests
 from gpt2fast.testing.promise import poisoned_memory
 
 ISAS = runnable_isas()
+os.environ.pop("PYTEST_ADDOPTS", None)  # not for the tests that tests start
 
 
 def op_cases(limit: float = float("inf"), ops=None) -> list:

@@ -132,8 +132,12 @@ def test_check_and_bench_pass_names_and_json_on(monkeypatch):
     calls = []
     monkeypatch.setattr(gpt2fast.testing, "run_check", lambda *a: calls.append(("check", *a)) or 0)
     monkeypatch.setattr(gpt2fast.testing, "run_bench", lambda *a: calls.append(("bench", *a)) or 3)
-    assert cli.main(["check", "gelu", "linear", "--json"]) == 0 and cli.main(["bench"]) == 3
-    assert calls == [("check", ["gelu", "linear"], True), ("bench", [], False)]
+    assert cli.main(["check", "gelu", "linear", "--json"]) == 0
+    options = ["gelu", "--mode", "bwd", "linear", "--json", "out.json"]
+    assert cli.main(["bench"]) == cli.main(["bench", *options]) == 3
+    assert calls == [("check", ["gelu", "linear"], True), ("bench", []), ("bench", options)]
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["check", "gelu", "--mode", "bwd"])
 
 
 @pytest.mark.parametrize("args, message", [

@@ -7,6 +7,7 @@ import sys
 import accelerate
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from test_hf_known_state import IDS, model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -116,7 +117,15 @@ def test_a_wrapped_forward_is_named():
     assert "its forward is replaced by test_hf_as_stock.test_a_wrapped_forward_is_named" in found
 
 
-def test_accelerates_autocast_is_named_and_gone_when_unwrapped():
+@pytest.fixture
+def fresh_accelerator():
+    """accelerate keeps one precision for the whole process, which another test may have chosen."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_accelerates_autocast_is_named_and_gone_when_unwrapped(fresh_accelerator):
     ours = gpt2fast.optimize(model())
     expected = ours.generate(IDS, max_new_tokens=5, do_sample=False)
     accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)

@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 
-def run_bench(names: list[str], as_json: bool = False) -> int:
+def run_bench(arguments: list[str]) -> int:
     """Times ops by name against PyTorch, as ``python -m gpt2fast.benchmarks.ops`` does; returns its exit status."""
     from ..benchmarks.ops import main
 
-    return main([*names, *(["--json"] if as_json else [])])
+    return main(arguments)

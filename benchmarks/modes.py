@@ -1,0 +1,81 @@
+"""What is timed of an op: the forward pass, the backward pass, or both; and with what ours is compared."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2fast import backends
+from gpt2fast.op import Op
+from gpt2fast.testing.gradients import gradients_keep_the_parity_rule
+from gpt2fast.testing.parity import assert_parity
+
+from . import cases
+
+MODES = dict(fwd="the forward pass", bwd="the backward pass alone", fwd_bwd="both")
+BASELINES = ("fused", "naive", "compiled", "reference")  # and the names of backends
+
+
+def assert_right(op: Op, case: dict, dtype: torch.dtype, mode: str) -> None:
+    """Raises AssertionError where what will be timed breaks the parity rule."""
+    if mode != "bwd":
+        assert_parity(op, case, dtype)
+    if mode != "fwd":
+        gradients_keep_the_parity_rule(op, case, dtype, "auto")
+
+
+def ways(op: Op, case: dict, names: Sequence[str] | None = None) -> dict[str, Callable]:
+    """By name what ours is compared with, functions of the op's arguments by position.
+
+    ``names`` of ``BASELINES`` or of backends; None: PyTorch's fused way and the naive one. ValueError for a name that
+    is none, RuntimeError for a backend that cannot run here.
+    """
+    found = cases.rivals(op, case)
+    if names is None:
+        return found
+    chosen = {}
+    for name in names:
+        if name in ("fused", "naive"):
+            chosen |= {name: found[name]} if name in found else {}
+        elif name == "compiled":
+            chosen[name] = torch.compile(op.naive or op.reference, fullgraph=True, dynamic=False)
+        elif name == "reference":
+            chosen[name] = op.reference
+        elif name in backends.BACKENDS:
+            with backends.use_backend(name):
+                if (kernel := backends.BACKENDS[name].kernels.get(op.key)) is not None:
+                    chosen[name] = kernel.run
+        else:
+            known = ", ".join((*BASELINES, *backends.BACKENDS))
+            raise ValueError(f"gpt2fast bench: baselines must be of {known}, got {name!r}")
+    return chosen
+
+
+def prepared(op: Op, function: Callable, args: tuple, mode: str) -> Callable[[], Any]:
+    """A function without arguments that does once what ``mode`` says, of ``function`` for these arguments.
+
+    RuntimeError where PyTorch does not differentiate ``function``.
+    """
+    if mode == "fwd":
+        return functools.partial(function, *args)
+    args = tuple(a.detach().requires_grad_() if _differentiable(a) else a for a in args)
+    leaves = [a for a in args if _differentiable(a)]
+
+    def forward() -> list[Tensor]:
+        out = function(*args)
+        outputs = (out if isinstance(out, tuple) else (out,))[: len(op.returns)]
+        return [o for o in outputs if o.is_floating_point()]
+
+    outputs = forward()
+    grads = [torch.ones_like(o) for o in outputs]
+    if mode == "bwd":
+        backward = functools.partial(torch.autograd.grad, outputs, leaves, grads, retain_graph=True, allow_unused=True)
+        backward()  # raises where there is no derivative
+        return backward
+    return lambda: torch.autograd.grad(forward(), leaves, grads, allow_unused=True)
+
+
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
