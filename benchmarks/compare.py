@@ -4,12 +4,25 @@ A machine is not as fast on two days. What is compared is therefore the ratio to
 itself; times stand beside it. Of each quotient the interval is that of 95 % of 2000 resamplings of both runs' rounds.
 """
 
+import json
 import random
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 HEADER = ["op", "case", "dtype", "mode", "ours before µs", "now µs", "vs torch before", "now", "change", "95 %", ""]
 RESAMPLINGS = 2000
+
+
+def read(path: str) -> dict:
+    """Results of ``benchmarks.ops``; ValueError where the file holds none."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if found["kind"] != "ops":
+            raise ValueError(f"it is of kind {found['kind']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"gpt2fast bench: --compare must be a file that --save wrote, got {path}: {error}") from error
+    return found
 
 
 def quotient(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:

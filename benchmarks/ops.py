@@ -247,7 +247,7 @@ def parser(prog: str = "gpt2fast bench") -> argparse.ArgumentParser:
     add("--json", type=json_file, nargs="?", const="-", metavar="FILE", help=JSON_HELP)
     add("--save", dest="json", type=json_file, metavar="FILE", help="the same, for --compare later")
     add("--csv", type=json_file, metavar="FILE", help="write a table of numbers")
-    add("--compare", type=argparse.FileType(), metavar="FILE", help="JSON of an earlier run, to compare with")
+    add("--compare", metavar="FILE", help="JSON of an earlier run, to compare with")
     add("--quick", action="store_true", help="fewer rounds")
     add("--keep-freed-memory", action="store_true", help="no page faults on either side: kernels alone")
     add("--markdown", action="store_true", help="print the table as Markdown")
@@ -256,7 +256,7 @@ def parser(prog: str = "gpt2fast bench") -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    before = json.load(args.compare) if args.compare else None
+    before = compare.read(args.compare) if args.compare else None
     if args.shapes and not args.names:
         raise ValueError("gpt2fast bench: --shapes must come with the names of ops, got none")
     import_modules(args.modules)
@@ -288,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
         print_tables(found, args.metrics, args.markdown)
         if before is not None:
             changes = compare.compare(before, found)
-            title = f"Since {args.compare.name}: {len(changes)} rows that both have"
+            title = f"Since {args.compare}: {len(changes)} rows that both have"
             rows = [compare.cells(row) for row in changes]
             if args.markdown:
                 print(f"\n{title}\n\n{markdown(compare.HEADER, rows, 4)}")
