@@ -89,6 +89,8 @@ def load(
     if not name.isidentifier():
         raise ValueError(f"gpt2fast.build.load: name must be an identifier, got {name!r}")
     files = [build_kernels.existing(path, "sources") for path in sources]
+    if len({file.stem for file in files}) < len(files):  # torch names an object after its source's name alone
+        raise ValueError(f"gpt2fast.build.load: sources must have different names, got {', '.join(map(str, files))}")
     objects = build_kernels.compile_kernels(kernels, include_dirs, cflags)
     if not cpp_extension.is_ninja_available():
         raise FileNotFoundError(

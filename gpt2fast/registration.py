@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 from torch.library import Library
 
-from . import backends, kernel_sources
+from . import backends
 from . import shapes as _shapes
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def define(namespace: str, name: str, schema: str) -> Libraries:
             )
         for library in (before.derivative, before.fallback, before.op):
             library._destroy()
-        _forget(qualified, declared)
+        _forget(qualified)
     found = Libraries(schema, *(Library(n, "FRAGMENT") for n in (namespace, f"{namespace}_fallback", namespace)))
     for library in (found.op, found.fallback):
         library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -66,10 +66,8 @@ def define(namespace: str, name: str, schema: str) -> Libraries:
     return found
 
 
-def _forget(qualified: str, declared: "Op | None") -> None:
-    """Which kernels fit the old op, and what torch.compile made for it: its cache on disk knows ops by their names."""
-    for key in [key for key in kernel_sources._fitting if declared is not None and key[1] == declared.key]:
-        del kernel_sources._fitting[key]
+def _forget(qualified: str) -> None:
+    """What torch.compile made for the old op: its cache on disk knows ops by their names."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
     import torch.compiler.config as config

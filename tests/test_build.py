@@ -53,7 +53,7 @@ def site(tmp_path_factory) -> Path:
 def library() -> Path:
     return build.load(
         "scale_package_C",
-        [PACKAGE / "csrc" / "binding.cpp"],
+        [PACKAGE / "csrc" / "others.cpp", KERNEL / "binding.cpp"],
         kernels=[KERNEL / "scale_bias_add.h"],
         include_dirs=[KERNEL],
     )
@@ -103,11 +103,11 @@ def test_the_kernel_of_the_instruction_set_runs(scale_bias_add):
 
 def test_the_declaration_is_obeyed(scale_bias_add):
     x, scale, bias, residual = arguments()
-    with pytest.raises(ValueError, match=r"scale_package::scale_bias_add: bias .*40.*39"):
+    with pytest.raises(ValueError, match=r"scale_bias_add::scale_bias_add: bias .*40.*39"):
         scale_bias_add(x, scale, bias[:39], residual)
-    with pytest.raises(TypeError, match="scale_package::scale_bias_add: scale"):
+    with pytest.raises(TypeError, match="scale_bias_add::scale_bias_add: scale"):
         scale_bias_add(x, scale.long(), bias, residual)
-    with pytest.raises(ValueError, match="scale_package::scale_bias_add: residual"):
+    with pytest.raises(ValueError, match="scale_bias_add::scale_bias_add: residual"):
         scale_bias_add(x, scale, bias, residual[:2])
 
 
@@ -204,7 +204,7 @@ def test_not_connected(site):
         scale_package.scale_bias_add(torch.ones(2, 3), torch.ones(3), torch.ones(3), torch.ones(2, 3))
     """
     error = use(site, code).stderr
-    assert "scale_package::scale_bias_add: the library of its kernel is not connected to gpt2fast" in error
+    assert "scale_bias_add::scale_bias_add: the library of its kernel is not connected to gpt2fast" in error
     assert "gpt2fast.build.load_extension(" in error
 
 
@@ -247,13 +247,13 @@ def test_what_was_not_linked(monkeypatch, tmp_path):
 def test_no_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(FileNotFoundError, match="needs a C.. compiler, and there is no 'no-such-compiler' on PATH"):
-        build.load("none", [PACKAGE / "csrc" / "binding.cpp"])
+        build.load("none", [PACKAGE / "csrc" / "others.cpp"])
 
 
 def test_no_ninja(monkeypatch):
     monkeypatch.setattr("torch.utils.cpp_extension.is_ninja_available", lambda: False)
     with pytest.raises(FileNotFoundError, match="pip install ninja"):
-        build.load("none", [PACKAGE / "csrc" / "binding.cpp"])
+        build.load("none", [PACKAGE / "csrc" / "others.cpp"])
 
 
 def test_no_headers(monkeypatch, tmp_path):
@@ -280,7 +280,13 @@ def test_files_and_names(tmp_path):
     with pytest.raises(FileNotFoundError, match="sources must name files, got 'none.cpp'"):
         build.load("none", ["none.cpp"])
     with pytest.raises(FileNotFoundError, match="kernels must name files, got 'none.h'"):
-        build.load("none", [PACKAGE / "csrc" / "binding.cpp"], kernels=["none.h"])
+        build.load("none", [PACKAGE / "csrc" / "others.cpp"], kernels=["none.h"])
+    (tmp_path / "more").mkdir()
+    twins = [tmp_path / "same.cpp", tmp_path / "more" / "same.cpp"]
+    for twin in twins:
+        twin.write_text("")
+    with pytest.raises(ValueError, match="sources must have different names, got .*same.cpp, .*same.cpp"):
+        build.load("none", twins)
     with pytest.raises(ValueError, match="name must be an identifier, got 'my-op'"):
         build.load("my-op", [])
     (tmp_path / "my-op.h").write_text("")

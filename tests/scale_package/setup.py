@@ -12,7 +12,7 @@ setup(
     ext_modules=[
         extension(
             "scale_package._C",
-            ["csrc/binding.cpp"],
+            ["csrc/others.cpp", str(KERNEL / "binding.cpp")],
             kernels=[str(KERNEL / "scale_bias_add.h")],
             include_dirs=[str(KERNEL)],
         )

@@ -7,7 +7,7 @@ from gpt2fast import op
     shapes=dict(x="... C", scale="C", bias="C", residual="... C"),
     cases=[dict(B=2, T=7, C=768), dict(B=3, T=5, C=33), dict(B=1, T=1, C=1), dict(B=0, T=3, C=5)],
     derivative=False,
-    namespace="scale_package",
+    namespace="scale_bias_add",
 )
 def scale_bias_add(x: Tensor, scale: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
     """y = x * scale + bias + residual."""
