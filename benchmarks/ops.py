@@ -79,7 +79,9 @@ def bench_case(
     with torch.inference_mode() if mode == "fwd" else contextlib.nullcontext():
         sets, outside = cases.inputs(op, case, dtype)
         contenders = dict(ours=[modes.prepared(op, op, args, mode) for args in sets])
-        for name, function in modes.ways(op, case, baselines).items():
+        ways = modes.ways(op, case, baselines)
+        row["not_compared"] |= {name: "the op has none" for name in baselines or () if name not in ways}
+        for name, function in ways.items():
             try:
                 contenders[name] = [modes.prepared(op, function, args, mode) for args in sets]
             except RuntimeError as error:

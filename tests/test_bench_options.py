@@ -76,6 +76,13 @@ def test_baselines(tmp_path):
     assert set(row["seconds"]) == {"ours", "compiled", "reference", "cpu"} and row["best"] != "ours"
 
 
+def test_a_baseline_that_an_op_lacks_is_named(tmp_path, capsys):
+    options = ("sample", "--dtype", "float32", "--shapes", "B=2,T=3,V=30", "--baselines", "fused,naive")
+    (row,) = bench(tmp_path, *options)
+    assert set(row["seconds"]) == {"ours", "naive"} and row["not_compared"] == dict(fused="the op has none")
+    assert "not compared with fused: the op has none" in capsys.readouterr().out
+
+
 def test_what_baselines_compute():
     op, case = OPS["gelu"], dict(B=2, T=3, C=8)
     args = build(op, case)
