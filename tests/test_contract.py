@@ -201,7 +201,7 @@ def test_an_output_that_is_no_new_tensor(reference, kernel, said, request):
     finally:
         library._destroy()
         del OPS[declared.key]
-    # torch's own checks see some of them: opcheck always; torch.compile warns, and refuses where the variable CI is set.
+    # torch's own checks see some of them: opcheck always; torch.compile warns, and refuses where CI is set.
     assert set(found) <= {"new_outputs", "opcheck", "compile"}
     assert re.match(f"gpt2fast_test::{name}: {said}", found["new_outputs"])
 
