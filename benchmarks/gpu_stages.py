@@ -306,6 +306,7 @@ def count_by_ncu(kernels: set[str]) -> tuple[list[dict], str | None]:
 def ops(where: Where, save) -> None:
     """Ours against PyTorch eager and compiled, and against other libraries where they can be imported."""
     from gpt2fast.backends import use_backend
+    from gpt2fast.dtypes import dtype_name
 
     from . import cases, gpu_aims
 
@@ -319,7 +320,7 @@ def ops(where: Where, save) -> None:
     rows: list[dict] = []
     for op, case, dtype in jobs:
         with where.machine(), use_backend("triton"):
-            row = dict(op=op.name, case=cases.describe(case), dtype=str(dtype).removeprefix("torch."))
+            row = dict(op=op.name, case=cases.describe(case), dtype=dtype_name(dtype))
             rows.append(attempt(row, functools.partial(contest, where, op, case, dtype, copy)))
         save(rows=rows, copy_bytes_per_second=copy)
 

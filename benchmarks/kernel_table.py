@@ -13,6 +13,7 @@ import torch
 
 import gpt2fast.ops  # noqa: F401  declares them
 from gpt2fast.backends import BACKENDS, use_backend
+from gpt2fast.dtypes import dtype_name
 from gpt2fast.op import OPS, Op
 from gpt2fast.testing import ptx
 from gpt2fast.testing.inputs import build, call, cut
@@ -95,7 +96,7 @@ def rows(op: Op, dtype: torch.dtype, backend: str, architectures: tuple[str, ...
         for architecture in architectures:
             found = launch.resources(architecture)
             yield architecture, [
-                op.name, str(dtype).removeprefix("torch."), backend, short(launch), threads, found.registers,
+                op.name, dtype_name(dtype), backend, short(launch), threads, found.registers,
                 found.spill_stores, found.shared + launch.shared, f"{launch.occupancy(architecture):.0%}",
                 *(None if value is None or (i and own) else f"{value:.2f}" for value, own in
                   ((moved, True), (sectors, False), (conflicts, False), (products, True))),

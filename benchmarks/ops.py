@@ -15,6 +15,7 @@ from collections.abc import Callable
 import torch
 
 from gpt2fast import backends
+from gpt2fast.dtypes import dtype_name
 from gpt2fast.op import Op
 from gpt2fast.testing import cpu_isa
 from gpt2fast.testing.packages import import_modules
@@ -70,7 +71,7 @@ def bench_case(
 
     What a backward pass moves and computes is not declared: its rows have times and ratios, no shares.
     """
-    row = dict(op=op.name, case=case, label=cases.describe(case), dtype=str(dtype).removeprefix("torch."), mode=mode)
+    row = dict(op=op.name, case=case, label=cases.describe(case), dtype=dtype_name(dtype), mode=mode)
     try:
         modes.assert_right(op, case, dtype, mode)
     except (AssertionError, RuntimeError, ValueError, TypeError) as failure:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .dtypes import dtype_name
+
 MOST_DECODED = 8
 
 
@@ -63,7 +65,7 @@ class Cache:
             if found[name] != expected:
                 raise ValueError(f"gpt2fast.Cache: {name} must be {expected}, got {found[name]}")
         if dtype is not None and self._memory[0].dtype != dtype:
-            words = [str(d).removeprefix("torch.") for d in (dtype, self._memory[0].dtype)]
+            words = [dtype_name(d) for d in (dtype, self._memory[0].dtype)]
             raise TypeError(f"gpt2fast.Cache: dtype must be {words[0]}, got {words[1]}")
 
     def _view(self) -> None:

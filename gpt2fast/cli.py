@@ -81,6 +81,7 @@ def run_generate(args: argparse.Namespace) -> int:
     import torch
 
     from .backends import isa
+    from .dtypes import dtype_name
     from .model import GPT2
     from .streaming import TextStreamer
     from .text import Tokenizer
@@ -116,7 +117,7 @@ def run_generate(args: argparse.Namespace) -> int:
     first, last = (times[0], times[-1]) if times else (loaded, loaded)
     found = dict(
         model=args.model or "demo_model",
-        weights=str(model.wte.weight.dtype).removeprefix("torch."),
+        weights=dtype_name(model.wte.weight.dtype),
         prompt_tokens=input_ids.shape[1],
         new_tokens=new,
         tokens_per_second=(new - 1) / (last - first) if new > 1 else None,

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .dtypes import dtype_name
+
 ALIASES = {
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -120,7 +122,7 @@ class Config:
             if name not in known:
                 extra[key] = value
             elif name == key or name not in values:
-                given[name] = str(value).removeprefix("torch.") if name == "dtype" and value is not None else value
+                given[name] = dtype_name(value) if name == "dtype" and value is not None else value
         return cls(**given, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:

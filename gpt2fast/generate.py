@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import decoding, ops
+from .dtypes import dtype_name
 
 MOST_NEW_TOKENS = 20
 
@@ -147,7 +148,7 @@ def check_prompt(
     if not isinstance(input_ids, Tensor):
         raise TypeError(f"gpt2fast.generate: input_ids must be a tensor, got {type(input_ids).__name__}")
     if input_ids.dtype != torch.int64:
-        raise TypeError(f"gpt2fast.generate: input_ids must have dtype int64, got {_word(input_ids)}")
+        raise TypeError(f"gpt2fast.generate: input_ids must have dtype int64, got {dtype_name(input_ids.dtype)}")
     _need(input_ids.dim() == 2, "input_ids", "of shape (B, T)", tuple(input_ids.shape))
     _need(input_ids.numel() > 0, "input_ids", "at least one token in at least one row", tuple(input_ids.shape))
     for name, tensor in dict(input_ids=input_ids, attention_mask=attention_mask).items():
@@ -159,7 +160,9 @@ def check_prompt(
     if attention_mask is None:
         return None
     if not isinstance(attention_mask, Tensor) or attention_mask.is_floating_point():
-        found = _word(attention_mask) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        found = (
+            dtype_name(attention_mask.dtype) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        )
         raise TypeError(f"gpt2fast.generate: attention_mask must be a tensor of bools or integers, got {found}")
     expected = tuple(input_ids.shape)
     _need(attention_mask.shape == expected, "attention_mask", f"of shape {expected}", tuple(attention_mask.shape))
@@ -179,7 +182,8 @@ def make_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
         return torch.randint(-(2**63), 2**63 - 1, (1,), device="cpu").to(device)
     if isinstance(seed, Tensor):
         if seed.dtype != torch.int64 or seed.numel() != 1:
-            raise TypeError(f"gpt2fast.generate: seed must be one int64, got {tuple(seed.shape)} of {_word(seed)}")
+            found = f"{tuple(seed.shape)} of {dtype_name(seed.dtype)}"
+            raise TypeError(f"gpt2fast.generate: seed must be one int64, got {found}")
         return seed.reshape(1).to(device)
     _need(-(2**63) <= seed < 2**63, "seed", "an integer of 64 bits", seed)
     return torch.tensor([seed], dtype=torch.int64, device=device)
@@ -228,7 +232,3 @@ def _end_tokens(eos: int | Sequence[int] | None, config: Any) -> list[int]:
 def _need(fine: bool, name: str, expected: str, got: Any) -> None:
     if not fine:
         raise ValueError(f"gpt2fast.generate: {name} must be {expected}, got {got}")
-
-
-def _word(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

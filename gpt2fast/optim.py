@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .dtypes import dtype_name
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -53,8 +54,8 @@ class AdamW(torch.optim.Optimizer):
         covered = {torch.float32, torch.bfloat16} | ({torch.float16} if not self.stochastic_rounding else set())
         for parameter in group["params"]:
             if parameter.dtype not in covered:
-                expected = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in covered))
-                found = str(parameter.dtype).removeprefix("torch.")
+                expected = ", ".join(sorted(dtype_name(dtype) for dtype in covered))
+                found = dtype_name(parameter.dtype)
                 raise TypeError(f"gpt2fast.AdamW: params must have a dtype of {expected}, got {found}")
 
     @torch.no_grad()

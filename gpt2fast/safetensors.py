@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .dtypes import dtype_name
 from .memory import bytes_of
 
 DTYPES = {
@@ -168,8 +169,8 @@ def write(path: str | Path, tensors: dict[str, Tensor]) -> None:
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in NAMES:
-            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in NAMES)
-            got = str(tensor.dtype).removeprefix("torch.")
+            known = ", ".join(dtype_name(dtype) for dtype in NAMES)
+            got = dtype_name(tensor.dtype)
             raise TypeError(f"gpt2fast.safetensors.write: {name} must have one of the dtypes {known}, got {got}")
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     at = 0

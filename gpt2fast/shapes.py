@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import values as _values
+from .dtypes import dtype_name
 
 
 def parse(spec: str) -> tuple[list[str], torch.dtype | None]:
@@ -94,13 +95,13 @@ def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, An
                 raise ValueError(f"{op}: {label} must be on {first[1].device} as {first[0]} is, got {tensor.device}")
             if dtype is None:
                 if not tensor.is_floating_point():
-                    raise TypeError(f"{op}: {label} must be a floating-point tensor, got {_word(tensor.dtype)}")
+                    raise TypeError(f"{op}: {label} must be a floating-point tensor, got {dtype_name(tensor.dtype)}")
                 first_floating = first_floating or (label, tensor)
                 if tensor.dtype != first_floating[1].dtype:
-                    expected = f"{_word(first_floating[1].dtype)} as {first_floating[0]} is"
-                    raise TypeError(f"{op}: {label} must have dtype {expected}, got {_word(tensor.dtype)}")
+                    expected = f"{dtype_name(first_floating[1].dtype)} as {first_floating[0]} is"
+                    raise TypeError(f"{op}: {label} must have dtype {expected}, got {dtype_name(tensor.dtype)}")
             elif tensor.dtype != dtype:
-                raise TypeError(f"{op}: {label} must have dtype {_word(dtype)}, got {_word(tensor.dtype)}")
+                raise TypeError(f"{op}: {label} must have dtype {dtype_name(dtype)}, got {dtype_name(tensor.dtype)}")
             if dims == EACH:
                 expected, index = sizes["each"], int(label[len(name) + 1 : -1])
                 if index == len(expected):
@@ -248,7 +249,3 @@ def _describe(dims: list[str], sizes: dict[str, Any]) -> str:
 def _tuple(items) -> str:
     items = [str(int(i)) if isinstance(i, int) else str(i) for i in items]
     return f"({items[0]},)" if len(items) == 1 else f"({', '.join(items)})"
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import memory, safetensors
 from .config import Config
+from .dtypes import dtype_name
 
 FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 TOKENIZER_FILES = [
@@ -232,7 +233,7 @@ def _open_file(path: Path) -> dict:
 def save(folder: str | Path, config: Config, state: dict[str, Tensor]) -> None:
     """Writes both files beside the old ones and puts them in place only when both are whole."""
     folder = Path(folder)
-    dtype = str(state["wte.weight"].dtype).removeprefix("torch.")
+    dtype = dtype_name(state["wte.weight"].dtype)
     named = {name if name.startswith("lm_head.") else PREFIX + name: tensor for name, tensor in state.items()}
     writers = {
         "model.safetensors": lambda path: safetensors.write(path, named),

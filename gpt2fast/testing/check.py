@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from ..dtypes import dtype_name
 from ..op import OPS, Op
 from .inputs import LAYOUTS, cut, work
 from .packages import import_entry_points
@@ -41,7 +42,7 @@ def check_op(op: Op) -> list[dict]:
                 assert_parity(op, run["case"], run["dtype"], run["layout"], device=device)
         except (AssertionError, RuntimeError, ValueError, TypeError, ImportError) as failure:
             error = str(failure)
-        rows.append(run | dict(dtype=str(run["dtype"]).removeprefix("torch."), error=error))
+        rows.append(run | dict(dtype=dtype_name(run["dtype"]), error=error))
     return rows
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import backends
+from ..dtypes import dtype_name
 from ..op import Op
 from . import bad_inputs, behaviour, gradients
 from .check import runs
@@ -61,7 +62,7 @@ Checks = Iterator[tuple[str, Callable[[], None]]]
 
 def _parity(op: Op) -> Checks:
     for run in runs(op):
-        dtype = str(run["dtype"]).removeprefix("torch.")
+        dtype = dtype_name(run["dtype"])
         yield f"{name_of(run['case'])}-{dtype}-{run['target']}-{run['layout']}", partial(keeps_the_parity_rule, **run)
 
 

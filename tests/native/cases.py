@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 import gpt2fast.ops  # noqa: E402, F401
 from gpt2fast import compiler_flags  # noqa: E402
+from gpt2fast.dtypes import dtype_name  # noqa: E402
 from gpt2fast.op import OPS  # noqa: E402
 from gpt2fast.testing import build, inputs, measure, work  # noqa: E402
 from gpt2fast.testing.parity import more_seeds  # noqa: E402
@@ -106,7 +107,7 @@ class Case:
         runs = [self.run(op, case, dtype, layout)]
         runs += [self.run(op, case, dtype, layout, seed) for seed in more_seeds(op, case, runs[0][2])]
         args = runs[0][0]
-        word = str(dtype).removeprefix("torch.")
+        word = dtype_name(dtype)
         self.text(op.name)
         self.text(f"{op.name} {' '.join(f'{k}={v}' for k, v in case.items())} {word} {layout}")
         self.text(word)
@@ -148,7 +149,7 @@ class Case:
 
     def bounds(self, name: str, plain, truth, slack: float) -> None:
         self.text(name)
-        self.text(str(plain.dtype).removeprefix("torch."))
+        self.text(dtype_name(plain.dtype))
         compared = plain.is_floating_point() and plain.numel()
         found = measure(plain, plain, truth, slack) if compared else dict(rms_bound=0.0, max_bound=0.0)
         self.out.write(struct.pack("<dd", found["rms_bound"], found["max_bound"]))
@@ -156,7 +157,7 @@ class Case:
     def tensor(self, name: str, t) -> None:
         """Sizes, strides, and the memory from the first element to the last, what lies between rows included."""
         self.text(name)
-        self.text(str(t.dtype).removeprefix("torch."))
+        self.text(dtype_name(t.dtype))
         self.integers(t.dim(), *t.shape, *t.stride())
         span = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride())) if t.numel() else 0
         memory = torch.as_strided(t, (span,), (1,)).view(torch.uint8).numpy().tobytes()

@@ -9,6 +9,7 @@ from both import kernels_of
 
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
+from gpt2fast.dtypes import dtype_name
 from gpt2fast.op import OPS
 from gpt2fast.testing import assert_close_to_truth
 from gpt2fast.testing.inputs import build, reference, truth
@@ -44,7 +45,7 @@ def test_rows_that_begin_and_end_anywhere(run, V, gap):
     both_ways(run, logits, torch.randint(0, V, (33,), generator=g), reduction="none")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("first", range(0, 17, 3))
 def test_a_first_logit_of_any_alignment(run, first, dtype):
     g = torch.Generator().manual_seed(first)

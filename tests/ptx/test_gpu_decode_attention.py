@@ -9,6 +9,7 @@ from both import kernels_of
 
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
+from gpt2fast.dtypes import dtype_name
 from gpt2fast.op import OPS
 from gpt2fast.testing import assert_close_to_truth
 from gpt2fast.testing.inputs import build, reference, truth
@@ -32,7 +33,7 @@ def inputs(T=2, S=150, H=3, D=64, lengths=(150, 70), dtype=torch.bfloat16, **oth
     return dict(q=q, k=k, v=v, lengths=torch.tensor(lengths, dtype=torch.int64)) | others
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("D", (1, 40, 64, 80, 128, 130, 250, 256))
 def test_head_sizes(run, D, dtype):
     """Of which some are no multiple of 16 bytes, or of no power of two."""

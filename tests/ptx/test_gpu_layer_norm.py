@@ -9,6 +9,7 @@ from both import kernels_of
 
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
+from gpt2fast.dtypes import dtype_name
 from gpt2fast.op import OPS
 from gpt2fast.tensors import dense_rows
 from gpt2fast.testing import assert_close_to_truth
@@ -22,7 +23,7 @@ run = kernels_of("layer_norm")
 
 
 def short(value):
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
+    return dtype_name(value) if isinstance(value, torch.dtype) else None
 
 
 def check(run, name, case, dtype, layout="contiguous"):

@@ -17,6 +17,7 @@ from triton.backends import nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
+from gpt2fast.dtypes import dtype_name
 from gpt2fast.kernels import layer_norm as kernels
 from gpt2fast.op import OPS
 from gpt2fast.testing import ptx
@@ -26,7 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def short(value):
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
+    return dtype_name(value) if isinstance(value, torch.dtype) else None
 
 
 def run(name, args):

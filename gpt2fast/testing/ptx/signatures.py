@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...dtypes import dtype_name
 from .toolchain import WHAT
 
 _INT = {
@@ -83,7 +84,7 @@ class Parameter:
             raise ValueError(f"{what} must be on cpu, where the machine runs, got {value.device}")
         wanted = _POINTEE.get(self.type[:-1])
         if wanted is not None and value.dtype != wanted:
-            names = (str(d).removeprefix("torch.") for d in (wanted, value.dtype))
+            names = (dtype_name(d) for d in (wanted, value.dtype))
             raise TypeError("{} is a {}: dtype must be {}, got {}".format(what, self.type, *names))
         return value.data_ptr()
 
