@@ -44,7 +44,6 @@ class Op:
     autocast: str
     mutates: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
-    slack: float
     fused: Callable | None
     fused_unless: Callable[..., str | None] | None
     baseline: Callable | None
@@ -57,7 +56,6 @@ class Op:
     has_derivative: bool = False
     required = inspect.Parameter.empty  # what defaults hold for an argument without one
     autograd_function: type[torch.autograd.Function] | None = None
-    gradient_slack: float = 1.0
     backward_ops: tuple["Op", ...] = ()
     kernels, kernel = kernel_sources.add_kernels, kernel_sources.add_kernel
 
@@ -140,13 +138,12 @@ class Op:
         bound.apply_defaults()
         return bound.arguments
 
-    def backward(self, saves: str = "", slack: float = 1.0, through: Sequence["Op"] = ()):
+    def backward(self, saves: str = "", through: Sequence["Op"] = ()):
         """Registers the derivative, once, above every backend.
 
         ``saves`` names the inputs and outputs to keep. The function gets them (and every non-tensor argument) as
         attributes of ``saved`` and the gradients of the outputs as attributes of ``grad`` (None where not needed),
         with ``saved.needs`` the set of inputs that want one, and returns a dict from input to gradient.
-        ``slack`` is a factor on the parity rule of the gradients; give the reason beside it.
         ``through`` names the ops that it calls, for reports.
         """
         kept = saves.split()
@@ -170,7 +167,7 @@ class Op:
 
             registration.register_autograd(self, derivative, setup)
             self.autograd_function = direct.autograd_function(self, setup, derivative)
-            self.has_derivative, self.gradient_slack, self.backward_ops = True, slack, tuple(through)
+            self.has_derivative, self.backward_ops = True, tuple(through)
             return self
 
         return register
@@ -188,7 +185,6 @@ def op(
     autocast: str = "widest",
     mutates: Sequence[str] = (),
     dtypes: Sequence[torch.dtype] = registration.FLOATING,
-    slack: float = 1.0,
     derivative: bool = True,
     derivative_of: Op | None = None,
     fused: Callable | None = None,
@@ -215,7 +211,6 @@ def op(
         autocast: ``"lower"`` (to the autocast dtype), ``"float32"`` or ``"widest"`` (of the arguments).
         mutates: arguments that the op changes in place; such an op returns nothing and has no derivative.
         dtypes: of the floating arguments, tested and benchmarked.
-        slack: factor on the parity rule; give the reason beside it.
         derivative: whether ``@name.backward`` will follow; if not, a backward pass through it raises.
         derivative_of: the op whose gradients this one computes; it has no derivative itself. Its outputs are named
             ``d`` and the input's name, its arguments ``d`` and the output's name for gradients, the rest as there.
@@ -253,7 +248,7 @@ def op(
         vars(declared).clear()
         declared.__init__(
             name, namespace, reference, signature, schema, shapes, rules, list(cases), tuple(returns.split()),
-            tuple(saves.split()), make or {}, flops, autocast, tuple(mutates), tuple(dtypes), slack, fused,
+            tuple(saves.split()), make or {}, flops, autocast, tuple(mutates), tuple(dtypes), fused,
             fused_unless, baseline, naive, derivative_of, check_call, fused_is_differentiable,
             tuple(fused_calls), derivative and not mutates and derivative_of is None,
         )  # fmt: skip

@@ -64,7 +64,7 @@ def _compiles_whole(op: Op, case: dict[str, Any]) -> None:
     with backends.use_backend("reference"):
         plain, truth = run(False, args), run(False, cast(args, torch.float64))
     for name, *tensors in zip(names, actual, plain, truth):
-        assert_close_to_truth(*tensors, f"{op.qualified}: d{name}, compiled, for {case}", op.gradient_slack)
+        assert_close_to_truth(*tensors, f"{op.qualified}: d{name}, compiled, for {case}")
 
 
 @promise

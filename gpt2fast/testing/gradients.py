@@ -85,7 +85,7 @@ def gradients_keep_the_parity_rule(
             found.setdefault(name, []).append((actual[name], plain[name], truth[name]))
     for name, runs in found.items():
         label = f"{op.qualified}: d{name} on {backend!r} for {case} in {dtype}"
-        assert_close_to_truth(*(torch.stack(tensors) for tensors in zip(*runs)), label, op.gradient_slack)
+        assert_close_to_truth(*(torch.stack(tensors) for tensors in zip(*runs)), label)
 
 
 def _penalty(op: Op, args: dict[str, Any], function: Callable[[dict[str, Any]], Sequence[Tensor]]):
@@ -113,7 +113,7 @@ def second_derivatives_keep_the_parity_rule(op: Op, case: dict[str, Any]) -> Non
     plain = _penalty(op, args, lambda a: reference(op, a))
     exact = _penalty(op, cast(args, torch.float64), lambda a: reference(op, a))
     for name, *tensors in zip(floating(args), found, plain, exact):
-        assert_close_to_truth(*tensors, f"{op.qualified}: second derivative by {name} for {case}", op.gradient_slack)
+        assert_close_to_truth(*tensors, f"{op.qualified}: second derivative by {name} for {case}")
 
 
 @promise

@@ -10,7 +10,7 @@ from ..op import Op
 from .inputs import build, call, every, names_of_outputs, reference, truth, work
 
 
-def measure(actual: Tensor, plain: Tensor, truth: Tensor, slack: float = 1.0) -> dict[str, float]:
+def measure(actual: Tensor, plain: Tensor, truth: Tensor) -> dict[str, float]:
     """Errors of ``actual`` and ``plain`` against ``truth`` and the bounds that the rule gives.
 
     Infinities and NaNs must stand where the truth has them; then ``rms`` and ``max`` compare the rest.
@@ -29,22 +29,20 @@ def measure(actual: Tensor, plain: Tensor, truth: Tensor, slack: float = 1.0) ->
         return x.square().mean().sqrt().item()
 
     bounds = dict(
-        rms_bound=slack * (2 * rms(own) + rounding * rms(truth)),
-        max_bound=slack * (2 * own.max().item() + rounding * truth.abs().max().item()),
+        rms_bound=2 * rms(own) + rounding * rms(truth),
+        max_bound=2 * own.max().item() + rounding * truth.abs().max().item(),
     )
     found = dict(rms=rms(error), max=error.max().item(), plain_rms=rms(own), plain_max=own.max().item(), **bounds)
     fits = same_elsewhere and found["rms"] <= found["rms_bound"] and found["max"] <= found["max_bound"]
     return found | dict(fits=float(fits))
 
 
-def assert_close_to_truth(
-    actual: Tensor, plain: Tensor, truth: Tensor, what: str = "output", slack: float = 1.0
-) -> None:
+def assert_close_to_truth(actual: Tensor, plain: Tensor, truth: Tensor, what: str = "output") -> None:
     """Raises AssertionError with the worst element and the broken bound where ``actual`` breaks the rule."""
     assert actual.shape == truth.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
     if actual.numel() == 0:
         return
-    found = measure(actual, plain, truth, slack)
+    found = measure(actual, plain, truth)
     if found["fits"]:
         return
     error = torch.nan_to_num((actual.double() - truth).abs(), nan=torch.inf)
@@ -87,7 +85,7 @@ def assert_parity(
         if not actual.is_floating_point():
             assert torch.equal(actual, plain), f"{label}: got {actual}, expected {plain}"
         else:
-            assert_close_to_truth(actual, plain, truth, label, op.slack)
+            assert_close_to_truth(actual, plain, truth, label)
 
 
 def _run(op: Op, args: dict[str, Any], device: str) -> tuple[tuple[Tensor, ...], ...]:

@@ -118,7 +118,7 @@ class Case:
             self.text(value if isinstance(value, str) else repr(float(value)))
         self.integers(len(op.outputs))
         for i, name in enumerate(op.outputs):
-            self.bounds(name, *(torch.stack([run[kind][i] for run in runs]) for kind in (1, 2)), op.slack)
+            self.bounds(name, *(torch.stack([run[kind][i] for run in runs]) for kind in (1, 2)))
         self.integers(len(runs))
         for args, plain, truth in runs:
             tensors = {name: args[name] for name in op.tensors if args[name] is not None}
@@ -147,11 +147,11 @@ class Case:
             args["bias"] = args["bias"][tuple(slice(n) for n in case["bias"])]
         return args
 
-    def bounds(self, name: str, plain, truth, slack: float) -> None:
+    def bounds(self, name: str, plain, truth) -> None:
         self.text(name)
         self.text(dtype_name(plain.dtype))
         compared = plain.is_floating_point() and plain.numel()
-        found = measure(plain, plain, truth, slack) if compared else dict(rms_bound=0.0, max_bound=0.0)
+        found = measure(plain, plain, truth) if compared else dict(rms_bound=0.0, max_bound=0.0)
         self.out.write(struct.pack("<dd", found["rms_bound"], found["max_bound"]))
 
     def tensor(self, name: str, t) -> None:
