@@ -40,7 +40,6 @@ class Cache:
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.starts: Tensor | None = None
         self.mask: Tensor | None = None
-        self.ragged = False
         self.fixed = False
         self._fixed: tuple[Tensor, Tensor] | None = None  # lengths and starts of a fixed cache
         self._rows: Tensor | None = None
@@ -56,6 +55,11 @@ class Cache:
     @property
     def capacity(self) -> int:
         return self._memory[0].shape[3]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether ``lengths`` alone, not ``length``, says where each row ends."""
+        return self.fixed
 
     def check(self, layers: int, batch: int, heads: int, head_size: int, dtype: torch.dtype | None) -> None:
         """Raises ValueError, or TypeError for the dtype (None: any), where a model of those sizes cannot use it."""
@@ -94,12 +98,11 @@ class Cache:
 
         mask (B, tokens) bool: which of them are real; left padding of the first columns becomes ``starts``.
         """
-        if self.ragged and (mask is not None or self.mask is not None):
-            raise ValueError("gpt2fast.Cache: mask must be None after rows were truncated to different lengths")
-        if self.ragged:
+        if self.fixed:
+            if mask is not None:
+                raise ValueError(f"gpt2fast.Cache: mask must be None in a fixed cache, got one of {tuple(mask.shape)}")
             self._rows = torch.arange(self.batch, device=self.lengths.device)[:, None]
             self._columns = self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
-        if self.fixed:
             self.lengths += tokens
             return
         before = self.length
@@ -131,7 +134,7 @@ class Cache:
 
     def decodes(self, tokens: int) -> bool:
         """Whether so few tokens, with keys of which each row shows one range, are decode_attention's business."""
-        return self.ragged or (self.mask is None and tokens <= MOST_DECODED)
+        return self.fixed or (self.mask is None and tokens <= MOST_DECODED)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Writes k, v (B, T, H, D) into the current columns.
@@ -139,7 +142,7 @@ class Cache:
         Returns the layer's keys and values, (B, S, H, D): all columns for decode_attention, the filled ones otherwise.
         """
         keys, values = self.keys[layer], self.values[layer]
-        if not self.ragged:
+        if not self.fixed:
             first, count = self.length - k.shape[1], k.shape[1]
             keys.narrow(1, first, count).copy_(k)
             values.narrow(1, first, count).copy_(v)
@@ -150,29 +153,14 @@ class Cache:
             return keys, values
         return keys[:, : self.length], values[:, : self.length]
 
-    def truncate(self, lengths: int | Tensor) -> None:
-        """Forgets all but the first ``lengths`` columns, of all rows or row by row (B,)."""
-        wanted = torch.as_tensor(lengths, dtype=torch.int64, device=self.lengths.device).expand(self.batch).clone()
-        if bool(((wanted < 0) | (wanted > self.lengths)).any()):
-            raise ValueError(f"gpt2fast.Cache: lengths must lie in [0, {self.lengths.tolist()}], got {wanted.tolist()}")
-        self.lengths, self.fixed = wanted, False
-        self.length = int(wanted.max()) if self.batch else 0
-        self.ragged = bool((wanted != self.length).any())
-        if self.starts is not None:
-            self.starts = torch.minimum(self.starts, wanted)
-            self.starts = self.starts if bool(self.starts.any()) else None
-        if self.mask is not None:
-            self.mask[:, self.length :] = True
-            self.mask = None if bool(self.mask.all()) else self.mask
-
     def clear(self) -> None:
         """Forgets everything; the memory stays."""
         self.length, self.lengths = 0, torch.zeros_like(self.lengths)
         self.starts = self.mask = None
-        self.ragged = self.fixed = False
+        self.fixed = False
 
     def fix(self) -> None:
-        """Makes the cache a fixed one, until ``clear`` or ``truncate``; the caller sees to it that ``capacity`` lasts.
+        """Makes the cache a fixed one, until ``clear``; the caller sees to it that ``capacity`` lasts.
 
         Raises ValueError where a mask hides columns other than padding on the left.
         """
@@ -183,4 +171,4 @@ class Cache:
         lengths, starts = self._fixed
         self.lengths = lengths.copy_(self.lengths)
         self.starts = None if self.starts is None else starts.copy_(self.starts)
-        self.ragged = self.fixed = True
+        self.fixed = True

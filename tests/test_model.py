@@ -93,25 +93,19 @@ def test_a_cache_changes_nothing(steps, hidden):
     assert_close_to_truth(torch.cat(pieces, 1)[mask], whole[mask], truth[mask])
 
 
-def test_truncate_and_rows_of_different_lengths():
+def test_a_fixed_cache_decodes_as_one_that_grows():
     model, ids = GPT2.from_transformers(make()), tokens(2, 12)
+    mask = torch.tensor([[True] * 6, [False] * 2 + [True] * 4])
     with torch.no_grad():
-        cache = model.new_cache(2)
-        model(ids, cache=cache)
-        cache.truncate(7)
-        again = model(ids[:, 7:], cache=cache)
-        whole = model(ids)
-        assert torch.equal(again, whole[:, 7:])
-        cache.truncate(torch.tensor([9, 5]))
-        assert cache.ragged and cache.length == 9
-        new = torch.stack([ids[0, 9:12], ids[1, 5:8]])
-        ragged = model(new, cache=cache)
-        want = torch.stack([whole[0, 9:12], whole[1, 5:8]])
-        assert torch.equal(ragged, want)
-        with pytest.raises(ValueError, match="mask must be None after"):
-            model(new, mask=torch.tensor([[True] * 3, [False] * 3]), cache=cache)
-        with pytest.raises(ValueError, match=r"lengths must lie in \[0, \[12, 8\]\], got \[13, 13\]"):
-            cache.truncate(13)
+        fixed, grown = model.new_cache(2, 12), model.new_cache(2, 12)
+        for cache in (fixed, grown):
+            model(ids[:, :6], mask=mask, cache=cache)
+        fixed.fix()
+        for at in (slice(6, 7), slice(7, 10), slice(10, 12)):
+            assert torch.equal(model(ids[:, at], cache=fixed), model(ids[:, at], cache=grown))
+        assert fixed.lengths.tolist() == [12, 12] and fixed.length == 6
+        with pytest.raises(ValueError, match=r"mask must be None in a fixed cache, got one of \(2, 1\)"):
+            model(ids[:, :1], mask=torch.tensor([[True], [False]]), cache=fixed)
 
 
 def test_cache_refuses_what_does_not_fit():
@@ -136,27 +130,6 @@ def test_a_cache_of_another_model_is_refused_and_stays_empty(change, error, mess
     with pytest.raises(error, match=message):
         GPT2.from_transformers(make())(tokens(2, 4), cache=cache)
     assert cache.length == 0
-
-
-@pytest.mark.parametrize("hidden", ["left", "holes"])
-@pytest.mark.parametrize("length", [10, 4, 2])
-def test_truncate_under_padding(hidden, length):
-    """Back to a length inside the prompt, the padding or the hole, and on from there: as if never longer."""
-    model, ids, mask = GPT2.from_transformers(make()), tokens(3, 12), torch.ones(3, 12, dtype=torch.bool)
-    if hidden == "left":
-        mask[0, :4] = mask[2, :1] = False
-    else:
-        mask[0, 2:4] = mask[2, 5] = False
-    positions = torch.arange(12)[None]
-    with torch.no_grad():
-        cache, straight = model.new_cache(3), model.new_cache(3)
-        model(ids, positions, mask, cache)
-        cache.truncate(length)
-        model(ids[:, :length], positions[:, :length], mask[:, :length], straight)
-        assert cache.length == straight.length == length
-        for at in (slice(length, length + 1), slice(length + 1, 12)):
-            found, want = (model(ids[:, at], positions[:, at], mask[:, at], c) for c in (cache, straight))
-            assert torch.equal(found[mask[:, at]], want[mask[:, at]])
 
 
 def test_from_transformers_shares_the_parameters():
