@@ -32,11 +32,11 @@ PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def find(name: str) -> tuple[str, Callable[[Tensor], Tensor] | None]:
-    """The epilogue of ``ops.linear`` for that activation, and the function to apply after it, if any."""
+def find(name: str) -> tuple[str | None, Callable[[Tensor], Tensor] | None]:
+    """The epilogue of ``ops.linear`` for that activation, or else, after None, the function to apply after it."""
     if name in FUSED:
         return FUSED[name], None
     if name in PLAIN:
-        return "none", PLAIN[name]
+        return None, PLAIN[name]
     known = ", ".join(sorted(FUSED | PLAIN))
     raise ValueError(f"gpt2fast.Config: activation_function must be one of {known}, got {name!r}")

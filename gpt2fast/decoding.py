@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from . import backends, ops
-from .checks import obstacle
 from .cuda import library
 
 GPU_BACKENDS = ("triton", "cuda")  # whose kernels neither wait nor look at values
@@ -145,8 +144,6 @@ def capture(turn: Callable[[], None]) -> Callable[[], None]:
 
 def graph_obstacle(model: Any) -> str | None:
     """Why a turn of the model must not be captured: something in it may look at values, or change between turns."""
-    from .model import GPT2, MLP, Attention, Block, Embedding, LayerNorm, Linear  # which imports this module
-
     weight = model.wte.weight
     if not (weight.is_cuda or backends.cpu_counts_as_cuda() and torch.cuda.is_available()):
         return f"the model is on {weight.device}, not on a GPU"
@@ -159,10 +156,8 @@ def graph_obstacle(model: Any) -> str | None:
         return "; ".join(missing)
     if torch.is_autocast_enabled(weight.device.type):
         return "autocast is on"
-    stock = (GPT2, Block, Attention, MLP, Embedding, LayerNorm, Linear, torch.nn.ModuleList)
-    for name, module in model.named_modules():
-        if found := "it is in training mode" if module.training else obstacle(module, stock):
-            return f"{name or 'the model'}: {found}"
+    if found := model.graph_obstacle():
+        return found
     for name, parameter in model.named_parameters():
         if parameter.dtype not in DTYPES or parameter.device != weight.device:
             return f"{name} is {str(parameter.dtype).removeprefix('torch.')} on {parameter.device}"

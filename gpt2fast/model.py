@@ -3,6 +3,7 @@
 Only ``gpt2fast.ops`` compute here. ``cache`` is all that distinguishes prefill and decode from training.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 
 from . import activations, ops
 from . import weights as checkpoint
+from .block import attend, heads, join, mlp, normalize, project
 from .cache import Cache
+from .checks import obstacle
 from .config import Config
 from .generate import generate
 from .ops.linear_cross_entropy import MOST_ROWS, gradients_to_keep
-from .ops.mlp import trains_as_one
 from .values import within
 
 IGNORED = -100
@@ -36,8 +38,7 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.bias = nn.Parameter(torch.zeros(size))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+    forward = normalize
 
 
 class Linear(nn.Module):
@@ -48,15 +49,15 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(inputs, outputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
 
-    def forward(self, x: Tensor, activation: str = "none") -> Tensor:
-        keep = activation != "none" and torch.is_grad_enabled()
-        return ops.linear(x, self.weight, self.bias, activation=activation, keep_preactivation=keep)
+    forward = project
 
     def add_to(self, residual: Tensor, x: Tensor, dropout: float) -> Tensor:
         """residual + dropout(x @ weight + bias): one op, unless autocast would lower the residual stream with it."""
-        if dropout or torch.is_autocast_enabled(x.device.type):
-            return residual + F.dropout(self(x), dropout)
-        return ops.linear(x, self.weight, self.bias, residual)
+        return join(self, x, residual, dropping(dropout))
+
+
+def dropping(p: float) -> Callable[[Tensor], Tensor] | None:
+    return functools.partial(F.dropout, p=p) if p else None
 
 
 class Attention(nn.Module):
@@ -68,17 +69,10 @@ class Attention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, residual: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        B, T, C = x.shape
-        q, k, v = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head).unbind(2)
+        q, k, v = heads(self.c_attn(x), self.n_head)
         dropout = self.attn_pdrop if self.training else 0.0
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        if cache is not None and cache.decodes(T):
-            y = ops.decode_attention(q, k, v, cache.lengths, cache.starts, scale=self.scale)
-        else:
-            seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=x.device) if dropout else None
-            y = ops.attention(q, k, v, mask, seed=seed, scale=self.scale, dropout_p=dropout)
-        return self.c_proj.add_to(residual, y.view(B, T, C), self.resid_pdrop if self.training else 0.0)
+        y = attend(q, k, v, mask, cache, self.layer, scale=self.scale, dropout=dropout)
+        return join(self.c_proj, y, residual, dropping(self.resid_pdrop) if self.training else None)
 
 
 class MLP(nn.Module):
@@ -90,13 +84,8 @@ class MLP(nn.Module):
         self.c_proj = Linear(config.inner, config.n_embd)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        dropout, weights = self.resid_pdrop if self.training else 0.0, (self.c_fc.weight, self.c_proj.weight)
-        if self.fused != "none" and not dropout and trains_as_one(x, residual, *weights):
-            return ops.mlp(x, *weights, self.c_fc.bias, self.c_proj.bias, residual, self.fused, keep=True)
-        x = self.c_fc(x, self.fused)
-        if self.activation is not None:
-            x = self.activation(x)
-        return self.c_proj.add_to(residual, x, dropout)
+        dropout = dropping(self.resid_pdrop) if self.training else None
+        return mlp(self.c_fc, self.c_proj, x, residual, self.fused, self.activation, dropout, call=Linear.__call__)
 
 
 class Block(nn.Module):
@@ -178,8 +167,7 @@ class GPT2(nn.Module):
             mask = cache.visible()
         if self.training and self.config.embd_pdrop:
             x = F.dropout(x, self.config.embd_pdrop)
-        for block in self.h:
-            x = block(x, mask, cache)
+        x = self._run(x, mask, cache)
         if isinstance(logits_to_keep, Tensor):
             x = x[:, logits_to_keep]
         elif 0 < logits_to_keep < x.shape[1]:
@@ -189,6 +177,19 @@ class GPT2(nn.Module):
         if targets is None:
             return ops.linear(x, head.weight, transposed=True)
         return head_loss(x, head.weight, targets)
+
+    def _run(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        for block in self.h:
+            x = block(x, mask, cache)
+        return x
+
+    def graph_obstacle(self) -> str | None:
+        """Why a CUDA graph must not stand for calls of the parts, which may look at values or change between them."""
+        stock = (GPT2, Block, Attention, MLP, Embedding, LayerNorm, Linear, nn.ModuleList)
+        for name, module in self.named_modules():
+            if found := "it is in training mode" if module.training else obstacle(module, stock):
+                return f"{name or 'the model'}: {found}"
+        return None
 
     generate = generate
 
@@ -210,22 +211,15 @@ class GPT2(nn.Module):
 
     @classmethod
     def from_transformers(cls, model: nn.Module, block: Callable = Block) -> "GPT2":
-        """The native twin of a transformers GPT2Model, or of one with a language-model head; it shares the parameters.
+        """The native model of a transformers GPT2Model, or of one with a head for text; it shares the parameters.
 
         Errors: ValueError listing the parameters that do not fit the config, or naming what of the model is not stock.
         """
-        from .hf.native import twin_obstacle  # which needs transformers, as the model at hand does
+        from .hf.native import native_state, stock_obstacle  # which need transformers, as the model at hand does
 
-        if found := twin_obstacle(model):
+        if found := stock_obstacle(model):
             raise ValueError(f"gpt2fast: GPT2.from_transformers takes a stock GPT-2, got one of which {found}")
-        config = Config.from_dict(model.config.to_dict())
-        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-        config.tie_word_embeddings = head is None or head.weight is embedding.weight
-        named = model.named_parameters(remove_duplicate=False)
-        state = {checkpoint.native_name(name): p for name, p in named if not name.startswith(cls.UNUSED)}
-        if config.tie_word_embeddings:
-            state.pop("lm_head.weight", None)
-        return cls.from_state(config, state, block).train(model.training)
+        return cls.from_state(*native_state(model), block).train(model.training)
 
     @classmethod
     def from_pretrained(

@@ -4,7 +4,6 @@ A block calls its parts as modules, but for what fuses: activation into c_fc, re
 ``attn`` and ``mlp`` themselves. Each of these steps is skipped as a module only while checks.obstacle finds nothing.
 """
 
-import torch
 from torch import Tensor, nn
 from transformers import activations, pytorch_utils
 from transformers.cache_utils import EncoderDecoderCache
@@ -13,8 +12,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import ops
-from ..checks import is_autocast, is_plain, keep_forwards, keeps_grad, obstacle, stands_in, weight_obstacle
-from ..ops.mlp import trains_as_one
+from ..block import attend, join, mlp, normalize, project
+from ..checks import is_autocast, is_plain, keep_forwards, obstacle, stands_in, weight_obstacle
 from .masks import Visible, from_theirs, maker_obstacle, theirs
 
 _SDPA_OPTIONS = ("is_causal", "position_bias", "softcap", "cache")
@@ -25,7 +24,7 @@ class Conv1D(pytorch_utils.Conv1D):
     def forward(self, x):
         if not is_plain(self.weight):
             return super().forward(x)
-        return ops.linear(x, self.weight, self.bias)
+        return project(self, x)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -33,7 +32,7 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, input):
         if norm_obstacle(self) is not None or (input.dtype != self.weight.dtype and not is_autocast(input)):
             return super().forward(input)
-        return ops.layer_norm(input, self.weight, self.bias, self.eps)
+        return normalize(self, input)
 
 
 def norm_obstacle(norm: nn.LayerNorm) -> str | None:
@@ -80,27 +79,23 @@ ACTIVATIONS = {
 ACTIVATIONS |= {kind.__bases__[0]: form for kind, form in ACTIVATIONS.items()}
 
 
-def _project(linear: nn.Module, dropout: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
-    """residual + dropout(linear(x)), in one pass where nothing is in between.
-
-    Not under autocast, where transformers keeps the residual stream in float32 and the product in the lower dtype.
-    """
-    fusible = residual is not None and x.dtype == residual.dtype and not is_autocast(x)
-    if fusible and _is_bare(linear, dropout):
-        return ops.linear(x, linear.weight, linear.bias, residual)
-    y = linear(x)
-    if not _is_idle(dropout):
-        y = dropout(y)
-    return y if residual is None else residual + y
+def linear_obstacle(linear: nn.Module) -> str | None:
+    """Why a product of a block is more than its formula."""
+    return weight_obstacle(linear, CONV1D)
 
 
-def _is_idle(dropout: nn.Module) -> bool:
-    return obstacle(dropout, DROPOUT) is None and not (dropout.training and dropout.p > 0)
+def dropout_obstacle(dropout: nn.Module) -> str | None:
+    """Why a dropout cannot be left out."""
+    return obstacle(dropout, DROPOUT) or ("dropout is active" if dropout.training and dropout.p > 0 else None)
 
 
-def _is_bare(linear: nn.Module, dropout: nn.Module) -> bool:
-    """Whether the product is all that happens."""
-    return _is_idle(dropout) and weight_obstacle(linear, CONV1D) is None
+def act_obstacle(act: nn.Module) -> str | None:
+    """Why an activation is not fused into the product before it."""
+    return obstacle(act, tuple(ACTIVATIONS))
+
+
+def _needed(dropout: nn.Module) -> nn.Module | None:
+    return None if dropout_obstacle(dropout) is None else dropout
 
 
 class GPT2MLP(stock.GPT2MLP):
@@ -109,17 +104,11 @@ class GPT2MLP(stock.GPT2MLP):
         return self.run(hidden_states, None)
 
     def run(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        c_fc, act = self.c_fc, self.act
-        form = ACTIVATIONS.get(type(act))
-        if form is None or weight_obstacle(c_fc, CONV1D) is not None or obstacle(act, (type(act),)) is not None:
-            x = act(c_fc(x))
-        elif _is_bare(self.c_proj, self.dropout) and trains_as_one(x, residual, c_fc.weight, self.c_proj.weight):
-            weights = c_fc.weight, self.c_proj.weight, c_fc.bias, self.c_proj.bias
-            return ops.mlp(x, *weights, residual, form, keep=keeps_grad(x, *weights))
-        else:
-            keep = keeps_grad(x, c_fc.weight, c_fc.bias)
-            x = ops.linear(x, c_fc.weight, c_fc.bias, activation=form, keep_preactivation=keep)
-        return _project(self.c_proj, self.dropout, x, residual)
+        c_fc, c_proj, act = self.c_fc, self.c_proj, self.act
+        fused = ACTIVATIONS.get(type(act))
+        if fused is not None and (linear_obstacle(c_fc) or act_obstacle(act)):
+            fused = None
+        return mlp(c_fc, c_proj, x, residual, fused, act, _needed(self.dropout), linear_obstacle(c_proj) is None)
 
 
 def attention_obstacle(attn: nn.Module, options: dict) -> str | None:
@@ -174,9 +163,8 @@ class GPT2Attention(stock.GPT2Attention):
         if mask.length is not None:
             k, v = k[:, : mask.length], v[:, : mask.length]
         p = self.attn_dropout.p if self.training else 0.0
-        seed = torch.randint(-(2**63), 2**63 - 1, (1,), device=q.device) if p > 0 else None
-        out = ops.attention(q, k, v, mask.padding, mask.bias, seed, mask.causal, 0, self.scaling, p)
-        return _project(self.c_proj, self.resid_dropout, out.flatten(2), residual)
+        y = attend(q, k, v, mask.padding, scale=self.scaling, dropout=p, bias=mask.bias, causal=mask.causal)
+        return join(self.c_proj, y, residual, _needed(self.resid_dropout), linear_obstacle(self.c_proj) is None)
 
     def _heads(self, x: Tensor, past, encoder: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, T, H, D) and the keys and values to look at (B, S, H, D): views of the projections and of the cache."""

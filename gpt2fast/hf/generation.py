@@ -1,4 +1,4 @@
-"""generate: transformers prepares and validates, as ever; the loop itself is the native model's, on the same weights.
+"""generate: transformers prepares and validates, as ever; the loop is the native one, over the model's own modules.
 
 What that loop does not cover (beams, other processors, hooks, adapters ...) runs in transformers' own loop over our
 forward, and a warning says so once a reason.
@@ -15,12 +15,8 @@ from transformers import GenerationMixin
 from transformers.generation import logits_process as processors
 from transformers.generation import stopping_criteria as criteria
 
-from ..checks import is_autocast, obstacle
-from ..config import Config
-from ..model import GPT2
-from . import blocks
-from .convert import to_ours
-from .native import parts_obstacle
+from ..checks import is_autocast
+from .native import Bare, stock_obstacle
 
 _STEPS = {  # what a turn of transformers' loop calls, as of now
     name: getattr(GenerationMixin, name)
@@ -38,8 +34,9 @@ _PROCESSORS = {  # in the order in which transformers applies them, and ops.samp
 _ORDER = list(_PROCESSORS.values())
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _EXPECTED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "tokenizer"}
-# model -> its native twin and the parameters that it was made of; beside the models, so that no copy of one has it
-_twins: WeakKeyDictionary[nn.Module, tuple[GPT2, dict[str, nn.Parameter]]] = WeakKeyDictionary()
+# model -> what runs its modules in the native loop, by which captured turns are kept; beside the models, so that no
+# copy of one has it
+_bare: WeakKeyDictionary[nn.Module, Bare] = WeakKeyDictionary()
 
 
 class FastGeneration:
@@ -80,7 +77,7 @@ class FastGeneration:
             )
         streamer = None if streamer is None else _Continuation(streamer)
         input_ids = input_ids.long() if input_ids.dtype == torch.int32 else input_ids
-        return _twins[self][0].generate(input_ids, model_kwargs.get("attention_mask"), streamer=streamer, **options)
+        return _bare[self].generate(input_ids, model_kwargs.get("attention_mask"), streamer=streamer, **options)
 
     def _beam_search(self, *args, **kwargs):
         _say_once("beam search is asked for")
@@ -119,7 +116,10 @@ def _check_prompt(input_ids: Tensor | None, given: dict) -> None:
 
 
 def native_obstacle(model: nn.Module) -> str | None:
-    """Why the native model would not compute what calling this model with a language-model head does, or None."""
+    """Why the native loop would not compute what calling this model with a language-model head does.
+
+    None: there is nothing, and ``_bare`` has the model's modules as they are now.
+    """
     if model.config.add_cross_attention:
         return "the model has cross attention"
     if is_autocast(next(model.parameters())):
@@ -127,42 +127,7 @@ def native_obstacle(model: nn.Module) -> str | None:
     for name, known in _STEPS.items():
         if name in model.__dict__ or getattr(type(model), name) is not known:
             return f"{name} is replaced"
-    for module in (model, model.transformer):
-        kind = type(module)
-        if kind not in to_ours().values():
-            return f"{kind.__module__}.{kind.__qualname__} is not the stock class"
-        if found := obstacle(module, (kind,)):
-            return f"the model: {found}"
-    try:
-        config = Config.from_dict(model.config.to_dict())
-    except (ValueError, TypeError) as error:
-        return f"its config: {error}"
-    if found := parts_obstacle(model, config, for_text=True):
-        return found
-    for attn in (block.attn for block in model.transformer.h):
-        if found := blocks.attention_obstacle(attn, {}):
-            return f"attention: {found}"
-    return _twin_obstacle(model, config)
-
-
-def _twin_obstacle(model: nn.Module, config: Config) -> str | None:
-    """Sees to it that ``_twins`` has the native model of the parameters as they are now, or says why there is none."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    first = model.transformer.wte.weight
-    for name, parameter in parameters.items():
-        if type(parameter) is not nn.Parameter:
-            return f"{name} is a {type(parameter).__name__}"
-        if parameter.dtype != first.dtype or parameter.device != first.device:
-            return "its parameters differ in dtype or device"
-    config.tie_word_embeddings = model.lm_head.weight is first
-    twin, known = _twins.get(model, (None, {}))
-    same = twin is not None and twin.config == config and known.keys() == parameters.keys()
-    if not same or any(known[name] is not parameter for name, parameter in parameters.items()):
-        try:
-            _twins[model] = GPT2.from_transformers(model).eval(), parameters
-        except ValueError as error:
-            return str(error).removeprefix("gpt2fast: ")
-    return None
+    return stock_obstacle(model, for_text=True) or _bare.setdefault(model, Bare()).take(model)
 
 
 def _request_obstacle(input_ids: Tensor, config, given: dict) -> str | None:

@@ -4,14 +4,19 @@ What is looked for is what must be there. A part that is missing, is no module o
 whoever put it there.
 """
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import activations
+from .. import weights as checkpoint
+from ..block import attend, heads, join, mlp, normalize, project
+from ..cache import Cache
 from ..checks import embedding_obstacle, keep_forwards, obstacle, weight_obstacle
 from ..config import Config
 from ..model import GPT2
 from . import blocks
+from .convert import to_ours
 
 _NORM = (blocks.LayerNorm, nn.LayerNorm)
 # The modules of a model and of a block, with the classes that the native model stands for.
@@ -41,31 +46,93 @@ _HEAD = (nn.Linear,)
 keep_forwards(stock.GPT2Block, stock.GPT2Attention, stock.GPT2MLP)
 
 
-def twin_obstacle(model: nn.Module) -> str | None:
-    """Why ``GPT2.from_transformers`` would make something else of a GPT2Model, or of one with a head for text."""
+class Bare(GPT2):
+    """The native model over a drop-in's own modules, each run by its formula: its parts must be stock and undropped."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.config, self.expected = None, {}
+        self.eval()
+
+    def take(self, model: nn.Module) -> str | None:
+        """Has the modules of a model with a head as they are now, or says what of its parameters does not fit."""
+        config, state = native_state(model)
+        first = model.transformer.wte.weight
+        for name, parameter in state.items():
+            if type(parameter) is not nn.Parameter:
+                return f"{name} is a {type(parameter).__name__}"
+            if parameter.dtype != first.dtype or parameter.device != first.device:
+                return "its parameters differ in dtype or device"
+        if config != self.config:
+            with torch.device("meta"):
+                self.config, self.expected = config, GPT2(config).shapes()
+        try:
+            checkpoint.check(self.expected, {name: tuple(p.shape) for name, p in state.items()}, "the given state")
+        except ValueError as error:
+            return str(error).removeprefix("gpt2fast: ")
+        root = model.transformer
+        self.wte, self.wpe, self.h, self.ln_f = root.wte, root.wpe, root.h, root.ln_f
+        self.lm_head = None if config.tie_word_embeddings else model.lm_head
+        return None
+
+    def _run(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        for block in self.h:
+            x = run_block(block, x, mask, cache)
+        return x
+
+    def graph_obstacle(self) -> None:
+        """stock_obstacle has asked already."""
+
+
+def run_block(block: nn.Module, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    """A block of stock parts without dropout, x (B, T, C), by the formulas alone."""
+    attn, inner = block.attn, block.mlp
+    q, k, v = heads(project(attn.c_attn, normalize(block.ln_1, x)), attn.num_heads)
+    y = attend(q, k, v, mask, cache, attn.layer_idx, scale=attn.scaling)
+    x = join(attn.c_proj, y, x)
+    return mlp(inner.c_fc, inner.c_proj, normalize(block.ln_2, x), x, blocks.ACTIVATIONS[type(inner.act)])
+
+
+def native_state(model: nn.Module) -> tuple[Config, dict[str, nn.Parameter]]:
+    """Config and parameters of a transformers GPT2Model, or of one with a head for text, as the native model has them.
+
+    Raises ValueError or TypeError for a config that is none of the native model's.
+    """
+    config = Config.from_dict(model.config.to_dict())
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    config.tie_word_embeddings = head is None or head.weight is embedding.weight
+    named = model.named_parameters(remove_duplicate=False)
+    state = {checkpoint.native_name(name): p for name, p in named if not name.startswith(GPT2.UNUSED)}
+    if config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    return config, state
+
+
+def stock_obstacle(model: nn.Module, for_text: bool = False) -> str | None:
+    """Why the native model would compute something else than a GPT2Model, or one with a head for text.
+
+    ``for_text``: it must be one of ours with a head, and compute as in evaluation, as ``generate`` needs it.
+    """
+    root = getattr(model, "transformer", model)
+    for module in (model,) if root is model else (model, root):
+        kind = type(module)
+        if for_text and kind not in to_ours().values():
+            return f"{kind.__module__}.{kind.__qualname__} is not the stock class"
+        if found := obstacle(module, (kind,)):
+            return f"{kind.__name__}: {found}"
+        defines = next(base for base in kind.__mro__ if "forward" in vars(base))
+        if not defines.__module__.startswith((stock.__name__, __package__ + ".")):
+            return f"{kind.__name__} has a forward of its own"
     try:
         config = Config.from_dict(model.config.to_dict())
     except (ValueError, TypeError) as error:
         return f"its config: {error}"
-    root = getattr(model, "transformer", model)
-    for module in {model, root}:
-        if found := obstacle(module, (type(module),)):
-            return f"{type(module).__name__}: {found}"
-        kinds = [kind for kind in type(module).__mro__ if "forward" in vars(kind)]
-        if not kinds[0].__module__.startswith((stock.__name__, __package__ + ".")):
-            return f"{type(module).__name__} has a forward of its own"
-    return parts_obstacle(model, config)
-
-
-def parts_obstacle(model: nn.Module, config: Config, for_text: bool = False) -> str | None:
-    """What of the parts is not as it must be; ``for_text``: dropout must be idle, and there must be a head."""
-    root = getattr(model, "transformer", model)
     prefix = "" if root is model else "transformer."
-    expected = {prefix + name: stock for name, stock in _MODEL.items()}
+    expected = {prefix + name: kinds for name, kinds in _MODEL.items()}
     if for_text or getattr(model, "lm_head", None) is not None:
         expected["lm_head"] = _HEAD
     for layer in range(config.n_layer):
-        expected |= {f"{prefix}h.{layer}.{leaf}".rstrip("."): stock for leaf, stock in _BLOCK.items()}
+        expected |= {f"{prefix}h.{layer}.{leaf}".rstrip("."): kinds for leaf, kinds in _BLOCK.items()}
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in expected:
         if name not in modules:
@@ -89,7 +156,9 @@ def _part_obstacle(name: str, module: nn.Module, kinds: tuple[type, ...], config
     named = type(stock.ACT2FN[config.activation_function])  # which the native model has too, fused or not
     if leaf == "mlp.act" and not for_text:
         kinds = (named, *kinds)
-    if getattr(module, "weight", None) is None:
+    if kinds == blocks.DROPOUT and for_text:
+        found = blocks.dropout_obstacle(module)
+    elif getattr(module, "weight", None) is None:
         found = obstacle(module, kinds)
     elif kinds == _MODEL["wte"]:
         found = embedding_obstacle(module, trained=False)
@@ -99,8 +168,6 @@ def _part_obstacle(name: str, module: nn.Module, kinds: tuple[type, ...], config
         return found
     if isinstance(module, nn.LayerNorm) and module.eps != config.layer_norm_epsilon:
         return "its eps is not the config's"
-    if for_text and isinstance(module, nn.Dropout) and module.training and module.p > 0:
-        return "dropout is active"
     form = activations.FUSED.get(config.activation_function)
     if leaf == "mlp.act" and type(module) is not named and blocks.ACTIVATIONS[type(module)] != form:
         return f"it is not the config's {config.activation_function!r}"
@@ -110,6 +177,8 @@ def _part_obstacle(name: str, module: nn.Module, kinds: tuple[type, ...], config
 def _attention_obstacle(attn: nn.Module, layer: int, config: Config, for_text: bool) -> str | None:
     if attn.is_cross_attention or not attn.is_causal:
         return "is_causal was changed"
+    if for_text and (found := blocks.attention_obstacle(attn, {})):
+        return found
     if for_text and attn.training and attn.attn_dropout.p > 0:
         return "dropout is active"
     sizes = (attn.num_heads, attn.head_dim, attn.split_size) == (config.n_head, config.head_size, config.n_embd)

@@ -3,16 +3,19 @@
 The machine's graph holds the very calls of one turn with their arguments, as a GPU's does, and refuses what waits.
 """
 
+import copy
 import gc
 import weakref
 
 import pytest
 import torch
 from both import PACKAGES, reason_against
+from transformers import GPT2Config
 
 pytest.importorskip("triton")
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
+import gpt2fast
 from gpt2fast import GPT2, OPS, Config, decoding, use_backend
 from gpt2fast.backends import BACKENDS, Backend
 from gpt2fast.cuda import library
@@ -150,6 +153,29 @@ def test_a_call_in_a_call_has_turns_of_its_own(model, captured):
         warm = model.generate(ids, mask, max_new_tokens=24, eos_token_id=[])
         again = model.generate(ids, mask, max_new_tokens=24, eos_token_id=[], streamer=Streamer())
     assert torch.equal(warm, again) and torch.equal(warm[:, :25], Streamer.inner[0])
+
+
+def test_the_drop_in_s_own_modules_are_captured(captured):
+    """Once for all calls, in training mode too where no dropout is active; and anew where a module is another one."""
+    torch.manual_seed(2)
+    without = dict(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+    drop_in = gpt2fast.GPT2LMHeadModel(GPT2Config(**SIZES, **without, initializer_range=0.2)).eval()
+    ids, mask = prompt(padded=True)
+    changes = [
+        (1, lambda: None),
+        (1, lambda: None),
+        (1, lambda: drop_in.transformer.h[0].mlp.c_fc.weight.data.mul_(1.5)),
+        (2, lambda: drop_in.train()),
+        (3, lambda: setattr(drop_in.transformer.h[0], "mlp", copy.deepcopy(drop_in.transformer.h[0].mlp))),
+    ]
+    for count, change in changes:
+        change()
+        options = dict(attention_mask=mask, max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0)
+        with ptx.machine(), use_backend("triton"):
+            ours = drop_in.generate(ids, **options)
+        with use_backend("reference"):
+            assert torch.equal(ours, drop_in.generate(ids, **options))
+        assert len(captured) == count and captured[-1].replays > 0
 
 
 def test_few_tokens_are_not_worth_a_capture(model, captured):
