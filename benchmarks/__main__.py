@@ -1,4 +1,4 @@
-"""``python -m benchmarks [--quick] [--out FOLDER]``: limits, ops, the whole model, and a picture of both.
+"""``python -m benchmarks [--quick] [--out FOLDER]``: limits, ops, errors, the whole model, and a page of all of them.
 
 Ops are timed twice: by our own pairs, which the table and the picture show, and by pytest-benchmark, whose JSON its own
 ``pytest-benchmark compare`` reads.
@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import generate, ops, output, report
+from . import generate, ops, output, parity, report
 
 RESULTS = Path("benchmarks/results")
 
@@ -34,10 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=output.folder, default=str(RESULTS), metavar="FOLDER", help=f"default: {RESULTS}")
     args = parser.parse_args(argv)
     quick = ["--quick"] * args.quick
-    found = [str(args.out / name) for name in ("ops.json", "generate.json")]
+    found = [str(args.out / name) for name in ("ops.json", "parity.json", "generate.json")]
     failed = ops.main([*quick, "--json", found[0]])
     failed |= time_by_pytest(args.out, args.quick)
-    generate.main([*quick, "--json", found[1]])
+    failed |= parity.main(["--json", found[1]])
+    generate.main([*quick, "--json", found[2]])
     report.main(found)
     return failed
 

@@ -1,4 +1,10 @@
-"""The figures that gpt2fast promises, and whether a run's results hold them."""
+"""The figures that gpt2fast promises, and whether results hold them: ``python -m benchmarks.figures FILE.json``.
+
+For those who work on gpt2fast; a user's report has no such rows.
+"""
+
+import argparse
+import sys
 
 GELU, CROSS_ENTROPY, BANDWIDTH = 8.0, 5.0, 0.85
 
@@ -8,19 +14,20 @@ def of_ops(rows: list[dict]) -> list[tuple[str, str, bool]]:
     timed = [row for row in rows if "failed" not in row]
     found = [(f"{_name(row)}: parity", "FAILED", False) for row in rows if "failed" in row]
     for row in timed:
-        ratio, share = row["ratio"]["median"], row["share"]["median"]
+        ratio = row["ratio"]["median"]
         least = 1.0
         if (
             row["op"] == "gelu"
-            and row["case"]["approximate"] == "tanh"
+            and row["case"].get("approximate") == "tanh"
             and row["dtype"] == "float32"
             and row["outside_cache"]
         ):
             least = GELU
-        if row["op"] == "cross_entropy" and row["case"]["R"] >= 1024:
+        if row["op"] == "cross_entropy" and row["case"].get("R", 0) >= 1024:
             least = CROSS_ENTROPY
         found.append((f"{_name(row)}: at least {least:g} x PyTorch", f"{ratio:.2f} x", ratio >= least))
-        if row["op"] in ("add_layer_norm", "bias_gelu") and row["outside_cache"]:
+        if row["op"] in ("add_layer_norm", "bias_gelu") and row["outside_cache"] and "share" in row:
+            share = row["share"]["median"]
             goal = f"{_name(row)}: at least {BANDWIDTH:.0%} of the read+write bandwidth"
             found.append((goal, f"{share:.0%}", share >= BANDWIDTH))
     return found
@@ -48,3 +55,28 @@ def of_model(results: dict) -> list[tuple[str, str, bool]]:
 
 def _name(row: dict) -> str:
     return f"{row['op']} {row['label']} {row['dtype']}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the figures of the files' results; the status is 1 where one does not hold."""
+    from . import report
+    from .table import show
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.figures", description=__doc__.split("\n")[0])
+    parser.add_argument("results", nargs="+", help="JSON of benchmarks.ops and benchmarks.generate")
+    args = parser.parse_args(argv)
+    try:
+        found = report.read(args.results)
+    except ValueError as error:
+        parser.error(str(error))
+    if not {"ops", "generate"} & set(found):
+        parser.error(f"results must be of kind ops or generate, got {', '.join(found)}")
+    checked = of_ops(found["ops"]["rows"]) if "ops" in found else []
+    checked += of_model(found["generate"]) if "generate" in found else []
+    rows = [[figure, value, "yes" if holds else "NO"] for figure, value, holds in checked]
+    show(["figure", "found", "holds"], rows, "Figures", 1)
+    return int(not all(holds for _, _, holds in checked))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,215 +1,144 @@
-"""A picture of results: ``python -m benchmarks.report FILE.json ...`` writes report.png and report.html beside it.
+"""The results of runs as one page: ``python -m benchmarks.report FILE.json ... [--out FOLDER | --report FILE.html]``.
 
-Bars: how many times faster than PyTorch's best way each op is, and than transformers the model. Roofline: operations a
-second over operations a byte, ours and PyTorch's, below this machine's limits. Hatches and shapes say what colours say.
+The files are what benchmarks.ops, generate, parity and gpu wrote; the page has a section for each kind, and the counts
+of docs/kernels.md where that file is there. ``write_page`` is the same as a function.
 """
 
 import argparse
-import base64
-import html
-import io
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import figures, generate, ops, output, peak
-from .table import markdown, show
+from . import output, page, page_gpu, page_tables
+from .page_tables import Table
+from .table import markdown
 
-DTYPES = {
-    "float32": dict(color="#1b6ca8", hatch="", marker="o"),
-    "bfloat16": dict(color="#e9a23b", hatch="///", marker="s"),
-}
-MISSING = dict(color="0.75", hatch="xx")
+KINDS = dict(ops=("machine", "peaks", "rows"), generate=("machine", "peaks", "rows"), parity=("machine", "rows"),
+             gpu=("stages",))  # fmt: skip
+WRITERS = "benchmarks.ops, benchmarks.generate, benchmarks.parity or benchmarks.gpu"
+KERNELS = Path(__file__).parent.parent / "docs" / "kernels.md"
 
 
-def read(paths: list[str]) -> dict[str, dict]:
-    """Results by kind ("ops", "generate"), the rows of several files joined."""
+def read_file(path: str | Path) -> dict:
+    """Results of one file; ValueError that names the file, what was expected and what it has."""
+    wanted = f"gpt2fast report: {path}: expected JSON written by {WRITERS}"
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{wanted}, got no file to read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{wanted}, got text that is no JSON: {error}") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"{wanted}, got a {type(results).__name__}")
+    kind = results.get("kind")
+    if kind not in KINDS:
+        keys = ", ".join(list(results)[:6])
+        raise ValueError(f"{wanted}, of kind {', '.join(KINDS)}; got kind {kind!r} and the keys {keys or 'none'}")
+    if missing := [key for key in KINDS[kind] if key not in results]:
+        raise ValueError(f"{wanted}, of kind {kind!r} with {', '.join(KINDS[kind])}; got none of {', '.join(missing)}")
+    return results
+
+
+def read(paths: Sequence[str | Path]) -> dict[str, dict]:
+    """Results by kind, the rows of several files of a kind joined; ValueError for files of two machines."""
     found: dict[str, dict] = {}
+    first: dict[str, str | Path] = {}
     for path in paths:
-        results = json.loads(Path(path).read_text())
-        if results.get("kind") not in ("ops", "generate"):
-            raise ValueError(f"{path}: expected results of benchmarks.ops or benchmarks.generate")
+        results = read_file(path)
         kind = results["kind"]
         if kind in found:
-            results["rows"] = found[kind]["rows"] + results["rows"]
-            results = found[kind] | results
-        found[kind] = results
+            if kind == "gpu" or results["machine"] != found[kind]["machine"]:
+                raise ValueError(
+                    f"gpt2fast report: {path}: expected one run of kind {kind!r} a page, or several of one machine and "
+                    f"setting; got another beside {first[kind]}: write a page for each"
+                )
+            results = joined(found[kind], results)
+        found[kind], first[kind] = results, path
     return found
 
 
-def draw_bars(ax, rows: list[tuple[str, str, dict | None]], title: str) -> None:
-    """Rows (label, dtype, ratio with its spread or None where it failed), on a logarithmic axis that starts at 1."""
-    for i, (_, dtype, ratio) in enumerate(rows):
-        style = DTYPES[dtype] if ratio else MISSING
-        width = ratio["median"] if ratio else 1.0
-        ax.barh(i, width - 1, left=1, color=style["color"], hatch=style["hatch"], edgecolor="black", linewidth=0.6)
-        text = f" {width:.2f}x " if ratio else " failed parity "
-        end = max(width, ratio["q90"], 1.0) if ratio else 1.0
-        if ratio:
-            ax.plot([ratio["q10"], ratio["q90"]], [i, i], color="black", linewidth=1.2, marker="|", markersize=5)
-        ax.text(end, i, text, va="center", ha="left", fontsize=7)
-    low = min([r["q10"] for _, _, r in rows if r], default=1)
-    high = max([r["q90"] for _, _, r in rows if r], default=1)
-    ax.set_xscale("log")
-    ax.set_xlim(min(low * 0.8, 0.8), max(high, 2) * 2)
-    ticks = [t for t in (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 50, 100, 200) if ax.get_xlim()[0] < t < ax.get_xlim()[1]]
-    ax.set_xticks(ticks, [f"{t:g}x" for t in ticks])
-    ax.minorticks_off()
-    ax.axvline(1, color="black", linewidth=1)
-    ax.set_yticks(range(len(rows)), [f"{label}  {'f32' if dtype == 'float32' else 'bf16'}" for label, dtype, _ in rows])
-    ax.tick_params(axis="y", labelsize=7)
-    ax.invert_yaxis()
-    ax.margins(y=0.01)
-    ax.set_title(title, fontsize=10, loc="left")
-    ax.grid(axis="x", color="0.9")
-    ax.set_axisbelow(True)
+def joined(one: dict, other: dict) -> dict:
+    """Two runs of one machine: the rows of both, and of each limit the higher one."""
+    both = one | other | dict(rows=one["rows"] + other["rows"])
+    if "peaks" in one and "peaks" in other:
+        both["peaks"] = {
+            threads: {
+                name: max(run["peaks"][threads][name] for run in (one, other) if threads in run["peaks"])
+                for name in next(run["peaks"][threads] for run in (one, other) if threads in run["peaks"])
+            }
+            for threads in one["peaks"] | other["peaks"]
+        }
+    return both
 
 
-def draw_roofline(ax, results: dict) -> None:
-    """Filled: ours. Hollow: PyTorch's best. A line joins the two of a case.
+def kernel_tables(path: Path | None) -> list[Table]:
+    return page_tables.of_kernels(path) if path is not None and path.exists() else []
 
-    The roof is the best bandwidth of the run, before it and between the rounds: on a shared machine it comes and goes.
+
+def write_page(results: Mapping[str, dict] | Sequence[str | Path], path: str | Path,
+               kernels: Path | None = KERNELS) -> None:  # fmt: skip
+    """Writes the page, one HTML file without anything outside it.
+
+    ``results``: paths of JSON files, or what they hold by kind ("ops", "generate", "parity", "gpu"). ``kernels``: the
+    Markdown that benchmarks.kernel_table wrote; no section where it is not there. ValueError for what is no results.
     """
-    limit = peak.limits(results["peaks"], results["machine"]["threads"])
-    rows = [row for row in results["rows"] if "failed" not in row and row["outside_cache"] and row["flops"]]
-    memory = max(limit["read"], limit["copy"], *(p["q90"] for row in rows for p in row["pace"].values()))
-    intensity = [row["flops"] / (row["read"] + row["written"]) for row in rows]
-    top = max(limit["fma"], limit["dot"])
-    low, high = min(intensity, default=0.1) / 3, 3 * max([*intensity, top / memory])
-    for name, style in (("fma", "-"), ("dot", "--")):
-        knee = limit[name] / memory
-        label = {"fma": "float32 multiply-add", "dot": "bfloat16 pair product"}[name]
-        ax.plot([knee, high], [limit[name] / 1e9] * 2, style, color="black", linewidth=1.4)
-        ax.text(
-            high, limit[name] / 1e9, f"{label}: {limit[name] / 1e9:.0f} GFLOP/s", ha="right", va="bottom", fontsize=7
-        )
-    ax.plot([low, top / memory], [low * memory / 1e9, top / 1e9], "-", color="black", linewidth=1.4)
-    ax.text(low * 1.1, low * memory / 1e9 * 2, f"memory: {memory / 1e9:.0f} GB/s", fontsize=7, rotation=30)
-    for row, x in zip(rows, intensity):
-        style = DTYPES[row["dtype"]]
-        ours, theirs = (row["flops"] / row["seconds"][n]["median"] / 1e9 for n in ("ours", row["best"]))
-        ax.plot([x, x], [theirs, ours], color="0.6", linewidth=0.8)
-        ax.plot(x, theirs, style["marker"], markerfacecolor="none", markeredgecolor=style["color"], markersize=6)
-        ax.plot(x, ours, style["marker"], color=style["color"], markeredgecolor="black", markersize=6)
-    for op in dict.fromkeys(row["op"] for row in rows):
-        x, row = max(((x, r) for x, r in zip(intensity, rows) if r["op"] == op), key=lambda p: p[1]["flops_per_second"])
-        ax.annotate(op, (x, row["flops_per_second"] / 1e9), (4, 5), textcoords="offset points", fontsize=7)
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlabel("operations a byte of tensors in and out")
-    ax.set_ylabel("GFLOP/s")
-    ax.grid(color="0.92")
-    ax.set_title(
-        "Roofline, out of cache: filled ours, hollow PyTorch's best; ● float32, ■ bfloat16", fontsize=10, loc="left"
-    )
+    found = dict(results) if isinstance(results, Mapping) else read(results)
+    if not found or (unknown := [kind for kind in found if kind not in KINDS]):
+        got = repr(unknown[0]) if found else "none"
+        raise ValueError(f"gpt2fast report: results must be of kind {', '.join(KINDS)}, got {got}")
+    Path(path).write_text(page.to_html(found, kernel_tables(kernels)), encoding="utf-8")
 
 
-def draw(found: dict[str, dict]):
-    """The figure; a panel for what there are results of."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    op_rows = [(f"{r['op']} {r['label']}", r["dtype"], r.get("ratio")) for r in found.get("ops", {}).get("rows", [])]
-    model_rows = [
-        (f"{name}: {r['what']} {r['case'].replace('x', ' x ')}", r["dtype"], ratio)
-        for r in found.get("generate", {}).get("rows", []) for name, ratio in r["ratio"].items()
-    ]  # fmt: skip
-    panels = []
-    if op_rows:
-        panels.append(
-            (0.17 * len(op_rows) + 0.9, lambda ax: draw_bars(ax, op_rows, "Ops: times faster than PyTorch's best"))
-        )
-    if model_rows:
-        title = "GPT-2 124M: times faster than transformers (batch x prompt)"
-        panels.append((0.17 * len(model_rows) + 0.9, lambda ax: draw_bars(ax, model_rows, title)))
-    if op_rows:
-        panels.append((4.5, lambda ax: draw_roofline(ax, found["ops"])))
-    if not panels:
-        raise ValueError("no rows in these results")
-    heights = [height for height, _ in panels]
-    figure, axes = pyplot.subplots(
-        len(panels), figsize=(10, sum(heights)), height_ratios=heights, layout="constrained", squeeze=False
-    )
-    for ax, (_, paint) in zip(axes[:, 0], panels):
-        paint(ax)
-    machine = next(iter(found.values()))["machine"]
-    figure.suptitle(
-        f"gpt2fast on {machine['cpu']}, {machine['isa']}, {machine['threads']} threads, torch {machine['torch']}; "
-        "whiskers: 10th to 90th percentile",
-        fontsize=10,
-    )
-    return figure
-
-
-def tables(found: dict[str, dict]) -> list[tuple[str, list[str], list[list[str]], int]]:
-    """(title, header, rows, text columns) of all results and figures."""
-    out = []
+def tables(found: Mapping[str, dict]) -> list[Table]:
+    """All tables of measured results."""
+    made = []
     if "ops" in found:
-        out.append(("Ops", ops.HEADER, [ops.cells(row) for row in found["ops"]["rows"]], 4))
+        made.append(page_tables.of_ops(found["ops"]))
+    if "parity" in found:
+        made.append(page_tables.of_parity(found["parity"]))
     if "generate" in found:
-        rows = [generate.cells(row) for row in found["generate"]["rows"]]
-        out.append(("The whole model, tokens/s", generate.HEADER, rows, 3))
-    for results in list(found.values())[:1]:
-        out.append(("This machine's limits", *peak.table(results["peaks"]), 1))
-    checked = [*figures.of_ops(found["ops"]["rows"])] if "ops" in found else []
-    checked += figures.of_model(found["generate"]) if "generate" in found else []
-    out.append(("Figures", ["figure", "found", "holds"], [[a, b, "yes" if c else "NO"] for a, b, c in checked], 1))
-    return out
+        made.append(page_tables.of_model(found["generate"]))
+        made += [page_tables.of_fresh(found["generate"]["fresh"])] if found["generate"].get("fresh") else []
+    if "gpu" in found:
+        made += page_gpu.tables(found["gpu"])
+    for results in [found[kind] for kind in ("ops", "generate") if kind in found][:1]:
+        rows = [page_tables.Row(list(pair)) for pair in page_tables.of_limits(results)]
+        made.append(Table("This machine's limits", ["limit", "measured"], rows))
+    return made
 
 
-def to_html(found: dict[str, dict], png: bytes) -> str:
-    """One file: the picture inside, then the tables."""
+def one_line(cell: str) -> str:
+    first, _, second = cell.replace("|", "\\|").partition("\n")
+    return f"{first} ({second})" if second else first
 
-    def table(title, header, rows, text_columns):
-        def row(values, tag):
-            cells = (
-                f"<{tag}{'' if i < text_columns else ' class=n'}>{html.escape(v)}</{tag}>" for i, v in enumerate(values)
-            )
-            return f"<tr>{''.join(cells)}</tr>"
 
-        return f"<h2>{title}</h2><table>{row(header, 'th')}{''.join(row(r, 'td') for r in rows)}</table>"
-
-    machine = "".join(
-        f"<li>{html.escape(str(k))}: {html.escape(str(v))}</li>"
-        for k, v in next(iter(found.values()))["machine"].items()
-    )
-    style = "body{font:14px sans-serif;margin:2em}table{border-collapse:collapse}td,th{padding:2px 9px;text-align:left;"
-    style += "border-bottom:1px solid #ddd}.n{text-align:right}img{max-width:100%}"
-    picture = base64.b64encode(png).decode()
-    return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>gpt2fast benchmarks</title><style>{style}</style>"
-        f"<h1>gpt2fast benchmarks</h1><ul>{machine}</ul>"
-        f'<img alt="Bars of speed-ups, and the roofline; the tables below hold every number" '
-        f'src="data:image/png;base64,{picture}">{"".join(table(*t) for t in tables(found))}</html>\n'
-    )
+def to_markdown(found: Mapping[str, dict]) -> str:
+    parts = []
+    for table in tables(found):
+        cells = [[one_line(cell) for cell in row.cells] for row in table.rows]
+        parts.append(f"## {table.title}\n\n{markdown(table.header, cells, table.texts)}")
+    return "\n\n".join(parts)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
-    parser.add_argument("results", nargs="+", help="JSON of benchmarks.ops and benchmarks.generate")
-    parser.add_argument(
-        "--out", type=output.folder, default=None, metavar="FOLDER", help="default: that of the first file"
-    )
-    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown, draw nothing")
+    parser.add_argument("results", nargs="+", help=f"JSON of {WRITERS}")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--out", type=output.folder, metavar="FOLDER", help="default: that of the first file")
+    where.add_argument("--report", type=output.json_file, metavar="FILE.html", help="the page's own path")
+    where.add_argument("--markdown", action="store_true", help="print the tables as Markdown, write nothing")
     args = parser.parse_args(argv)
-    found = read(args.results)
-    if args.markdown:
-        print("\n\n".join(f"## {title}\n\n{markdown(h, rows, n)}" for title, h, rows, n in tables(found)))
-        return 0
-    title, header, rows, columns = tables(found)[-1]
-    show(header, rows, title, columns)
     try:
-        figure = draw(found)
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"the picture needs matplotlib: pip install 'gpt2fast[bench]' ({error})") from error
-    out = args.out or Path(args.results[0]).parent
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140)
-    (out / "report.png").write_bytes(buffer.getvalue())
-    (out / "report.html").write_text(to_html(found, buffer.getvalue()), encoding="utf-8")
-    print(f"{out / 'report.png'}\n{out / 'report.html'}")
+        found = read(args.results)
+        if args.markdown:
+            print(to_markdown(found))
+            return 0
+        path = Path(args.report or (args.out or Path(args.results[0]).parent) / "report.html")
+        write_page(found, path)
+    except ValueError as error:
+        parser.error(str(error))
+    print(path)
     return 0
 
 
