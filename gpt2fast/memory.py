@@ -1,33 +1,32 @@
-"""Memory for weights: one mapping for all tensors, on huge pages where the system has them (fewer TLB misses)."""
+"""Memory for weights: one block for all tensors, on huge pages where the system has them (fewer TLB misses)."""
 
 import ctypes
 import math
-import mmap
 
 import torch
 from torch import Tensor
+
+from .extension import _C
 
 ALIGNMENT = 64
 HUGE_PAGE = 2 << 20
 
 
 def empty(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Uninitialised CPU tensors by name: each its own storage, 64-byte aligned, side by side in memory."""
+    """Uninitialised CPU tensors by name: each its own storage, 64-byte aligned, side by side in memory.
+
+    Below the size of a huge page, or without the C++ extension, PyTorch allocates each.
+    """
     offsets, total = {}, 0
     for name, shape in shapes.items():
-        offsets[name] = total
+        offsets[name] = total // dtype.itemsize
         total += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-    if total < HUGE_PAGE or not hasattr(mmap, "MAP_PRIVATE"):
+    if total < HUGE_PAGE or _C is None:
         return {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
-    mapping = mmap.mmap(-1, total + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without huge pages serves small ones
-    start = -torch.frombuffer(mapping, dtype=torch.uint8).data_ptr() % HUGE_PAGE
+    block = _C.huge_empty(total).view(dtype)
+    # DLPack gives each tensor a storage of its own, which keeps the block alive.
     return {
-        name: torch.frombuffer(mapping, dtype=dtype, count=math.prod(shape), offset=start + offsets[name]).view(shape)
+        name: torch.from_dlpack(block.narrow(0, offsets[name], math.prod(shape)).view(shape))
         if math.prod(shape)
         else torch.empty(shape, dtype=dtype)
         for name, shape in shapes.items()
