@@ -15,6 +15,7 @@ FUSED = {
     "gelu": "gelu_erf",
     "gelu_python": "gelu_erf",
 }
+APPROXIMATE = dict(gelu_tanh="tanh", gelu_erf="none")  # of GELU, by the linear op's activation
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
     "relu": F.relu,

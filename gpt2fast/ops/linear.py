@@ -2,11 +2,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..activations import APPROXIMATE
 from ..op import op
 from .common import widen
 from .gelu import gelu, gelu_backward
 
-FORMS = dict(gelu_tanh="tanh", gelu_erf="none")  # of gelu, by activation
 WEIGHT = "N K if transposed else K N"
 CASES = [
     dict(B=1, T=1, K=768, N=2304, bias=True),
@@ -31,7 +31,7 @@ def _scaled(shape, case, g):
 
 
 def _activate(y: Tensor, activation: str) -> Tensor:
-    return y if activation == "none" else F.gelu(y, approximate=FORMS[activation])
+    return y if activation == "none" else F.gelu(y, approximate=APPROXIMATE[activation])
 
 
 ALIGNED = 8  # columns of 16 bits in the 16 bytes that the matrix units of a GPU read at a time
@@ -98,7 +98,7 @@ def _fused_is_differentiable(
 def _naive(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
     y = x @ (weight.t() if transposed else weight)
     y = y if bias is None else y + bias
-    y = y if activation == "none" else gelu.naive(y, FORMS[activation])
+    y = y if activation == "none" else gelu.naive(y, APPROXIMATE[activation])
     return y if residual is None else y + residual
 
 
@@ -180,7 +180,7 @@ def _(saved, grad):
         before = saved.preactivation
         if not saved.keep_preactivation or torch.is_grad_enabled():  # for second derivatives it must depend on x
             before = linear(saved.x, saved.weight, saved.bias, transposed=saved.transposed)
-        dy = gelu_backward(dy, before, FORMS[saved.activation])
+        dy = gelu_backward(dy, before, APPROXIMATE[saved.activation])
     want = " ".join("d" + n for n in ("x", "weight", "bias") if n in saved.needs)
     dx, dweight, dbias = linear_backward(dy, saved.x, saved.weight, saved.transposed, want)
     return dict(x=dx, weight=dweight, bias=dbias, residual=grad.y)

@@ -3,13 +3,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
+from ..activations import APPROXIMATE
 from ..op import op
 from .common import widen
 from .gelu import gelu, gelu_backward, gelu_derivative
-from .linear import FORMS, linear, linear_backward
+from .linear import linear, linear_backward
 
 WANT = "dx dweight_in dweight_out dbias_in dbias_out"
-ACTIVATIONS = " | ".join(FORMS)
+ACTIVATIONS = " | ".join(APPROXIMATE)
 CASES = [
     dict(B=1, T=512, K=768, M=3072, N=768, bias_in=True, bias_out=True, residual=True, keep=True),
     dict(B=1, T=1, K=768, M=3072, N=768, bias_in=True, bias_out=True, residual=True),
@@ -70,7 +71,7 @@ def mlp(
     before = x.contiguous() @ weight_in.contiguous()
     if bias_in is not None:
         before = widen(before) + widen(bias_in)
-    hidden = F.gelu(widen(before), approximate=FORMS[activation]).to(x.dtype)
+    hidden = F.gelu(widen(before), approximate=APPROXIMATE[activation]).to(x.dtype)
     y = widen(hidden @ weight_out.contiguous())
     for other in (bias_out, residual):
         y = y if other is None else y + widen(other)
@@ -93,7 +94,7 @@ def _fused_backward(
     dx, dweight_in, dbias_in = (dy.new_empty(0) for _ in range(3))
     dhidden, dweight_out, dbias_out = linear_backward(dy, hidden, weight_out, want="dx " * bool(inner) + outer)
     if inner:
-        dbefore = gelu_backward(dhidden, preactivation, FORMS[activation])
+        dbefore = gelu_backward(dhidden, preactivation, APPROXIMATE[activation])
         dx, dweight_in, dbias_in = linear_backward(dbefore, x, weight_in, want=inner)
     return dx, dweight_in, dweight_out, dbias_in, dbias_out
 
@@ -130,7 +131,7 @@ def mlp_backward(
     """
     wanted, none = want.split(), dy.new_empty(0)
     rows_dy, rows_x, rows_hidden = (t.reshape(-1, t.shape[-1]).contiguous() for t in (dy, x, hidden))
-    slope = gelu_derivative(widen(preactivation), FORMS[activation])
+    slope = gelu_derivative(widen(preactivation), APPROXIMATE[activation])
     dbefore = (widen(dy.contiguous() @ weight_out.t()) * slope).to(dy.dtype)
     rows = dbefore.reshape(-1, dbefore.shape[-1])
     made = dict(
@@ -148,7 +149,7 @@ def _(saved, grad):
     before, hidden = saved.preactivation, saved.hidden
     if not saved.keep:
         before = linear(saved.x, saved.weight_in, saved.bias_in)
-        hidden = gelu(before, FORMS[saved.activation])
+        hidden = gelu(before, APPROXIMATE[saved.activation])
     names = ("x", "weight_in", "weight_out", "bias_in", "bias_out")
     want = " ".join(f"d{name}" for name in names if name in saved.needs)
     given = grad.y, saved.x, saved.weight_in, saved.weight_out, before, hidden, saved.bias_in
