@@ -180,9 +180,10 @@ struct LinearCrossEntropyArgs {
   void* logits;  // (R, V), rows that begin at multiples of 16 bytes and have less than 512 bytes of padding
   const int64_t* targets;
   float *loss, *lse;   // (R)
-  const float* dloss;  // (R), or one number where stride_dloss is 0; null: logits stay, no gradients are wanted
+  const float* dloss;  // (R), or one number where stride_dloss is 0, or null for 1
   int64_t R, V, stride_logits_r, stride_dloss, ignore_index;
   float label_smoothing;
+  bool gradients;  // logits become their gradients, else they stay
   DType dtype;
 };
 

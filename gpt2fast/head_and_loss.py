@@ -1,11 +1,13 @@
 """linear_cross_entropy and its gradients by a GPU backend: products over chunks of rows, and one kernel between them.
 
 ``product(a, b, out, add=False)``: out = a @ b, or out += a @ b. ``row(logits, targets, loss, lse, dloss, stride_dloss,
-V, ignore_index, label_smoothing)`` launches what a row of logits needs: loss and lse of each, and over the logits, of
-which the first V columns are some, their gradients for ``dloss``, 0 in the other columns; no gradients where dloss is
-None. ``total(loss, targets, ignore_index, reduction)`` is the sum or the mean of the rows' losses.
+V, ignore_index, label_smoothing, gradients)`` launches what a row of logits needs: loss and lse of each and, where
+``gradients`` says so, over the logits, of which the first V columns are some, their gradients for ``dloss``, or for 1
+where that is None, and 0 in the other columns. ``total(loss, targets, ignore_index, reduction)`` is the sum or the mean
+of the rows' losses.
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -14,17 +16,23 @@ import torch.nn.functional as F
 from . import backends
 from .ops.common import multiply
 from .ops.linear_cross_entropy import GRADIENTS, accumulate, chunks, part, scaled
-from .products import strided
+from .products import PLANS, Matrix
 
 ALIGNED = 16  # columns of which the buffer's rows are a multiple
 
 
-def product_of(backend: str, ours: Callable, is_slower: Callable) -> Callable:
+def product_of(backend: str, prepare: Callable, is_slower: Callable) -> Callable:
     """A ``product``: ``backend``'s where it is asked for by name, or measured faster, else PyTorch's."""
+
+    @functools.lru_cache(PLANS)
+    def launch_of(dtype, shape_a, strides_a, shape_b, strides_b, strides_out):
+        a, b = Matrix(*shape_a, *strides_a), Matrix(*shape_b, *strides_b)
+        return prepare(dtype, a, b, Matrix(a.rows, b.columns, *strides_out), strides_out[0])
 
     def product(a, b, out, add=False):
         if backends.active() == backend or not is_slower(a, b, False):
-            ours(strided(a), strided(b), strided(out), residual=out if add else None, stride_residual=out.stride(0))
+            launch = launch_of(a.dtype, a.shape, a.stride(), b.shape, b.stride(), out.stride())
+            launch(a, b, out, residual=out if add else None)
         else:
             multiply(a, b, out, add)
 
@@ -35,34 +43,30 @@ def _rows(product, row, x, weight, targets, ignore_index, label_smoothing, want,
     """loss and lse of every row (R,), and dx and dweight for ``dloss`` (R,), by default 1, in float32."""
     R, V = x.shape[0], weight.shape[0]
     x, targets = x.contiguous(), targets.contiguous()
-    loss, lse = (x.new_empty(R, dtype=torch.float32) for _ in range(2))
+    loss = torch.empty_like(targets, dtype=torch.float32)
+    lse = torch.empty_like(loss)
     # Rows of whole lines of memory, for the matrix units and for 16 bytes at a time. The columns beyond V meet rows of
     # zeros.
     missing = -V % ALIGNED
     weight = F.pad(weight, (0, 0, 0, missing)) if missing else weight.contiguous()
-    parts = chunks(x, want)
-    buffer = x.new_empty(parts[0].stop if parts else 0, V + missing)
-    per_row, stride = (loss.new_ones(1), 0) if dloss is None else (dloss, dloss.stride(0))
+    turned = weight.t()
+    parts = chunks(R, want)
+    first = parts[0] if parts else slice(0, 0)
+    buffer = x.new_empty(R if first is None else first.stop, V + missing)
+    stride = 0 if dloss is None else dloss.stride(0)
 
     def dlogits_of(rows):
-        logits = part(buffer, slice(0, rows.stop - rows.start))
-        product(part(x, rows), weight.t(), logits)
-        scale = (per_row if dloss is None else part(per_row, rows)) if want else None
+        logits = buffer if rows in (None, first) else buffer[: rows.stop - rows.start]
+        product(part(x, rows), turned, logits)
+        scale = None if dloss is None else part(dloss, rows)
         row(
-            logits,
-            part(targets, rows),
-            part(loss, rows),
-            part(lse, rows),
-            scale,
-            stride,
-            V,
-            ignore_index,
-            label_smoothing,
-        )
+            logits, part(targets, rows), part(loss, rows), part(lse, rows), scale, stride, V, ignore_index,
+            label_smoothing, bool(want),
+        )  # fmt: skip
         return logits
 
     dx, dweight = accumulate(x, weight, want, dlogits_of, product)
-    return loss, lse, dx, dweight[:V]
+    return loss, lse, dx, dweight[:V] if missing else dweight
 
 
 def linear_cross_entropy(

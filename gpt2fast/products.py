@@ -1,112 +1,200 @@
 """The linear layer, its gradients and those of the MLP by one kernel of a GPU backend, out = a @ b.
 
-``product(a, b, out, bias, residual, stride_residual, form, preactivation, backward, sums, which)`` launches it: out =
-activation(a @ b + bias) + residual, the activation one of ``FORMS``, and preactivation what it is applied to, which is
-kept where it is given. ``backward``: out is a @ b times the activation's derivative at preactivation. ``sums`` become
-those of the columns of b for ``which`` 1, of the rows of a for 2. a (M, K), b (K, N) and out (M, N) are matrices as the
-functions here make them.
+What a call launches depends on shapes, strides and options alone. It is worked out once, into a plan: a function that
+takes the call's tensors, allocates what it returns, and launches. Plans are kept, so that a call costs the host little
+more than its launches.
+
+A backend gives ``prepare(dtype, a, b, out, stride_residual=0, form=0, backward=False, which=0)``, where a (M, K), b
+(K, N) and out (M, N) are ``Matrix``. It returns ``launch(a, b, out, bias=None, residual=None, preactivation=None,
+sums=None)``, which takes the tensors and launches out = activation(a @ b + bias) + residual. ``form`` is the
+activation, one of ``FORMS``; what it is applied to is kept in preactivation, where that is given. ``backward``: out is
+a @ b times the activation's derivative at preactivation. ``sums`` become those of the columns of b for ``which`` 1, of
+the rows of a for 2.
 """
 
+import functools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .ops.mlp import WANT, split_wants
-from .tensors import dense_rows, empty_as
+from .tensors import empty_as, row_stride
 
 FORMS = dict(none=0, gelu_tanh=1, gelu_erf=2)  # as Activation in csrc/ops.h
-Matrix = tuple[Tensor, int, int, int, int]  # rows, columns and their strides
+PLANS = 1024  # that are kept of each kind
 
 
-def matrix(x: Tensor) -> Matrix:
-    """x (..., K) as a matrix (R, K). It is no view of x, whose making would take the host longer than all else here; a
-    copy only where rows do not lie at one stride."""
-    x, stride = dense_rows(x)
-    shape = x.shape
-    return x, math.prod(shape[:-1]), shape[-1], stride, 1
+class Matrix(NamedTuple):
+    """How a matrix lies in memory: its size, and the strides between its rows and between its columns."""
+
+    rows: int
+    columns: int
+    stride: int
+    step: int
+
+    @property
+    def turned(self) -> "Matrix":
+        """The transpose."""
+        return Matrix(self.columns, self.rows, self.step, self.stride)
+
+    @property
+    def is_dense(self) -> bool:
+        return self.step == 1 and (self.stride == self.columns or self.rows <= 1)
 
 
-def strided(x: Tensor) -> Matrix:
-    """x (R, K) of any strides."""
-    return x, *x.shape, *x.stride()
+def dense(rows: int, columns: int) -> Matrix:
+    return Matrix(rows, columns, columns, 1)
 
 
-def turned(x: Matrix) -> Matrix:
-    """The transpose."""
-    x, rows, columns, stride, step = x
-    return x, columns, rows, step, stride
+def matrix(shape: Sequence[int], strides: Sequence[int]) -> Matrix | None:
+    """A tensor (..., K) as a matrix (R, K), None where its rows do not lie at one stride or are not dense."""
+    stride = row_stride(shape, strides)
+    return None if stride is None else Matrix(math.prod(shape[:-1]), shape[-1], stride, 1)
+
+
+def weight_matrix(shape: Sequence[int], strides: Sequence[int], transposed: bool) -> Matrix:
+    """A weight (K, N) of any strides; ``transposed``: the tensor is (N, K)."""
+    found = Matrix(*shape, *strides)
+    return found.turned if transposed else found
 
 
 def linear(
-    product: Callable, x, weight, bias=None, residual=None, activation="none", transposed=False,
+    prepare: Callable, x, weight, bias=None, residual=None, activation="none", transposed=False,
     keep_preactivation=False,
 ):  # fmt: skip
-    W = turned(strided(weight)) if transposed else strided(weight)
-    y = x.new_empty((*x.shape[:-1], W[2]))
-    keep = keep_preactivation and activation != "none"
-    kept = torch.empty_like(y) if keep else y.new_empty(0)
-    stride_residual = 0
-    if residual is not None:
-        residual, stride_residual = dense_rows(residual)
-    product(
-        matrix(x), W, matrix(y), None if bias is None else bias.contiguous(), residual, stride_residual,
-        FORMS[activation], kept if keep else None,
+    strides = None if residual is None else residual.stride()
+    plan = _linear_plan(
+        prepare, x.dtype, x.shape, x.stride(), weight.shape, weight.stride(), strides, FORMS[activation], transposed,
+        keep_preactivation,
     )  # fmt: skip
-    return y, kept
+    if plan is None:
+        x, residual = x.contiguous(), None if residual is None else residual.contiguous()
+        return linear(prepare, x, weight, bias, residual, activation, transposed, keep_preactivation)
+    return plan(x, weight, bias if bias is None else bias.contiguous(), residual)
 
 
-def linear_backward(product: Callable, dy, x, weight, transposed=False, want="dx dweight dbias"):
-    dx, dweight, dbias = gradients(product, matrix(dy), matrix(x), weight, transposed, want)
-    none = dy.new_empty(0)
-    return (
-        none if dx is None else dx,
-        none if dweight is None else dweight,
-        none if dbias is None else dbias,
+@functools.lru_cache(PLANS)
+def _linear_plan(prepare, dtype, shape, strides, shape_w, strides_w, strides_residual, form, transposed, keep):
+    x, W = matrix(shape, strides), weight_matrix(shape_w, strides_w, transposed)
+    shape_y = (*shape[:-1], W.columns)
+    residual = None if strides_residual is None else matrix(shape_y, strides_residual)
+    if x is None or (residual is None and strides_residual is not None):
+        return None
+    launch = prepare(dtype, x, W, dense(x.rows, W.columns), 0 if residual is None else residual.stride, form)
+    keep = keep and form
+
+    def run(x, weight, bias, residual):
+        y = x.new_empty(shape_y)
+        kept = empty_as(y) if keep else y.new_empty(0)
+        launch(x, weight, y, bias, residual, kept if keep else None)
+        return y, kept
+
+    return run
+
+
+def linear_backward(prepare: Callable, dy, x, weight, transposed=False, want="dx dweight dbias"):
+    plan = _linear_backward_plan(
+        prepare, x.dtype, dy.shape, dy.stride(), x.shape, x.stride(), weight.shape, weight.stride(), transposed, want
     )
+    if plan is None:
+        return linear_backward(prepare, dy.contiguous(), x.contiguous(), weight, transposed, want)
+    return _with_empty(plan(dy, x, weight), dy)
 
 
-def gradients(
-    product: Callable, dy: Matrix, x: Matrix, weight: Tensor, transposed: bool, want: str
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx (..., K), dweight and dbias (N,), those in ``want``, else None; dy (R, N) and x (..., K) as (R, K)."""
-    W = turned(strided(weight)) if transposed else strided(weight)
-    (rows_dy, R, N, _, _), (rows_x, _, K, _, _) = dy, x
-    dx = dweight = dbias = None
-    if "dx" in want:
-        dx = empty_as(rows_x)
-        product(dy, turned(W), (dx, R, K, K, 1))
-    if "dweight" in want:
-        dweight = empty_as(weight)
-        dbias = rows_dy.new_empty(N) if "dbias" in want and dweight.numel() else None
-        a, b = (dy, x) if transposed else (x, dy)
-        product(turned(a), b, matrix(dweight), sums=dbias, which=0 if dbias is None else 2 if transposed else 1)
-    if dbias is None and "dbias" in want:  # no product has added it up
-        dbias = rows_dy.reshape(R, N).sum(0)
-    return dx, dweight, dbias
+def _with_empty(found: tuple[Tensor | None, ...], like: Tensor) -> tuple[Tensor, ...]:
+    """Instead of None a tensor (0,), as ops return what is not wanted."""
+    none = like.new_empty(0)
+    return tuple([none if tensor is None else tensor for tensor in found])
+
+
+@functools.lru_cache(PLANS)
+def _linear_backward_plan(prepare, dtype, shape_dy, strides_dy, shape, strides, shape_w, strides_w, transposed, want):
+    dy, x = matrix(shape_dy, strides_dy), matrix(shape, strides)
+    if dy is None or x is None:
+        return None
+    return _gradients(prepare, dtype, dy, x, weight_matrix(shape_w, strides_w, transposed), transposed, want)
+
+
+def _gradients(prepare: Callable, dtype, dy: Matrix, x: Matrix, W: Matrix, transposed: bool, want: str) -> Callable:
+    """A function of dy (..., N), x (..., K) and the weight that returns dx (..., K), dweight and dbias (N,), those in
+    ``want``, else None. W (K, N)."""
+    R, K, N = dy.rows, W.rows, W.columns
+    has_dx, has_dweight, has_dbias = (name in want for name in ("dx", "dweight", "dbias"))
+    added_up = has_dbias and has_dweight and K and N  # by the product that makes dweight
+    a, b, which = (dy, x, 2) if transposed else (x, dy, 1)
+    if has_dx:
+        launch_dx = prepare(dtype, dy, W.turned, dense(R, K))
+    if has_dweight:
+        launch_dweight = prepare(dtype, a.turned, b, dense(a.columns, b.columns), which=which if added_up else 0)
+
+    def run(dy, x, weight):
+        dx = dweight = dbias = None
+        if has_dx:
+            dx = empty_as(x)
+            launch_dx(dy, weight, dx)
+        if has_dweight:
+            dweight = empty_as(weight)
+            dbias = dy.new_empty(N) if added_up else None
+            if transposed:
+                launch_dweight(dy, x, dweight, sums=dbias)
+            else:
+                launch_dweight(x, dy, dweight, sums=dbias)
+        if has_dbias and not added_up:
+            dbias = dy.reshape(R, N).sum(0)
+        return dx, dweight, dbias
+
+    return run
 
 
 def mlp_backward(
-    product: Callable, dy, x, weight_in, weight_out, preactivation, hidden, bias_in=None, activation="gelu_tanh",
+    prepare: Callable, dy, x, weight_in, weight_out, preactivation, hidden, bias_in=None, activation="gelu_tanh",
     want=WANT,
+):  # fmt: skip
+    plan = _mlp_backward_plan(
+        prepare, dy.dtype, dy.shape, dy.stride(), x.shape, x.stride(), weight_in.shape, weight_in.stride(),
+        weight_out.shape, weight_out.stride(), preactivation.stride(), hidden.stride(), FORMS[activation], want,
+    )  # fmt: skip
+    if plan is None:
+        dy, x, preactivation, hidden = (t.contiguous() for t in (dy, x, preactivation, hidden))
+        return mlp_backward(prepare, dy, x, weight_in, weight_out, preactivation, hidden, None, activation, want)
+    return plan(dy, x, weight_in, weight_out, preactivation, hidden)
+
+
+@functools.lru_cache(PLANS)
+def _mlp_backward_plan(
+    prepare, dtype, shape_dy, strides_dy, shape, strides, shape_in, strides_in, shape_out, strides_out,
+    strides_preactivation, strides_hidden, form, want,
 ):  # fmt: skip
     """The gradient before the activation is dy W^T act'(preactivation): the kernel reads the preactivation after its
     last step and multiplies, so that the gradient behind the activation is never in memory."""
+    shape_hidden = (*shape[:-1], shape_in[1])
+    dy, x = matrix(shape_dy, strides_dy), matrix(shape, strides)
+    before, hidden = (matrix(shape_hidden, s) for s in (strides_preactivation, strides_hidden))
+    if None in (dy, x, before, hidden) or not before.is_dense:
+        return None
     outer, inner = split_wants(want)
-    rows_dy = matrix(dy)
-    _, dweight_out, dbias_out = gradients(product, rows_dy, matrix(hidden), weight_out, False, outer)
-    dx = dweight_in = dbias_in = None
+    all_wanted = set(want.split()) == set(WANT.split())
+    W_in, W_out = Matrix(*shape_in, *strides_in), Matrix(*shape_out, *strides_out)
+    outer_gradients = _gradients(prepare, dtype, dy, hidden, W_out, False, outer)
     if inner:
-        before = matrix(preactivation.contiguous())
-        dbefore = (empty_as(preactivation), *before[1:])
-        product(
-            rows_dy, turned(strided(weight_out)), dbefore, form=FORMS[activation], preactivation=before[0],
-            backward=True,
-        )  # fmt: skip
-        dx, dweight_in, dbias_in = gradients(product, dbefore, matrix(x), weight_in, False, inner)
-    none = dy.new_empty(0)
-    return tuple(none if found is None else found for found in (dx, dweight_in, dweight_out, dbias_in, dbias_out))
+        dbefore = dense(before.rows, before.columns)
+        launch = prepare(dtype, dy, W_out.turned, dbefore, form=form, backward=True)
+        inner_gradients = _gradients(prepare, dtype, dbefore, x, W_in, False, inner)
+
+    def run(dy, x, weight_in, weight_out, preactivation, hidden):
+        _, dweight_out, dbias_out = outer_gradients(dy, hidden, weight_out)
+        dx = dweight_in = dbias_in = None
+        if inner:
+            dbefore = empty_as(preactivation)
+            launch(dy, weight_out, dbefore, preactivation=preactivation)
+            dx, dweight_in, dbias_in = inner_gradients(dbefore, x, weight_in)
+        found = dx, dweight_in, dweight_out, dbias_in, dbias_out
+        return found if all_wanted else _with_empty(found, dy)
+
+    return run
 
 
 def is_slower(measured_faster: Collection[tuple], x: Tensor, weight: Tensor, transposed: bool) -> str | None:

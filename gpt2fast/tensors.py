@@ -1,7 +1,7 @@
 """Tensors and numbers as kernels for GPUs take them."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,19 +18,26 @@ def dense_rows(x: Tensor) -> tuple[Tensor, int]:
     """x and its row stride: as it is where rows lie at one stride and are dense, else a contiguous copy."""
     if x.is_contiguous():
         return x, x.shape[-1]
-    sizes, strides = x.shape, x.stride()
-    stride = expected = None
-    if strides[-1] == 1 or sizes[-1] == 1:
-        for size, step in zip(reversed(sizes[:-1]), reversed(strides[:-1])):
-            if size == 1:
-                continue
-            if stride is None:
-                stride = step
-            elif step != expected:
-                return x.contiguous(), sizes[-1]
-            expected = step * size
-        return x, sizes[-1] if stride is None else stride
-    return x.contiguous(), sizes[-1]
+    stride = row_stride(x.shape, x.stride())
+    return (x.contiguous(), x.shape[-1]) if stride is None else (x, stride)
+
+
+def row_stride(sizes: Sequence[int], strides: Sequence[int]) -> int | None:
+    """The one stride at which the rows (..., K) lie, None where there is no such stride or they are not dense."""
+    columns, stride, expected = sizes[-1], None, None
+    if 0 in sizes:
+        return columns
+    if strides[-1] != 1 and columns != 1:
+        return None
+    for size, step in zip(reversed(sizes[:-1]), reversed(strides[:-1])):
+        if size == 1:
+            continue
+        if stride is None:
+            stride = step
+        elif step != expected:
+            return None
+        expected = step * size
+    return columns if stride is None else stride
 
 
 def dense_heads(*tensors: Tensor) -> list[Tensor]:

@@ -110,27 +110,30 @@ def rows_class(rows):
     return 16 if rows <= 16 else 512 if rows <= 512 else 8192
 
 
-def product(
-    a, b, out, bias=None, residual=None, stride_residual=0, form=0, preactivation=None, backward=False, sums=None,
-    which=0,
-):  # fmt: skip
-    """Launches out = a @ b with what follows, as gpt2fast/products.py has it."""
-    a, M, K, stride_a_m, stride_a_k = a
-    b, _, N, stride_b_k, stride_b_n = b
-    out, _, _, stride_out_m, stride_out_n = out
+def _nothing(*tensors, **named):
+    """The launch of a product without elements."""
+
+
+def prepare(dtype, a, b, out, stride_residual=0, form=0, backward=False, which=0):
+    """A function that launches out = a @ b with what follows, as gpt2fast/products.py has it."""
+    (M, K, *strides_a), (_, N, *strides_b) = a, b
     if not M or not N:
-        return
-    wide = a.dtype == torch.float32
-    block_m, block_n, block_k, warps, stages = tile(rows_class(M), wide)
-    # What is not given is not touched: any tensor will do.
-    linear_kernel[(-(-M // block_m) * -(-N // block_n),)](
-        a, b, out if bias is None else bias, out if residual is None else residual, out,
-        out if preactivation is None else preactivation, out if sums is None else sums,
-        stride_a_m, stride_a_k, stride_b_k, stride_b_n, stride_residual, stride_out_m, stride_out_n, M, K, N,
-        bias is not None, residual is not None, form, preactivation is not None and not backward, backward, which,
-        precision(a), block_m, block_n, block_k, ROWS_OF_TILES, stride_a_m == 1 and M % 16 == 0,
-        num_warps=warps, num_stages=stages, enable_fp_fusion=True,
-    )  # fmt: skip
+        return _nothing
+    sizes = *strides_a, *strides_b, stride_residual, out.stride, out.step, M, K, N
+    wide, rows, aligned = dtype == torch.float32, rows_class(M), a.stride == 1 and M % 16 == 0
+
+    def launch(a, b, out, bias=None, residual=None, preactivation=None, sums=None):
+        block_m, block_n, block_k, warps, stages = tile(rows, wide)
+        # What is not given is not touched: any tensor will do.
+        linear_kernel[(-(-M // block_m) * -(-N // block_n),)](
+            a, b, out if bias is None else bias, out if residual is None else residual, out,
+            out if preactivation is None else preactivation, out if sums is None else sums, *sizes,
+            bias is not None, residual is not None, form, preactivation is not None and not backward, backward, which,
+            precision(a), block_m, block_n, block_k, ROWS_OF_TILES, aligned,
+            num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+        )  # fmt: skip
+
+    return launch
 
 
 def is_slower(x, weight, transposed):
@@ -153,7 +156,7 @@ def slower_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
     return is_slower(x, weight, transposed)
 
 
-linear, linear_backward = partial(products.linear, product), partial(products.linear_backward, product)
+linear, linear_backward = partial(products.linear, prepare), partial(products.linear_backward, prepare)
 KERNELS = {
     "linear": (linear, supports, slower),
     "linear_backward": (linear_backward, supports_backward, slower_backward),

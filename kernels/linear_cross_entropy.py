@@ -13,7 +13,7 @@ from gpt2fast import head_and_loss
 
 from .common import objection
 from .cross_entropy import LOG2E, _add_tile, _total_of_rows
-from .linear import is_slower, product
+from .linear import is_slower, prepare
 
 BLOCK, WARPS = 4096, 8  # columns a tile
 
@@ -21,7 +21,7 @@ BLOCK, WARPS = 4096, 8  # columns a tile
 @triton.jit(do_not_specialize=["V", "ignore_index"])
 def loss_and_gradient_kernel(
     logits_ptr, targets_ptr, loss_ptr, lse_ptr, dloss_ptr, stride_logits_r, stride_dloss, V, ignore_index,
-    label_smoothing, SMOOTHING: tl.constexpr, GRADIENT: tl.constexpr, BLOCK_V: tl.constexpr,
+    label_smoothing, SMOOTHING: tl.constexpr, GRADIENT: tl.constexpr, SCALED: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """A row has ``stride_logits_r`` columns in memory, a multiple of 16 bytes, of which the first V are logits."""
     r = tl.program_id(0).to(tl.int64)
@@ -48,7 +48,8 @@ def loss_and_gradient_kernel(
     tl.store(loss_ptr + r, tl.where(target == ignore_index, 0.0, loss))
     tl.store(lse_ptr + r, shift + log_total)
     if GRADIENT:
-        scale = tl.where(target == ignore_index, 0.0, tl.load(dloss_ptr + r * stride_dloss))
+        scale = tl.load(dloss_ptr + r * stride_dloss) if SCALED else 1.0
+        scale = tl.where(target == ignore_index, 0.0, scale)
         uniform = label_smoothing / V
         inverse = 1 / total_of_row
         for first in tl.range(0, V, BLOCK_V):
@@ -60,11 +61,12 @@ def loss_and_gradient_kernel(
             tl.store(row_ptr + first + lane, p.to(logits_ptr.dtype.element_ty), mask=inside)
 
 
-def row(logits, targets, loss, lse, dloss, stride_dloss, V, ignore_index, label_smoothing):
+def row(logits, targets, loss, lse, dloss, stride_dloss, V, ignore_index, label_smoothing, gradients):
     """Launches what a row of logits needs, as gpt2fast/head_and_loss.py has it."""
     loss_and_gradient_kernel[(len(logits),)](
         logits, targets, loss, lse, loss if dloss is None else dloss, logits.stride(0), stride_dloss, V, ignore_index,
-        label_smoothing, label_smoothing > 0, dloss is not None, BLOCK, num_warps=WARPS, enable_fp_fusion=True,
+        label_smoothing, label_smoothing > 0, gradients, dloss is not None, BLOCK,
+        num_warps=WARPS, enable_fp_fusion=True,
     )  # fmt: skip
 
 
@@ -84,7 +86,7 @@ def supports_backward(
     return _objection(x, weight)
 
 
-_product = head_and_loss.product_of("triton", product, is_slower)
+_product = head_and_loss.product_of("triton", prepare, is_slower)
 linear_cross_entropy = partial(head_and_loss.linear_cross_entropy, _product, row, _total_of_rows)
 linear_cross_entropy_backward = partial(head_and_loss.linear_cross_entropy_backward, _product, row)
 KERNELS = {

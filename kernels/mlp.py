@@ -5,7 +5,7 @@ from functools import partial
 from .. import products
 from ..ops.mlp import WANT
 from .common import objection
-from .linear import is_slower, product
+from .linear import is_slower, prepare
 
 
 def supports(dy, x, weight_in, weight_out, preactivation, hidden, bias_in=None, activation="gelu_tanh", want=WANT):
@@ -16,5 +16,5 @@ def slower(dy, x, weight_in, weight_out, preactivation, hidden, bias_in=None, ac
     return is_slower(x, weight_out, False)
 
 
-mlp_backward = partial(products.mlp_backward, product)
+mlp_backward = partial(products.mlp_backward, prepare)
 KERNELS = {"mlp_backward": (mlp_backward, supports, slower)}

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kRowThreads, kResident) loss_and_gradient_kern
     a.loss[r] = ignored ? 0 : loss;
     a.lse[r] = sums.peak + log_total;
   }
-  if (!a.dloss) return;
+  if (!a.gradients) return;
   if (ignored) {  // a row that is not read again
     walk_packs<kPack<T>>(0, padded, [&](int column, auto tile) {
       const float zeros[tile.kPacks][tile.kWidth] = {};
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kRowThreads, kResident) loss_and_gradient_kern
   overwrite(row, V, padded,
             {.shift = sums.peak,
              .log2_total = log2f(sums.total),
-             .scale = a.dloss[r * a.stride_dloss],
+             .scale = a.dloss ? a.dloss[r * a.stride_dloss] : 1,
              .uniform = kSmoothing ? a.label_smoothing / float(V) : 0,
              .share = kSmoothing ? 1 - a.label_smoothing : 1,
              .target = known(target) ? int(target) : -1});
@@ -140,7 +140,7 @@ cudaError_t linear_cross_entropy(const LinearCrossEntropyArgs& a, cudaStream_t s
 extern "C" int gpt2fast_linear_cross_entropy(void* logits, const int64_t* targets, float* loss, float* lse,
                                              const float* dloss, int64_t R, int64_t V, int64_t stride_logits_r,
                                              int64_t stride_dloss, int64_t ignore_index, float label_smoothing,
-                                             int64_t dtype, cudaStream_t stream) {
+                                             int64_t gradients, int64_t dtype, cudaStream_t stream) {
   using namespace gpt2fast;
   return cuda::linear_cross_entropy({.logits = logits,
                                      .targets = targets,
@@ -153,6 +153,7 @@ extern "C" int gpt2fast_linear_cross_entropy(void* logits, const int64_t* target
                                      .stride_dloss = stride_dloss,
                                      .ignore_index = ignore_index,
                                      .label_smoothing = label_smoothing,
+                                     .gradients = gradients != 0,
                                      .dtype = DType(dtype)},
                                     stream);
 }

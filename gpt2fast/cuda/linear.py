@@ -10,18 +10,18 @@ SOURCE = "linear.cu"
 MEASURED_FASTER: frozenset[tuple] = frozenset()
 
 
-def product(
-    a, b, out, bias=None, residual=None, stride_residual=0, form=0, preactivation=None, backward=False, sums=None,
-    which=0,
-):  # fmt: skip
-    """ProductArgs of csrc/ops.h, field by field, of what gpt2fast/products.py has."""
-    a, M, K, *strides_a = a
-    b, _, N, *strides_b = b
-    out, _, _, stride_out, _ = out
-    call(
-        SOURCE, "gpt2fast_product", a, b, bias, residual, out, preactivation, sums, M, K, N, *strides_a, *strides_b,
-        stride_residual, stride_out, int(backward), int(which == 2), int(out.dtype != a.dtype), form, DTYPES[a.dtype],
-    )  # fmt: skip
+def prepare(dtype, a, b, out, stride_residual=0, form=0, backward=False, which=0):
+    """A function that fills ProductArgs of csrc/ops.h, field by field, and launches, as gpt2fast/products.py has it."""
+    (M, K, *strides_a), (_, N, *strides_b) = a, b
+    sizes = M, K, N, *strides_a, *strides_b, stride_residual, out.stride, int(backward), int(which == 2)
+
+    def launch(a, b, out, bias=None, residual=None, preactivation=None, sums=None):
+        call(
+            SOURCE, "gpt2fast_product", a, b, bias, residual, out, preactivation, sums, *sizes, int(out.dtype != dtype),
+            form, DTYPES[dtype],
+        )  # fmt: skip
+
+    return launch
 
 
 def is_slower(x, weight, transposed):
@@ -44,7 +44,7 @@ def slower_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
     return is_slower(x, weight, transposed)
 
 
-linear, linear_backward = partial(products.linear, product), partial(products.linear_backward, product)
+linear, linear_backward = partial(products.linear, prepare), partial(products.linear_backward, prepare)
 KERNELS = {
     "linear": (linear, supports, slower),
     "linear_backward": (linear_backward, supports_backward, slower_backward),

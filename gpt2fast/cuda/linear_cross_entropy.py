@@ -6,17 +6,17 @@ from .. import head_and_loss
 from .cross_entropy import MOST_COLUMNS as MOST_OF_A_ROW
 from .cross_entropy import total_of_rows
 from .library import DTYPES, call, objection
-from .linear import is_slower, product
+from .linear import is_slower, prepare
 
 SOURCE = "linear_cross_entropy.cu"
 MOST_COLUMNS = MOST_OF_A_ROW - head_and_loss.ALIGNED  # with those that are added to make rows whole
 
 
-def row(logits, targets, loss, lse, dloss, stride_dloss, V, ignore_index, label_smoothing):
+def row(logits, targets, loss, lse, dloss, stride_dloss, V, ignore_index, label_smoothing, gradients):
     """LinearCrossEntropyArgs of csrc/ops.h, field by field."""
     call(
         SOURCE, "gpt2fast_linear_cross_entropy", logits, targets, loss, lse, dloss, len(logits), V, logits.stride(0),
-        stride_dloss, ignore_index, float(label_smoothing), DTYPES[logits.dtype],
+        stride_dloss, ignore_index, float(label_smoothing), int(gradients), DTYPES[logits.dtype],
     )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def supports_backward(
     return _objection(x, weight)
 
 
-_product = head_and_loss.product_of("cuda", product, is_slower)
+_product = head_and_loss.product_of("cuda", prepare, is_slower)
 linear_cross_entropy = partial(head_and_loss.linear_cross_entropy, _product, row, total_of_rows)
 linear_cross_entropy_backward = partial(head_and_loss.linear_cross_entropy_backward, _product, row)
 KERNELS = {

@@ -34,38 +34,42 @@ CASES = [
 ]
 
 
-def chunks(x: Tensor, want: str) -> list[slice]:
-    """The rows of x in equal parts, of which each one's logits are small enough to be there whole."""
-    rows = len(x)
-    count = -(-rows // (MOST_ROWS if "dweight" in want else FEW_ROWS))
-    size = -(-rows // max(count, 1))
+def chunks(rows: int, want: str) -> list[slice | None]:
+    """That many rows in equal parts, of which each one's logits are small enough to be there whole; None for all."""
+    most = MOST_ROWS if "dweight" in want else FEW_ROWS
+    if 0 < rows <= most:
+        return [None]
+    size = -(-rows // max(-(-rows // most), 1))
     return [slice(first, min(first + size, rows)) for first in range(0, rows, max(size, 1))]
 
 
-def part(x: Tensor, rows: slice) -> Tensor:
+def part(x: Tensor, rows: slice | None) -> Tensor:
     """These rows of x; all of them are x itself, for whose view the host would take as long as for a launch."""
-    return x if rows.start == 0 and rows.stop == len(x) else x[rows]
+    return x if rows is None else x[rows]
 
 
 def accumulate(
-    x: Tensor, weight: Tensor, want: str, dlogits_of: Callable[[slice], Tensor], product: Callable = multiply
+    x: Tensor, weight: Tensor, want: str, dlogits_of: Callable[[slice | None], Tensor], product: Callable = multiply
 ) -> tuple[Tensor, Tensor]:
     """dx (R, K) and dweight (V, K), those in ``want``, else (0,), in float32, over chunks of rows.
 
     ``dlogits_of`` is called for every chunk and returns its gradients (rows, V), in x's dtype, where any are wanted.
+    x and weight are contiguous.
     """
     wanted, wide = want.split(), wide_dtype(x)
-    dx = x.new_empty(x.shape if "dx" in wanted else 0, dtype=wide)
-    dweight = x.new_empty(weight.shape if "dweight" in wanted else 0, dtype=wide)
-    parts = chunks(x, want)
+    dx, dweight = (
+        torch.empty_like(t, dtype=wide) if name in wanted else t.new_empty(0, dtype=wide)
+        for name, t in (("dx", x), ("dweight", weight))
+    )
+    parts = chunks(len(x), want)
     if not parts:
         dweight.zero_()
-    for rows in parts:
+    for i, rows in enumerate(parts):
         dlogits = dlogits_of(rows)
         if "dx" in wanted:
             product(dlogits, weight, part(dx, rows))
         if "dweight" in wanted:
-            product(dlogits.t(), part(x, rows), dweight, add=rows.start > 0)
+            product(dlogits.t(), part(x, rows), dweight, add=i > 0)
     return dx, dweight
 
 
@@ -88,14 +92,16 @@ def _fused(x, weight, targets, ignore_index=-100, label_smoothing=0.0, reduction
     x, weight = x.contiguous(), weight.contiguous()
     loss, lse = (x.new_empty(len(x), dtype=wide_dtype(x)) for _ in range(2))
 
-    def dlogits_of(rows: slice) -> Tensor | None:
-        logits = linear(x[rows], weight, transposed=True)
-        given = logits, targets[rows]
-        loss[rows], lse[rows] = cross_entropy.overload(*given, ignore_index, label_smoothing, "none")
+    def dlogits_of(rows: slice | None) -> Tensor | None:
+        logits = linear(part(x, rows), weight, transposed=True)
+        given = logits, part(targets, rows)
+        found = cross_entropy.overload(*given, ignore_index, label_smoothing, "none")
+        for whole, of_rows in zip((loss, lse), found):
+            part(whole, rows).copy_(of_rows)
         if not want:
             return None
         ones = loss.new_ones(()).expand(len(logits))
-        return cross_entropy_backward(ones, *given, lse[rows], ignore_index, label_smoothing, "none")
+        return cross_entropy_backward(ones, *given, part(lse, rows), ignore_index, label_smoothing, "none")
 
     gradients = accumulate(x, weight, want, dlogits_of)
     return reduced(loss, targets, ignore_index, reduction), lse, *gradients
@@ -173,9 +179,9 @@ def _fused_backward(
     x, weight = x.contiguous(), weight.contiguous()
     per_row = dloss if reduction == "none" else torch.ones_like(dloss).expand(len(x))
 
-    def dlogits_of(rows: slice) -> Tensor:
-        logits = linear(x[rows], weight, transposed=True)
-        given = per_row[rows], logits, targets[rows], lse[rows]
+    def dlogits_of(rows: slice | None) -> Tensor:
+        logits = linear(part(x, rows), weight, transposed=True)
+        given = part(per_row, rows), logits, part(targets, rows), part(lse, rows)
         return cross_entropy_backward(*given, ignore_index, label_smoothing, "none")
 
     gradients = accumulate(x, weight, want, dlogits_of)

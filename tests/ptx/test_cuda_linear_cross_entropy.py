@@ -114,6 +114,6 @@ def test_refused():
             ops.linear_cross_entropy(x, weight[:1].expand(columns + 1, 8), targets)
         # Asked below Python's checks: rows that are too long, not of whole packs, padded by too much.
         for V, stride in ((2**31, 2**31), (20, 21), (20, 20 + 32 * 4), (24, 20)):
-            arguments = x, targets, x[0], x[0], None, 2, V, stride, 0, -100, 0.0, 0
+            arguments = x, targets, x[0], x[0], None, 2, V, stride, 0, -100, 0.0, 1, 0
             with pytest.raises(RuntimeError, match="gpt2fast_linear_cross_entropy: CUDA error 1$"):
                 library.call(kernels.SOURCE, "gpt2fast_linear_cross_entropy", *arguments)

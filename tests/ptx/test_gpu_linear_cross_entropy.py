@@ -6,11 +6,13 @@ import sys
 import pytest
 import torch
 from both import kernels_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
-from gpt2fast import backends
+from gpt2fast import backends, head_and_loss
 from gpt2fast.op import OPS
+from gpt2fast.ops.common import multiply
 from gpt2fast.testing import assert_close_to_truth
 from gpt2fast.testing.inputs import build, reference, truth
 
@@ -121,3 +123,23 @@ def test_strides(run):
     dloss, apart = torch.randn(48, generator=g)[::2], torch.stack((lse, lse), 1)[:, 1]
     for given in (dloss, torch.ones(()).expand(24)):
         check(run, f"{NAME}_backward", args | dict(dloss=given, lse=apart))
+
+
+class Calls(TorchDispatchMode):
+    """The names of the functions of PyTorch that run inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+def test_pytorch_only_multiplies():
+    """Between our kernels it fills nothing, copies nothing and adds nothing up."""
+    args = build(OPS[NAME], dict(R=6, K=24, V=64, keep="both"))
+    with Calls() as calls:
+        head_and_loss.linear_cross_entropy(multiply, lambda *given: None, lambda loss, *given: loss, **args)
+    assert [name for name in calls.names if name not in ("empty_like", "new_empty", "t")] == ["mm"] * 3

@@ -6,6 +6,7 @@ from both import kernels_of
 
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
+from gpt2fast import products
 from gpt2fast.op import OPS
 from gpt2fast.testing import assert_close_to_truth
 from gpt2fast.testing.inputs import build, reference, truth
@@ -59,3 +60,24 @@ def test_only_what_is_wanted_is_computed(run, want, count):
     found, launches = run("mlp_backward", args)
     assert len(launches) == count
     check(found, args, want.split())
+
+
+@DTYPES
+def test_calls_of_the_same_shapes_share_a_plan(run, dtype):
+    """It holds no tensor: the second call's results are its own. Other strides, another plan; of rows with gaps and of
+    columns with gaps some are copied."""
+    case = dict(B=2, T=9, K=24, M=40, N=33, **BIASES)
+    first, second = (build(OPS["mlp_backward"], case, dtype, seed=seed) for seed in (0, 1))
+    made = products._mlp_backward_plan.cache_info
+    run("mlp_backward", first)
+    before = made()
+    found, _ = run("mlp_backward", second)
+    assert made().hits == before.hits + 1 and made().misses == before.misses
+    check(found, second, OPS["mlp_backward"].outputs)
+    for name in ("dy", "x", "preactivation", "hidden"):
+        for step in (1, 2):
+            wide = second[name].new_zeros(*second[name].shape[:-1], 96)
+            view = wide[..., : step * second[name].shape[-1] : step].copy_(second[name])
+            found, launches = run("mlp_backward", second | {name: view})
+            assert len(launches) == 4
+            check(found, second, OPS["mlp_backward"].outputs)
