@@ -198,15 +198,15 @@ def roofline(points: Sequence[Point], roof: Roof, name: str, width: int, height:
     drawn = []
     for p in points:
         x, y, other = frame.px(p.intensity), frame.py(p.ours), frame.py(p.other)
-        frame.taken += [(x - 6, v - 6, x + 6, v + 6) for v in (y, other)]
+        frame.taken += [(x - 6, v - 6, x + 6, v + 6) for v in (y, other)] + [(x, min(y, other), x, max(y, other))]
         inner = element("title", html.escape(p.text)) + element("line", x1=x, x2=x, y1=y, y2=other, klass="join")
         inner += symbol(p.dtype, x, other, "point other") + symbol(p.dtype, x, y, "point ours")
         drawn.append(element("g", inner, klass="row", data_dtype=p.dtype, data_text=p.text.lower()))
-    parts, left_out = [*axes(frame), *roof_lines(frame, roof)], []
+    parts, names, left_out = [*axes(frame), *roof_lines(frame, roof)], [], []
     for op in dict.fromkeys(p.op for p in points):
         best = max((p for p in points if p.op == op), key=lambda p: p.ours)
         label = name_beside(frame, op, frame.px(best.intensity), frame.py(best.ours))
-        parts.append(label) if label else left_out.append(op)
+        names.append(label) if label else left_out.append(op)
     best = ", ".join(f"{what} {number(rate / 1e9)} GFLOP/s" for what, rate in roof.rates.items())
     attributes, inner = titled(
         name,
@@ -214,7 +214,7 @@ def roofline(points: Sequence[Point], roof: Roof, name: str, width: int, height:
         f"Below the roof, memory {number(roof.memory / 1e9)} GB/s, {best}, there are {len(points)} cases, each with a "
         "filled point for our kernel and a hollow one for PyTorch's fastest way. The table of ops has their numbers.",
     )
-    content = inner + "".join(parts + drawn)
+    content = inner + "".join(parts + drawn + names)
     return element("svg", content, viewBox=f"0 0 {width} {height}", klass=f"roofline {name}", **attributes), left_out
 
 
@@ -278,7 +278,7 @@ def name_beside(frame: Frame, text: str, x: float, y: float) -> str | None:
             box = text_box(at, base, text, anchor)
             if frame.free(box):
                 frame.taken.append(box)
-                far = distance > 18
-                leader = element("line", x1=x, y1=y, x2=float(at), y2=base - 4, klass="leader") if far else ""
-                return leader + write(at, base, text, anchor, "label name")
+                near = base - 4 if dx else base + 3 if dy < 0 else base - FONT + 2  # the edge towards the point
+                leader = element("line", x1=x, y1=y, x2=float(at), y2=float(near), klass="leader")
+                return (leader if distance > 18 else "") + write(at, base, text, anchor, "label name")
     return None

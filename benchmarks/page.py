@@ -127,21 +127,24 @@ def html_roofline(results: dict) -> str:
         ))  # fmt: skip
     if not points:
         return ""
-    wide, missing = roofline(points, roof, "wide", 1000, 520)
-    narrow, _ = roofline(points, roof, "narrow", 420, 520)
+    drawn, unnamed = "", ""
+    for name, width in (("wide", 1000), ("narrow", 420)):
+        picture, missing = roofline(points, roof, name, width, 520)
+        drawn += picture
+        if missing:
+            unnamed += element("span", f" No room for the names of {html.escape(', '.join(missing))}.", klass=name)
     items = []
     for dtype in dict.fromkeys(p.dtype for p in points):
         signs = symbol(dtype, 8.0, 8.0, "point ours") + symbol(dtype, 26.0, 8.0, "point other")
         picture = element("svg", signs, width=34, height=16, aria_hidden="true")
         items.append(f"<li>{picture}{dtype}: ours filled, PyTorch's fastest way hollow</li>")
-    names = f" No room for the names of {', '.join(missing)}." if missing else ""
     caption = (
         "Cases that do not fit into the caches. The roof is drawn from the figures at the head of this page; as memory "
-        "of a shared machine is faster at some moments than at others, a point may lie above it." + names
+        "of a shared machine is faster at some moments than at others, a point may lie above it."
     )
     return (
         f'<h2>Roofline</h2><ul class="key">{"".join(items)}</ul>'
-        f'<figure class="roof">{wide}{narrow}<figcaption>{html.escape(caption)}</figcaption></figure>'
+        f'<figure class="roof">{drawn}<figcaption>{caption}{unnamed}</figcaption></figure>'
     )
 
 

@@ -1,7 +1,7 @@
 // Run at the end of a page of benchmarks.report in an iframe: measures how it is laid out, tries its filter, and leaves
 // what it found in the page around it.
 "use strict";
-(() => {
+addEventListener("load", () => {
   const box = (element) => element.getBoundingClientRect();
   const seen = (element) => box(element).width > 0 && box(element).height > 0;
   const all = (selector, within = document) => [...within.querySelectorAll(selector)].filter(seen);
@@ -32,7 +32,7 @@
     const wrong = rows().filter((row) =>
       (values.dtype && row.dataset.dtype && row.dataset.dtype !== values.dtype) ||
       (values.architecture && row.dataset.architecture && row.dataset.architecture !== values.architecture) ||
-      (values.words && !row.textContent.toLowerCase().includes(values.words)));
+      (values.words || "").split(" ").some((word) => !row.textContent.toLowerCase().includes(word)));
     const counted = all("section").map((section) => [section.id, all(".row", section).length]);
     return {
       shown: rows().length, wrong: wrong.length, points: all("svg.roofline g.row").length, bars: all("li.row").length,
@@ -46,10 +46,10 @@
     overlaps, crossed, outside, clipped, small,
     wide: all(".scroll").filter((element) => box(element).right > innerWidth + 1).length,
     unscoped: all("th:not([scope])").length,
-    unnamed: all("svg").filter((svg) => svg.getAttribute("aria-hidden") !== "true" && !svg.querySelector("title")).length,
+    unnamed: all("svg:not([aria-hidden])").filter((svg) => !svg.querySelector("title")).length,
     ids: [...document.querySelectorAll("[id]")].map((element) => element.id),
     filters: {
-      nothing: filtered({}), words: filtered({ words: "gelu" }), dtype: filtered({ dtype: "bfloat16" }),
+      nothing: filtered({}), words: filtered({ words: "gelu float32" }), dtype: filtered({ dtype: "bfloat16" }),
       architecture: filtered({ architecture: "sm_90" }), section: filtered({ section: "parity" }),
       unknown: filtered({ words: "no such op" }), again: filtered({}),
     },
@@ -60,4 +60,4 @@
   output.id = frameElement.id;
   output.textContent = btoa(unescape(encodeURIComponent(JSON.stringify(facts))));
   parent.document.body.append(output);
-})();
+});

@@ -228,7 +228,8 @@ def test_bench_runs_as_installed_and_from_any_folder(tmp_path):
         sys.path.insert(0, {str(lib)!r})
         import gpt2fast.benchmarks.ops
         from gpt2fast import cli
-        from gpt2fast.benchmarks import peak
+        from gpt2fast.benchmarks import page, peak
+        assert (page.HERE / "page.css").is_file() and (page.HERE / "page.js").is_file()
         assert gpt2fast.benchmarks.ops.__file__.startswith({str(lib)!r}), gpt2fast.benchmarks.ops.__file__
         peak.ARRAY, peak.STEPS = 4 << 20, 2000
         gpt2fast.benchmarks.cases.bench_cases = lambda op: [dict(B=2, T=3, C=5, approximate="tanh")]

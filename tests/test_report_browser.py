@@ -19,7 +19,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 in_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install --no-install-recommends chromium")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-extensions")
-CATCH = "<head><script>window.foundErrors = []; addEventListener('error', (e) => foundErrors.push(e.message));</script>"
+CATCH = """<head><script>window.foundErrors = [];
+addEventListener("error", (event) => foundErrors.push(event.message || event.target.outerHTML), true);</script>"""
 
 
 WIDTHS = (390, 768, 1200)  # of a phone, a tablet, a screen
