@@ -16,6 +16,8 @@ from .cache import Cache
 from .checks import is_autocast, keeps_grad
 from .ops.mlp import trains_as_one
 
+Step = Callable[[Tensor], Tensor]
+
 
 def normalize(norm: Any, x: Tensor) -> Tensor:
     return ops.layer_norm(x, norm.weight, norm.bias, norm.eps)
@@ -60,13 +62,7 @@ def attend(
     return ops.attention(q, k, v, padding, bias, seed, causal, 0, scale, dropout).flatten(2)
 
 
-def join(
-    linear: Any,
-    x: Tensor,
-    residual: Tensor | None,
-    dropout: Callable[[Tensor], Tensor] | None = None,
-    bare: bool = True,
-) -> Tensor:
+def join(linear: Any, x: Tensor, residual: Tensor | None, dropout: Step | None = None, bare: bool = True) -> Tensor:
     """residual + dropout(linear(x)): one op where nothing comes in between, else ``linear`` is called as a module.
 
     x (..., in), residual (..., out) or None. ``dropout`` None: it does nothing; ``bare``: the op is all of ``linear``.
@@ -85,8 +81,8 @@ def mlp(
     x: Tensor,
     residual: Tensor | None,
     fused: str | None,
-    act: Callable[[Tensor], Tensor] | None = None,
-    dropout: Callable[[Tensor], Tensor] | None = None,
+    act: Step | None = None,
+    dropout: Step | None = None,
     bare: bool = True,
     call: Callable[[Any, Tensor, str], Tensor] = project,
 ) -> Tensor:

@@ -19,10 +19,7 @@ from .cache import Cache
 from .checks import obstacle
 from .config import Config
 from .generate import generate
-from .ops.linear_cross_entropy import MOST_ROWS, gradients_to_keep
-from .values import within
-
-IGNORED = -100
+from .loss import check_targets, head_loss
 
 
 class Embedding(nn.Module):
@@ -258,18 +255,6 @@ class GPT2(nn.Module):
         return self.eval()
 
 
-def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The loss of the logits x @ weight^T: x (..., C), weight (V, C), targets (...) int64, -100 where none counts.
-
-    Of many tokens few of the logits are in memory at a time; of few, two ops do the same in less time.
-    """
-    x, targets = x.flatten(0, -2), targets.flatten()
-    keep = gradients_to_keep(x, weight)
-    if keep in ("dweight", "both") and len(x) <= MOST_ROWS:
-        return ops.cross_entropy(ops.linear(x, weight, transposed=True), targets, IGNORED)
-    return ops.linear_cross_entropy(x, weight, targets, IGNORED, keep=keep)
-
-
 def check_mask(mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
     """The mask as bools, if it fits the tokens."""
     if mask is None:
@@ -279,16 +264,3 @@ def check_mask(mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
     if mask.is_floating_point() or mask.is_complex():
         raise TypeError(f"gpt2fast: mask must hold bools or integers, got {mask.dtype}".replace("torch.", ""))
     return mask if mask.dtype == torch.bool else mask != 0
-
-
-def check_targets(targets: Tensor, input_ids: Tensor, vocabulary: int, logits_to_keep: int | Tensor) -> None:
-    """Raises where there is no loss for these targets."""
-    if isinstance(logits_to_keep, Tensor) or logits_to_keep:
-        raise ValueError(f"gpt2fast: logits_to_keep must be 0 where targets are given, got {logits_to_keep}")
-    if targets.dtype != torch.int64:
-        raise TypeError(f"gpt2fast: targets must have dtype int64, got {targets.dtype}".replace("torch.", ""))
-    if targets.shape != input_ids.shape:
-        expected, found = tuple(input_ids.shape), tuple(targets.shape)
-        raise ValueError(f"gpt2fast: targets must have input_ids' shape {expected}, got {found}")
-    if not torch.compiler.is_compiling():
-        within("cross_entropy", "targets", targets, vocabulary, allowed=IGNORED)

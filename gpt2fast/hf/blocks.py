@@ -89,9 +89,11 @@ def dropout_obstacle(dropout: nn.Module) -> str | None:
     return obstacle(dropout, DROPOUT) or ("dropout is active" if dropout.training and dropout.p > 0 else None)
 
 
-def act_obstacle(act: nn.Module) -> str | None:
-    """Why an activation is not fused into the product before it."""
-    return obstacle(act, tuple(ACTIVATIONS))
+def act_obstacle(mlp: nn.Module) -> str | None:
+    """Why the activation of an MLP is not fused into the product before it."""
+    if type(mlp.act) not in ACTIVATIONS:
+        return "its activation is no GELU"
+    return obstacle(mlp.act, (type(mlp.act),)) or linear_obstacle(mlp.c_fc)
 
 
 def _needed(dropout: nn.Module) -> nn.Module | None:
@@ -104,11 +106,9 @@ class GPT2MLP(stock.GPT2MLP):
         return self.run(hidden_states, None)
 
     def run(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        c_fc, c_proj, act = self.c_fc, self.c_proj, self.act
-        fused = ACTIVATIONS.get(type(act))
-        if fused is not None and (linear_obstacle(c_fc) or act_obstacle(act)):
-            fused = None
-        return mlp(c_fc, c_proj, x, residual, fused, act, _needed(self.dropout), linear_obstacle(c_proj) is None)
+        fused = ACTIVATIONS[type(self.act)] if act_obstacle(self) is None else None
+        dropout, bare = _needed(self.dropout), linear_obstacle(self.c_proj) is None
+        return mlp(self.c_fc, self.c_proj, x, residual, fused, self.act, dropout, bare)
 
 
 def attention_obstacle(attn: nn.Module, options: dict) -> str | None:

@@ -163,9 +163,7 @@ class GPT2Model(Optimized, stock.GPT2Model):
         if (
             ids is not None
             and (position_ids is None or position_ids.dim() == 2 and position_ids.shape[0] in (1, ids.shape[0]))
-            and embedding_obstacle(self.wte) is None
-            and embedding_obstacle(self.wpe) is None
-            and self.wte.weight.dtype == self.wpe.weight.dtype
+            and tables_obstacle(self) is None
         ):
             ids, position_ids, types = map(_widened, (ids, position_ids, types))
             start = before if position_ids is None else 0
@@ -177,6 +175,16 @@ class GPT2Model(Optimized, stock.GPT2Model):
             within("embedding", "positions", position_ids, getattr(self.wpe, "num_embeddings", sys.maxsize))
         x = embeds + self.wpe(position_ids).to(embeds.device)
         return x if types is None else x + self.wte(types)
+
+
+def tables_obstacle(model: GPT2Model) -> str | None:
+    """Why its embeddings are not looked up and summed in one op."""
+    wte, wpe = model._modules.get("wte"), model._modules.get("wpe")
+    if wte is None or wpe is None:
+        return "wte or wpe is missing"
+    if found := embedding_obstacle(wte) or embedding_obstacle(wpe):
+        return found
+    return None if wte.weight.dtype == wpe.weight.dtype else "wte and wpe differ in dtype"
 
 
 def _widened(numbers: Tensor | None) -> Tensor | None:

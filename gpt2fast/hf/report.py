@@ -10,7 +10,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import backends
-from ..checks import class_obstacle, embedding_obstacle, is_autocast, is_plain, obstacle, weight_obstacle
+from ..checks import class_obstacle, is_autocast, is_plain, obstacle, weight_obstacle
 from ..op import OPS, Op
 from . import blocks, models
 from .convert import _roots, to_ours
@@ -168,11 +168,7 @@ def _model_lines(name: str, model: nn.Module) -> Iterator[Line]:
                 yield _own(_join(name, part), getattr(model, part), "transformers' own: a few numbers a row")
     if isinstance(model, stock.GPT2Model):
         tables = {part: model._modules[part] for part in ("wte", "wpe") if model._modules.get(part) is not None}
-        reason = next(filter(None, map(embedding_obstacle, tables.values())), None)
-        if len(tables) < 2:
-            reason = "wte or wpe is missing"
-        elif reason is None and len({table.weight.dtype for table in tables.values()}) > 1:
-            reason = "wte and wpe differ in dtype"
+        reason = models.tables_obstacle(model)
         reason = reason if type(model) is models.GPT2Model else "called by transformers' forward"
         for part, table in tables.items():
             where = _join(name, part)
@@ -263,9 +259,7 @@ def _attention_lines(name: str, attn: nn.Module, fused: bool) -> Iterator[Line]:
 
 
 def _projection(name: str, linear: nn.Module, dropout: nn.Module, fused: bool) -> Line:
-    why = weight_obstacle(linear, blocks.CONV1D) or obstacle(dropout, blocks.DROPOUT)
-    if why is None and dropout.training and dropout.p > 0:
-        why = "dropout comes between product and residual"
+    why = blocks.linear_obstacle(linear) or blocks.dropout_obstacle(dropout)
     if why is None and not fused:
         why = "its block or parent is called as a module"
     if why is None and is_autocast(linear.weight):
@@ -283,11 +277,8 @@ def _mlp_lines(name: str, mlp: nn.Module, fused: bool) -> Iterator[Line]:
     if found := obstacle(mlp, (blocks.GPT2MLP,)):
         yield _own(name, mlp, f"called as a module: {found}")
     act = mlp.act
-    form = blocks.ACTIVATIONS.get(type(act))
-    why = "its activation is no GELU" if form is None else obstacle(act, (type(act),))
-    why = why or weight_obstacle(mlp.c_fc, blocks.CONV1D)
-    if why is None:
-        yield _line(_join(name, "c_fc"), mlp.c_fc, "linear", form)
+    if (why := blocks.act_obstacle(mlp)) is None:
+        yield _line(_join(name, "c_fc"), mlp.c_fc, "linear", blocks.ACTIVATIONS[type(act)])
     else:
         line = _leaf(_join(name, "c_fc"), mlp.c_fc, (blocks.Conv1D,), "linear")
         yield line if line.op is None else replace(line, reason=f"activation not fused: {why}")

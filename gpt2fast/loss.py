@@ -1,0 +1,35 @@
+"""The loss of a language model: head and cross entropy, and what its targets must be."""
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .ops.linear_cross_entropy import MOST_ROWS, gradients_to_keep
+from .values import within
+
+IGNORED = -100
+
+
+def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The loss of the logits x @ weight^T: x (..., C), weight (V, C), targets (...) int64, -100 where none counts.
+
+    Of many tokens few of the logits are in memory at a time; of few, two ops do the same in less time.
+    """
+    x, targets = x.flatten(0, -2), targets.flatten()
+    keep = gradients_to_keep(x, weight)
+    if keep in ("dweight", "both") and len(x) <= MOST_ROWS:
+        return ops.cross_entropy(ops.linear(x, weight, transposed=True), targets, IGNORED)
+    return ops.linear_cross_entropy(x, weight, targets, IGNORED, keep=keep)
+
+
+def check_targets(targets: Tensor, input_ids: Tensor, vocabulary: int, logits_to_keep: int | Tensor) -> None:
+    """Raises where there is no loss for these targets."""
+    if isinstance(logits_to_keep, Tensor) or logits_to_keep:
+        raise ValueError(f"gpt2fast: logits_to_keep must be 0 where targets are given, got {logits_to_keep}")
+    if targets.dtype != torch.int64:
+        raise TypeError(f"gpt2fast: targets must have dtype int64, got {targets.dtype}".replace("torch.", ""))
+    if targets.shape != input_ids.shape:
+        expected, found = tuple(input_ids.shape), tuple(targets.shape)
+        raise ValueError(f"gpt2fast: targets must have input_ids' shape {expected}, got {found}")
+    if not torch.compiler.is_compiling():
+        within("cross_entropy", "targets", targets, vocabulary, allowed=IGNORED)
