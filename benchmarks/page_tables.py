@@ -15,7 +15,6 @@ RIVALS = {
 }  # fmt: skip
 BOUNDS = dict(read="memory, reading", copy="memory, copying", fma="float32 arithmetic", dot="bfloat16 arithmetic")
 MODES = dict(fwd="", bwd="backward pass", fwd_bwd="forward and backward pass")
-FAILED = "not timed: parity failed"
 
 
 @dataclass
@@ -59,6 +58,12 @@ def case(row: dict) -> str:
     return " ".join(filter(None, (row["label"], MODES.get(row.get("mode", "fwd"), row.get("mode")))))
 
 
+def failure(row: dict) -> str:
+    """Why a row of an op was not timed."""
+    broken = "breaks the parity rule" in row["failed"]
+    return "not timed: parity failed" if broken else f"not timed: {row['failed']}"
+
+
 def timed(found: dict) -> str:
     return f"{quantity(found['median'], 's')}\n{interval(found, 's')}"
 
@@ -67,12 +72,22 @@ def spread(ratio: dict) -> str:
     return f"{times(ratio['median'])}\n{between(ratio)}"
 
 
+def held(row: dict, way: str) -> str:
+    """The most memory of a call of ours, and below it the other way's."""
+    memory = row.get("memory", {})
+    if memory.get("ours") is None:
+        return NONE
+    other = f"\nits {quantity(memory[way], 'B')}" if memory.get(way) is not None else ""
+    return quantity(memory["ours"], "B") + other
+
+
 def of_ops(results: dict) -> Table:
     rows = []
+    measured = any("memory" in row for row in results["rows"])  # not by earlier versions
     for row in results["rows"]:
         first, tags = [row["op"], case(row), row["dtype"]], dict(dtype=row["dtype"])
         if "failed" in row:
-            rows.append(Row([*first, FAILED, *[NONE] * 6], tags, bad=True))
+            rows.append(Row([*first, failure(row), *[NONE] * (6 + measured)], tags, bad=True))
             continue
         way = fair(row) or "naive"
         memory = "share" in row and (row["outside_cache"] or row["bound"] not in ("read", "copy"))
@@ -84,14 +99,17 @@ def of_ops(results: dict) -> Table:
             quantity(row.get("bytes_per_second"), "B/s"),
             quantity(row.get("flops_per_second") or None, "FLOP/s"),
             f"{percent(row['share']['median'])}\n{BOUNDS[row['bound']]}" if memory else NONE,
+            *([held(row, way)] if measured else []),
         ], tags))  # fmt: skip
     header = ["op", "case", "dtype", "compared with", "our time", "its time", "ratio", "bytes a second",
-              "operations a second", "share of the limit"]  # fmt: skip
+              "operations a second", "share of the limit", *(["memory"] if measured else [])]  # fmt: skip
     note = (
         "Medians of rounds in which ours and the other ways take turns; below them, the 10 % and 90 % quantiles. A "
         "ratio above 1 means that ours is faster. The share is that of the least time that memory or arithmetic, "
         "measured in the same rounds, would need; there is none for memory where a case fits into the caches."
     )
+    if measured:
+        note += " Memory is the most that a call holds beyond its inputs."
     return Table("Ops", header, rows, 4, note)
 
 
@@ -181,7 +199,7 @@ def bars_of_ops(results: dict) -> tuple[list[Bar], list[str]]:
     for row in results["rows"]:
         name = f"{row['op']} {case(row)}"
         if "failed" in row:
-            without.append(f"{name} {row['dtype']} ({FAILED})")
+            without.append(f"{name} {row['dtype']} ({failure(row)})")
         elif (way := fair(row)) is None:
             without.append(f"{name} {row['dtype']} (PyTorch has no fused way)")
         else:

@@ -17,10 +17,12 @@ def number(value: float | None, significant: int = 3) -> str:
     """``2.59``, ``15.9``, ``1 230``; ``<0.001`` for what is smaller, a dash for None and what is not finite."""
     if value is None or not math.isfinite(value):
         return NONE
+    if not value:
+        return "0"
     value = rounded(value, significant)
     if 0 < abs(value) < LEAST:
         return f"<{LEAST}"
-    size = math.floor(math.log10(abs(value))) if value else 0
+    size = math.floor(math.log10(abs(value)))
     return f"{value:,.{max(0, significant - 1 - size)}f}".replace(",", THIN)
 
 

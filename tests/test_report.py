@@ -43,6 +43,7 @@ def op_results() -> dict:
             rows.append(op_row(op, dtype, seconds, moved * intensity, moved, f"B4·T1024·C768 case={i}"))
     rows.append(op_row("sample", "float32", 1e-5, 0, 4096, naive=3e-5))
     rows.append(dict(op="gelu", case={}, label="B1", dtype="float32", mode="fwd", failed="breaks the parity rule"))
+    rows[0]["memory"] = dict(ours=12_600_000, fused=25_200_000)
     slow = op_row("gelu", "float16", 2.5e-6, 100.0, 64, "B1·T1·C16", fused=1e-6, compiled=2e-6, reference=1e-9)
     rows.append(slow)
     backward = op_row("layer_norm", "float32", 4e-4, 1, 1) | dict(mode="bwd")
@@ -76,7 +77,7 @@ def all_results() -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("value, text", [
-    (1.864e4, "18\u202f600"), (2.588, "2.59"), (15.94, "15.9"), (0.0231, "0.0231"), (9.996, "10.0"), (0, "0.00"),
+    (1.864e4, "18\u202f600"), (2.588, "2.59"), (15.94, "15.9"), (0.0231, "0.0231"), (9.996, "10.0"), (0, "0"),
     (999.6, "1\u202f000"), (1e-7, "<0.001"), (None, "–"), (float("nan"), "–"), (-2.5, "-2.50"),
 ])  # fmt: skip
 def test_numbers_have_three_digits_and_no_exponent(value, text):
@@ -143,6 +144,15 @@ def test_bars_start_at_one_and_hold_their_scale():
     x, width = (float(re.search(rf'<rect [^>]*{name}="([\d.]+)%"', left)[1]) for name in ("x", "width"))
     assert x + width == pytest.approx(scale.at(1), abs=0.02)
     assert float(re.search(r'<rect x="([\d.]+)%"', right)[1]) == pytest.approx(scale.at(1), abs=0.01)
+
+
+def test_memory_and_failures_are_told_where_they_are():
+    table = page_tables.of_ops(op_results())
+    assert table.header[-1] == "memory" and table.rows[0].cells[-1] == "12.6\u00a0MB\nits 25.2\u00a0MB"
+    assert table.rows[1].cells[-1] == "–"
+    assert "memory" not in page_tables.of_ops(op_results() | dict(rows=op_results()["rows"][1:])).header
+    assert page_tables.failure(dict(failed="half y: breaks the parity rule (rms 1)")) == "not timed: parity failed"
+    assert page_tables.failure(dict(failed="nothing to compare with")) == "not timed: nothing to compare with"
 
 
 def test_errors_are_in_rounding_steps():
