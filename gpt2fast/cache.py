@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .dtypes import dtype_name
 
-MOST_DECODED = 8
+MOST_DECODED = 8  # new tokens that decode_attention takes; its kernels are made for as many
 
 
 class Cache:

@@ -79,6 +79,24 @@ def test_gpu_files_are_named_after_ops():
     assert not triton - stems and not cuda - {stem.removesuffix("_") for stem in stems}
 
 
+def test_the_limits_of_few_new_tokens_agree():
+    """A cache sends so many new tokens to decode_attention as its kernels are made for; Triton's takes more."""
+    limits = {
+        "gpt2fast/cache.py": "MOST_DECODED",
+        "gpt2fast/cuda/decode_attention.py": "MOST_TOKENS",
+        "csrc/cuda/kernels.h": "kMostNewTokens",
+        "csrc/cpu/attention_pack.h": "kFewQueries",
+        "kernels/decode_attention.py": "MOST_TOKENS",
+    }
+    found = {}
+    for path, name in limits.items():
+        values = re.findall(rf"\b{name} = (\d+)", (ROOT / path).read_text(encoding="utf-8"))
+        assert len(values) == 1, f"{path} must give {name} one value, it gives {values}"
+        found[path] = int(values[0])
+    triton = found.pop("kernels/decode_attention.py")
+    assert len(set(found.values())) == 1 and triton >= found["gpt2fast/cache.py"], found
+
+
 def test_packages_are_listed():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "gpt2fast").rglob("__init__.py")}
