@@ -240,18 +240,6 @@ def axes(frame: Frame) -> list[str]:
 def roof_lines(frame: Frame, roof: Roof) -> list[str]:
     """The slope of memory and a level for each rate, each with its measured figure."""
     parts = []
-    for i, (what, rate) in enumerate(sorted(roof.rates.items(), key=lambda item: item[1])):
-        x, y, end = frame.px(max(rate / roof.memory, frame.x[0])), frame.py(rate), frame.px(frame.x[1])
-        dashes = "6 4" if i else "none"
-        parts.append(element("line", x1=x, x2=end, y1=y, y2=y, klass="roof", stroke_dasharray=dashes))
-        text = f"{what}: {number(rate / 1e9)} GFLOP/s"
-        frame.taken.append((x, y - 1, end, y + 1))
-        for at, base, anchor in ((end - 4, y - 6, "end"), (end - 4, y + 17, "end"), (x + 12, y + 17, "start")):
-            box = text_box(at, base, text, anchor)
-            if frame.free(box):
-                break
-        frame.taken.append(box)
-        parts.append(write(at, base, text, anchor, "label roofed"))
     top = max(roof.rates.values())
     low, knee = frame.x[0], top / roof.memory
     ends = [(frame.px(x), frame.py(x * roof.memory)) for x in (low, knee)]
@@ -266,6 +254,18 @@ def roof_lines(frame: Frame, roof: Roof) -> list[str]:
     y = y1 + (y2 - y1) * min(wide / (x2 - x1), 1.0) - 8  # above the slope where the text ends
     frame.taken.append(text_box(x1 + 6, y, text, "start"))
     parts.append(write(x1 + 6, y, text, "start", "label roofed"))
+    for i, (what, rate) in enumerate(sorted(roof.rates.items(), key=lambda item: item[1])):
+        x, y, end = frame.px(max(rate / roof.memory, frame.x[0])), frame.py(rate), frame.px(frame.x[1])
+        dashes = "6 4" if i else "none"
+        parts.append(element("line", x1=x, x2=end, y1=y, y2=y, klass="roof", stroke_dasharray=dashes))
+        text = f"{what}: {number(rate / 1e9)} GFLOP/s"
+        frame.taken.append((x, y - 1, end, y + 1))
+        for at, base, anchor in ((end - 4, y - 6, "end"), (end - 4, y + 17, "end"), (x + 12, y + 17, "start")):
+            box = text_box(at, base, text, anchor)
+            if frame.free(box):
+                break
+        frame.taken.append(box)
+        parts.append(write(at, base, text, anchor, "label roofed"))
     return parts
 
 

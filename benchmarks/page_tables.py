@@ -110,7 +110,7 @@ def of_ops(results: dict) -> Table:
     )
     if measured:
         note += " Memory is the most that a call holds beyond its inputs."
-    return Table("Ops", header, rows, 4, note)
+    return Table("Ops: all numbers", header, rows, 4, note)
 
 
 def of_parity(results: dict) -> Table:
