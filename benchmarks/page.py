@@ -164,6 +164,8 @@ def sections(found: dict[str, dict], kernels: list[Table]) -> list[Section]:
         made.append(Section("ops", "Ops: all numbers", f'{table}<p class="note">{LETTERS}</p>'))
     if parity:
         made.append(Section("parity", "Parity", noted(page_tables.of_parity(parity))))
+    if "check" in found:
+        made.append(Section("checks", "Checks", noted(page_tables.of_check(found["check"]))))
     if model:
         bars = page_tables.bars_of_model(model)
         parts = [noted(page_tables.of_model(model))] if model["rows"] else ["<h2>The whole model</h2>"]

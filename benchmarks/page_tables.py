@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import parity, peak
-from .units import NONE, between, interval, number, percent, quantity, times
+from .units import NONE, between, count, interval, number, percent, quantity, times
 
 RIVALS = {
     "fused": "PyTorch's fused way", "naive": "PyTorch, operation by operation", "compiled": "torch.compile",
@@ -132,6 +132,20 @@ def of_parity(results: dict) -> Table:
         "one rounding step; a kernel whose error is larger is not timed."
     )
     return Table("Parity: how far from the truth", header, rows, 4, note)
+
+
+def of_check(results: dict) -> Table:
+    """What ``gpt2fast check --json`` printed: an op a row, with how many of its runs and checks hold."""
+    rows = []
+    for key, found in results["ops"].items():
+        runs, promises = ([row for row in found if kind in row] for kind in ("layout", "promise"))
+        failures = [row["error"] for row in found if row.get("error")]
+        missing = ", ".join(row["target"] for row in found if row.get("missing"))
+        counts = [f"{count(sum(not row['error'] for row in some))} of {count(len(some))}" for some in (runs, promises)]
+        rows.append(Row([key, failures[0] if failures else NONE, missing or NONE, *counts], bad=bool(failures)))
+    header = ["op", "first failure", "no kernel for", "runs within the parity rule", "checks of the contract that hold"]
+    note = "What gpt2fast check found: cases, dtypes, targets and layouts, and the promises that every op makes."
+    return Table("Checks", header, rows, 3, note)
 
 
 def work(row: dict) -> str:

@@ -1,7 +1,8 @@
 """The results of runs as one page: ``python -m benchmarks.report FILE.json ... [--out FOLDER | --report FILE.html]``.
 
-The files are what benchmarks.ops, generate, parity and gpu wrote; the page has a section for each kind, and the counts
-of docs/kernels.md where that file is there. ``write_page`` is the same as a function.
+The files are what benchmarks.ops, generate, parity and gpu wrote, and what gpt2fast check --json printed. The page has
+a section for each kind, and the counts of docs/kernels.md where that file is there. ``write_page`` is the same as a
+function.
 """
 
 import argparse
@@ -15,8 +16,8 @@ from .page_tables import Table
 from .table import markdown
 
 KINDS = dict(ops=("machine", "peaks", "rows"), generate=("machine", "peaks", "rows"), parity=("machine", "rows"),
-             gpu=("stages",))  # fmt: skip
-WRITERS = "benchmarks.ops, benchmarks.generate, benchmarks.parity or benchmarks.gpu"
+             gpu=("stages",), check=("ops",))  # fmt: skip
+WRITERS = "benchmarks.ops, benchmarks.generate, benchmarks.parity, benchmarks.gpu or gpt2fast check --json"
 KERNELS = Path(__file__).parent.parent / "docs" / "kernels.md"
 
 
@@ -31,6 +32,8 @@ def read_file(path: str | Path) -> dict:
         raise ValueError(f"{wanted}, got text that is no JSON: {error}") from error
     if not isinstance(results, dict):
         raise ValueError(f"{wanted}, got a {type(results).__name__}")
+    if "kind" not in results and results and all(map(is_check, results.values())):
+        results = dict(kind="check", ops=results)
     kind = results.get("kind")
     if kind not in KINDS:
         keys = ", ".join(list(results)[:6])
@@ -38,6 +41,11 @@ def read_file(path: str | Path) -> dict:
     if missing := [key for key in KINDS[kind] if key not in results]:
         raise ValueError(f"{wanted}, of kind {kind!r} with {', '.join(KINDS[kind])}; got none of {', '.join(missing)}")
     return results
+
+
+def is_check(rows: object) -> bool:
+    """Whether these are the rows of an op as ``gpt2fast check --json`` prints them."""
+    return isinstance(rows, list) and bool(rows) and all(isinstance(row, dict) and "error" in row for row in rows)
 
 
 def read(paths: Sequence[str | Path]) -> dict[str, dict]:
@@ -48,7 +56,7 @@ def read(paths: Sequence[str | Path]) -> dict[str, dict]:
         results = read_file(path)
         kind = results["kind"]
         if kind in found:
-            if kind == "gpu" or results["machine"] != found[kind]["machine"]:
+            if kind in ("gpu", "check") or results["machine"] != found[kind]["machine"]:
                 raise ValueError(
                     f"gpt2fast report: {path}: expected one run of kind {kind!r} a page, or several of one machine and "
                     f"setting; got another beside {first[kind]}: write a page for each"
@@ -80,8 +88,9 @@ def write_page(results: Mapping[str, dict] | Sequence[str | Path], path: str | P
                kernels: Path | None = KERNELS) -> None:  # fmt: skip
     """Writes the page, one HTML file without anything outside it.
 
-    ``results``: paths of JSON files, or what they hold by kind ("ops", "generate", "parity", "gpu"). ``kernels``: the
-    Markdown that benchmarks.kernel_table wrote; no section where it is not there. ValueError for what is no results.
+    ``results``: paths of JSON files, or what they hold by kind ("ops", "generate", "parity", "check", "gpu").
+    ``kernels``: the Markdown that benchmarks.kernel_table wrote; no section where it is not there. ValueError for what
+    is no results.
     """
     found = dict(results) if isinstance(results, Mapping) else read(results)
     if not found or (unknown := [kind for kind in found if kind not in KINDS]):
@@ -97,6 +106,8 @@ def tables(found: Mapping[str, dict]) -> list[Table]:
         made.append(page_tables.of_ops(found["ops"]))
     if "parity" in found:
         made.append(page_tables.of_parity(found["parity"]))
+    if "check" in found:
+        made.append(page_tables.of_check(found["check"]))
     if "generate" in found:
         made.append(page_tables.of_model(found["generate"]))
         made += [page_tables.of_fresh(found["generate"]["fresh"])] if found["generate"].get("fresh") else []

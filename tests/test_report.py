@@ -9,6 +9,7 @@ import pytest
 import gpt2fast.ops  # noqa: F401  declares them
 from gpt2fast.benchmarks import drawings, figures, page_gpu, page_tables, parity, report, units
 from gpt2fast.op import OPS
+from gpt2fast.testing.check import run_check
 
 ROOT = Path(__file__).parent.parent
 H100 = ROOT / "benchmarks/published/h100.json"
@@ -73,7 +74,11 @@ def parity_results() -> dict:
 
 def all_results() -> dict[str, dict]:
     gpu = json.loads(H100.read_text())
-    return dict(ops=op_results(), generate=model_results(), parity=parity_results(), gpu=gpu)
+    run = dict(case=dict(B=1), dtype="float32", target="cpu:avx2", layout="contiguous", error=None)
+    rows = [run, run | dict(error="y: breaks the parity rule"), dict(target="cuda:ptx", error=None, missing="no nvcc"),
+            dict(check="gelu compile", promise="compile", error=None)]  # fmt: skip
+    check = dict(kind="check", ops={"gpt2fast::gelu": rows})
+    return dict(ops=op_results(), generate=model_results(), parity=parity_results(), check=check, gpu=gpu)
 
 
 @pytest.mark.parametrize("value, text", [
@@ -186,6 +191,23 @@ def test_every_row_is_as_long_as_its_header():
             assert not re.search(r"\d[eE][+-]?\d", cell), f"{table.title}: {cell}"
 
 
+def test_what_check_printed_is_there(half, tmp_path, capsys):
+    right, path = half.body, tmp_path / "check.json"
+    for body, runs in ((right, "{0} of {0}"), (lambda x: 0.51 * x, "0 of {0}")):
+        half.body = body
+        run_check(["gpt2fast_test::half"], as_json=True)
+        path.write_text(capsys.readouterr().out)
+        found = report.read([path])
+        (row,) = page_tables.of_check(found["check"]).rows
+        total = sum("layout" in r for r in found["check"]["ops"]["gpt2fast_test::half"])
+        assert row.cells[0] == "gpt2fast_test::half" and row.cells[3] == runs.format(total) and total > 2
+        assert row.bad == (body is not right)
+    half.body = right
+    assert "breaks the parity rule" in row.cells[1]
+    report.write_page([path], tmp_path / "page.html")
+    assert "breaks the parity rule" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_what_a_gpu_told_is_there(tmp_path):
     report.write_page([H100], tmp_path / "page.html", kernels=None)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -207,7 +229,7 @@ def test_what_a_gpu_told_is_there(tmp_path):
     (None, "got no file to read: No such file"),
     ("{", "got text that is no JSON"),
     ("[1]", "got a list"),
-    ('{"kind": "other", "rows": []}', "of kind ops, generate, parity, gpu; got kind 'other' and the keys kind, rows"),
+    ('{"kind": "other", "rows": []}', "ops, generate, parity, gpu, check; got kind 'other' and the keys kind, rows"),
     ("{}", "got kind None and the keys none"),
     ('{"kind": "ops", "machine": {}}', "of kind 'ops' with machine, peaks, rows; got none of peaks, rows"),
 ])  # fmt: skip
