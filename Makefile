@@ -4,6 +4,7 @@
 #   make demo PROMPT="def main(" MODEL=folder-or-hub-name N=200
 #   make test PYTHON=/path/to/python   a Python that has torch (2.11 or newer) lends it; one without gets a pinned one
 #   make test CUDA=1                   PyPI's CUDA build of torch instead of the CPU build (several GB)
+#   make bench QUICK=1 OUT=folder      fewer rounds; where the results go, by default benchmarks/results
 #   make gpu                           on a machine with a GPU, with the torch of PYTHON: no .venv and no registry
 #   make gpu REHEARSE=1                the same script without a GPU, on the PTX machine
 #
@@ -17,6 +18,8 @@ TESTS ?= tests
 # Processes that share the tests, one a core: pytest-xdist's. More than four would want more memory than laptops have.
 JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1); echo $$((n > 4 ? 4 : n)))
 CUDA ?=
+QUICK ?=
+OUT ?=
 REHEARSE ?=
 # PyTorch's index of CPU builds. Where it does not answer, pip's usual places serve torch (on Linux maybe with CUDA).
 CPU_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -43,7 +46,7 @@ test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS) -m ""
 
 bench: $(VENV)/.bench
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks$(if $(QUICK), --quick)$(if $(OUT), --out "$(OUT)")
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ Ops are timed twice: by our own pairs, which the table and the picture show, and
 """
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -13,13 +14,22 @@ from . import generate, ops, output, parity, report
 RESULTS = Path("benchmarks/results")
 
 
+NEEDED = ("pytest", "pytest_benchmark", "transformers")  # beside torch, all of the extra "bench"
+
+
+def check_extras() -> None:
+    """Ends the program, before anything is measured, where something is not installed; names all of it and the fix."""
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise SystemExit(
+            f"gpt2fast benchmarks: {', '.join(NEEDED)} must be installed, {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not: pip install 'gpt2fast[bench]'"
+        )
+
+
 def time_by_pytest(out: Path, quick: bool) -> int:
     """test_ops_bench.py into pytest-benchmark.json; pytest's exit status."""
-    try:
-        import pytest
-        import pytest_benchmark  # noqa: F401
-    except ImportError as error:
-        raise SystemExit(f"the benchmarks need pytest-benchmark: pip install 'gpt2fast[bench]' ({error})") from error
+    import pytest
+
     pace = ["--benchmark-max-time=0.05", "--benchmark-min-rounds=3"] if quick else ["--benchmark-max-time=0.3"]
     where = Path(__file__).parent / "test_ops_bench.py"
     into = f"--benchmark-json={out / 'pytest-benchmark.json'}"
@@ -33,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="fewer rounds, and of the model only batch 1")
     parser.add_argument("--out", type=output.folder, default=str(RESULTS), metavar="FOLDER", help=f"default: {RESULTS}")
     args = parser.parse_args(argv)
+    check_extras()
     quick = ["--quick"] * args.quick
     found = [str(args.out / name) for name in ("ops.json", "parity.json", "generate.json")]
     failed = ops.main([*quick, "--json", found[0]])

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from . import fresh, peak
-from .ops import DTYPES, parse_list
+from .options import DTYPES, parse_list
 from .output import JSON_HELP, json_file, write
 from .table import markdown, show
 from .timing import ratios, summarise

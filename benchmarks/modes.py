@@ -53,6 +53,19 @@ def ways(op: Op, case: dict, names: Sequence[str] | None = None) -> dict[str, Ca
     return chosen
 
 
+def with_leaves(args: tuple) -> tuple[tuple, list[Tensor]]:
+    """The arguments with leaves of autograd in place of their floating-point tensors, and these leaves."""
+    args = tuple(a.detach().requires_grad_() if _differentiable(a) else a for a in args)
+    return args, [a for a in args if _differentiable(a)]
+
+
+def outputs(op: Op, function: Callable, args: tuple) -> list[Tensor]:
+    """Of a call of ``function`` those outputs of ``op`` that have gradients."""
+    out = function(*args)
+    found = (out if isinstance(out, tuple) else (out,))[: len(op.returns)]
+    return [o for o in found if o.is_floating_point()]
+
+
 def prepared(op: Op, function: Callable, args: tuple, mode: str) -> Callable[[], Any]:
     """A function without arguments that does once what ``mode`` says, of ``function`` for these arguments.
 
@@ -60,21 +73,14 @@ def prepared(op: Op, function: Callable, args: tuple, mode: str) -> Callable[[],
     """
     if mode == "fwd":
         return functools.partial(function, *args)
-    args = tuple(a.detach().requires_grad_() if _differentiable(a) else a for a in args)
-    leaves = [a for a in args if _differentiable(a)]
-
-    def forward() -> list[Tensor]:
-        out = function(*args)
-        outputs = (out if isinstance(out, tuple) else (out,))[: len(op.returns)]
-        return [o for o in outputs if o.is_floating_point()]
-
-    outputs = forward()
-    grads = [torch.ones_like(o) for o in outputs]
+    args, leaves = with_leaves(args)
+    found = outputs(op, function, args)
+    grads = [torch.ones_like(o) for o in found]
     if mode == "bwd":
-        backward = functools.partial(torch.autograd.grad, outputs, leaves, grads, retain_graph=True, allow_unused=True)
+        backward = functools.partial(torch.autograd.grad, found, leaves, grads, retain_graph=True, allow_unused=True)
         backward()  # raises where there is no derivative
         return backward
-    return lambda: torch.autograd.grad(forward(), leaves, grads, allow_unused=True)
+    return lambda: torch.autograd.grad(outputs(op, function, args), leaves, grads, allow_unused=True)
 
 
 def _differentiable(value: Any) -> bool:

@@ -5,12 +5,9 @@ median over rounds of PyTorch's best time over ours, with the tenth and ninetiet
 what this machine could do, measured in the same rounds where memory is the limit.
 """
 
-import argparse
 import contextlib
 import csv
-import json
 import sys
-from collections.abc import Callable
 
 import torch
 
@@ -20,13 +17,13 @@ from gpt2fast.op import Op
 from gpt2fast.testing import cpu_isa
 from gpt2fast.testing.packages import import_modules
 
-from . import cases, compare, modes, peak
-from .output import JSON_HELP, json_file, write
+from . import cases, compare, modes, options, peak, report
+from .options import ALL_DTYPES, METRICS
+from .output import write
 from .table import markdown, show
 from .timing import alternate, keep_freed_memory, ratios, summarise
+from .work import Work, peak_bytes, work_of
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-ALL_DTYPES = DTYPES | {"float16": torch.float16}
 HEADER = [
     "op",
     "case",
@@ -37,16 +34,12 @@ HEADER = [
     "GB/s",
     "GFLOP/s",
     "limit",
+    "MB",
     "fused",
     "naive",
     "vs torch",
     "q10-q90",
 ]
-# By metric the columns of the table that show it.
-METRICS = dict(
-    time=("ours µs", "±%"), bandwidth=("GB/s",), flops=("GFLOP/s",), limit=("limit",),
-    ratio=("fused", "naive", "vs torch", "q10-q90"),
-)  # fmt: skip
 
 
 def least_seconds(moved: tuple[int, int], flops: float, pace: dict[str, float], rate: str, cached: bool):
@@ -67,10 +60,7 @@ def bench_case(
     op: Op, case: dict, dtype: torch.dtype, measured: dict[str, float], probe, seconds: float, mode: str = "fwd",
     baselines: list[str] | None = None,
 ) -> dict:  # fmt: skip
-    """One row: times, ratios and shares of a case; or the reason why it was not timed.
-
-    What a backward pass moves and computes is not declared: its rows have times and ratios, no shares.
-    """
+    """One row: times, ratios, shares and memory of a case; or the reason why it was not timed."""
     row = dict(op=op.name, case=case, label=cases.describe(case), dtype=dtype_name(dtype), mode=mode)
     try:
         modes.assert_right(op, case, dtype, mode)
@@ -89,9 +79,10 @@ def bench_case(
                 row["not_compared"][name] = str(error).split("\n")[0]
         if len(contenders) == 1:
             return row | dict(failed=f"nothing to compare with: {row['not_compared'] or 'no baseline'}")
-        probes = dict(read=lambda: probe("read"), copy=probe.copy) if outside and mode == "fwd" else {}
+        probes = dict(read=lambda: probe("read"), copy=probe.copy) if outside else {}
         times = alternate(contenders, probes, seconds)
-        moved = cases.nbytes(op, dict(zip(op.signature.parameters, sets[0]))) if mode == "fwd" else None
+        memory = {name: peak_bytes(calls[0]) for name, calls in contenders.items()}
+        work = work_of(op, case, dict(zip(op.signature.parameters, sets[0])), mode)
     found = {name: summarise(times[name]) for name in contenders}
     best = min((n for n in found if n != "ours"), key=lambda n: found[n]["median"])
     row |= dict(
@@ -100,15 +91,16 @@ def bench_case(
         best=best,
         outside_cache=outside,
         sets=len(sets),
+        memory=memory,
         ratio=ratios(times[best], times["ours"]),
         ratios={name: ratios(times[name], times["ours"]) for name in found if name != "ours"},
     )
-    return row | (_shares(op, case, dtype, measured, times, list(probes), moved, best, outside) if moved else {})
+    return row | _shares(op, dtype, measured, times, list(probes), work, best, outside)
 
 
-def _shares(op, case, dtype, measured, times, probes, moved, best, outside) -> dict:
-    """Of a forward pass the bytes and operations, per second too, and how near to the machine's limit ours came."""
-    flops = op.flops(case) if op.flops else 0
+def _shares(op, dtype, measured, times, probes, work: Work, best, outside) -> dict:
+    """The bytes and operations, per second too, and how near to the machine's limit ours came."""
+    flops, moved = work.flops, (work.read, work.written)
     rate = "dot" if op.autocast == "lower" and dtype == torch.bfloat16 else "fma"
     paces = [measured | dict(zip(probes, p)) for p in zip(*(times[n] for n in probes))] or [measured] * len(
         times["ours"]
@@ -134,10 +126,9 @@ def cells(row: dict) -> list[str]:
     """The row of the table."""
     first = [row["op"], row["label"], row["dtype"].replace("float", "f")]
     if "failed" in row:
-        return [*first, *[""] * 7, "", "FAILED", "parity"]
+        return [*first, *[""] * (len(HEADER) - 5), "FAILED", "parity"]
     ours, ratio = row["seconds"]["ours"], row["ratio"]
-    shared = "share" in row
-    memory = shared and (row["outside_cache"] or row["bound"] not in ("read", "copy"))
+    limited = row["outside_cache"] or row["bound"] not in ("read", "copy")
     spread = 50 * (ours["q90"] - ours["q10"]) / ours["median"]
     naive = row["ratios"].get("naive")
     fused = row["ratios"].get("fused")
@@ -146,9 +137,10 @@ def cells(row: dict) -> list[str]:
         "out" if row["outside_cache"] else "in",
         f"{1e6 * ours['median']:.4g}",
         f"{spread:.0f}",
-        f"{row['bytes_per_second'] / 1e9:.1f}" if shared else "",
-        f"{row['flops_per_second'] / 1e9:.1f}" if shared else "",
-        f"{100 * row['share']['median']:.0f}% {row['bound']}" if memory else "",
+        f"{row['bytes_per_second'] / 1e9:.1f}",
+        f"{row['flops_per_second'] / 1e9:.1f}",
+        f"{100 * row['share']['median']:.0f}% {row['bound']}" if limited else "",
+        f"{row['memory']['ours'] / 1e6:.3g}",
         f"{fused['median']:.2f}" if fused else "",
         f"{naive['median']:.2f}" if naive else "",
         f"{ratio['median']:.2f}x",
@@ -191,74 +183,11 @@ def _differentiable(chosen: list[Op], names: list[str]) -> list[Op]:
     return [op for op in chosen if op.has_derivative]
 
 
-def parse_list(known) -> Callable[[str], list[str]]:
-    """For argparse: a list of names, each one of ``known``."""
-
-    def parse(text: str) -> list[str]:
-        found = text.split(",")
-        if wrong := [name for name in found if name not in known]:
-            raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, got {wrong[0]!r}")
-        return found
-
-    return parse
-
-
-def parse_shapes(text: str) -> list[dict]:
-    """For argparse: ``B=8,T=128,C=768;B=1,T=1,C=768`` as cases. A value is a number, true, false or a word."""
-    found = []
-    for part in filter(None, text.split(";")):
-        case = {}
-        for item in part.split(","):
-            name, equals, value = item.strip().partition("=")
-            if not equals or not name.isidentifier():
-                raise argparse.ArgumentTypeError(f"must be like B=8,T=128,C=768;B=1,T=1,C=768, got {item!r}")
-            try:
-                case[name] = json.loads(value)
-            except ValueError:
-                case[name] = value
-        found.append(case)
-    return found
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 1, got {text!r}")
-    return int(text)
-
-
-def parser(prog: str = "gpt2fast bench") -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(prog=prog, description=__doc__.split("\n")[0])
-    add = made.add_argument
-    add("names", nargs="*", metavar="OP", help="ops by name (default: all that have a kernel)")
-    add(
-        "--import",
-        dest="modules",
-        action="append",
-        default=[],
-        metavar="MODULE",
-        help="import this module, which declares ops, first",
-    )
-    add("--backend", metavar="NAME", help="run every op on this backend (see gpt2fast info)")
-    add("--isa", metavar="NAME", help="run the CPU kernels of this instruction set (see gpt2fast info)")
-    add("--mode", choices=modes.MODES, default="fwd", help="what is timed (default: fwd)")
-    add("--dtype", type=parse_list(ALL_DTYPES), default=list(DTYPES), metavar="A,B", help=", ".join(ALL_DTYPES))
-    add("--threads", type=positive, default=None, metavar="N", help="default: torch's")
-    add("--shapes", type=parse_shapes, metavar="CASES", help="instead of GPT-2's: B=8,T=128,C=768;B=1,T=1,C=768")
-    known = ", ".join((*modes.BASELINES, "a backend"))
-    add("--baselines", type=lambda text: text.split(","), metavar="A,B", help=f"of {known} (default: fused,naive)")
-    add("--metrics", type=parse_list(METRICS), default=list(METRICS), metavar="A,B", help=", ".join(METRICS))
-    add("--json", type=json_file, nargs="?", const="-", metavar="FILE", help=JSON_HELP)
-    add("--save", dest="json", type=json_file, metavar="FILE", help="the same, for --compare later")
-    add("--csv", type=json_file, metavar="FILE", help="write a table of numbers")
-    add("--compare", metavar="FILE", help="JSON of an earlier run, to compare with")
-    add("--quick", action="store_true", help="fewer rounds")
-    add("--keep-freed-memory", action="store_true", help="no page faults on either side: kernels alone")
-    add("--markdown", action="store_true", help="print the table as Markdown")
-    return made
-
-
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    args = options.parser().parse_args(argv)
+    if args.out:
+        args.json, args.csv = args.json or str(args.out / "ops.json"), args.csv or str(args.out / "ops.csv")
+        args.report = args.report or str(args.out / "report.html")
     before = compare.read(args.compare) if args.compare else None
     if args.shapes and not args.names:
         raise ValueError("gpt2fast bench: --shapes must come with the names of ops, got none")
@@ -285,6 +214,8 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(threads)
     if args.csv:
         write_csv(found, args.csv)
+    if args.report:
+        report.write_page(dict(ops=found), args.report)
     if args.json == "-":
         write(found, "-")
     else:
@@ -328,6 +259,7 @@ def write_csv(found: dict, path: str) -> None:
     lines = []
     for row in found["rows"]:
         line = {name: row.get(name, "") for name in ("op", "label", "dtype", "mode", "failed")}
+        line |= {f"bytes held by {name}": row.get("memory", {}).get(name, "") for name in ways}
         line |= {f"seconds {name}": row.get("seconds", {}).get(name, {}).get("median", "") for name in ways}
         line |= {f"ratio {name}": row.get("ratios", {}).get(name, {}).get("median", "") for name in ways[1:]}
         line |= {name: row.get(name, "") for name in ("bytes_per_second", "flops_per_second")}

@@ -9,7 +9,7 @@ import torch
 from gpt2fast.testing import assert_parity
 
 from . import cases
-from .ops import DTYPES
+from .options import DTYPES
 
 pytest.importorskip("pytest_benchmark", reason="pip install 'gpt2fast[bench]'")
 

@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("ops", nargs="*", metavar="OP", help="ops by name (default: all)")
     add.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=how)
     add.set_defaults(run=run_check)
-    # Its options are in benchmarks/ops.py, --help too.
+    # Its options are in benchmarks/options.py, --help too.
     add = commands.add_parser("bench", add_help=False, allow_abbrev=False, help="time ops against PyTorch")
     add.set_defaults(run=run_bench, isa=None, backend=None)
     text = "find the fastest tile sizes of the Triton kernels on this GPU"

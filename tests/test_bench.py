@@ -1,5 +1,6 @@
 """The benchmarks: a wrong kernel is not timed, the ways compared agree, results are written whole."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -142,6 +143,15 @@ def test_make_bench_times_all_by_pytest_benchmark_too(small_arrays, monkeypatch,
     command = ["make", "--no-print-directory", "-n", "bench"]  # the suite may itself run below make
     recipe = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "-m benchmarks" in recipe.splitlines()[-1]
+
+
+def test_all_that_is_not_installed_is_named_before_anything_is_measured(monkeypatch, tmp_path):
+    found = importlib.util.find_spec
+    lost = ("pytest_benchmark", "transformers")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in lost else found(name))
+    with pytest.raises(SystemExit, match=r"pytest_benchmark, transformers are not: pip install 'gpt2fast\[bench\]'"):
+        everything.main(["--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_pytest_benchmark_runs_a_case(tmp_path):

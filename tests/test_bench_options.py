@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpt2fast import cli
-from gpt2fast.benchmarks import compare, modes, ops, peak
+from gpt2fast.benchmarks import compare, modes, ops, options, peak, work
 from gpt2fast.op import OPS
 from gpt2fast.testing import assert_close_to_truth, build
 from gpt2fast.testing.inputs import reference, truth
@@ -35,7 +35,11 @@ def test_modes(tmp_path, mode, capsys):
     assert (row["mode"], row["dtype"], row["case"]) == (mode, "float16", dict(B=2, T=3, C=8))
     assert set(row["seconds"]) == {"ours", "fused", "naive"} == set(row["rounds"]) and not row["not_compared"]
     assert len(row["rounds"]["ours"]) >= 5 and all(t > 0 for t in row["rounds"]["ours"])
-    assert ("share" in row) == (mode == "fwd")
+    tensor = 2 * 3 * 8 * 2  # bytes; the backward pass keeps x, reads dy as well and writes dx
+    forward, backward = (tensor, tensor, 12 * 2 * 3 * 8), (2 * tensor, tensor, 20 * 2 * 3 * 8)
+    both = tuple(map(sum, zip(forward, backward)))
+    assert (row["read"], row["written"], row["flops"]) == dict(fwd=forward, bwd=backward, fwd_bwd=both)[mode]
+    assert 0 < row["share"]["median"] and set(row["memory"]) == set(row["seconds"])
     assert "gelu" in capsys.readouterr().out and len(ops.cells(row)) == len(ops.HEADER)
 
 
@@ -119,7 +123,10 @@ def test_what_cannot_be_is_said(options, said, capsys):
     [
         (["--shapes", "B2"], "argument --shapes: must be like B=8,T=128,C=768;B=1,T=1,C=768, got 'B2'"),
         (["--threads", "0"], "argument --threads: must be a number of at least 1, got '0'"),
-        (["--metrics", "time,joy"], "argument --metrics: must be of time, bandwidth, flops, limit, ratio, got 'joy'"),
+        (
+            ["--metrics", "time,joy"],
+            "argument --metrics: must be of time, bandwidth, flops, limit, memory, ratio, got 'joy'",
+        ),
         (["--dtype", "int8"], "argument --dtype: must be of float32, bfloat16, float16, got 'int8'"),
         (["--mode", "sideways"], "argument --mode: invalid choice: 'sideways'"),
     ],
@@ -130,8 +137,48 @@ def test_options_that_are_none(options, said, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name, case, read, written, flops", [
+    # x, weight, mean and rstd kept, dy; dx, dweight, dbias
+    ("layer_norm", dict(B=2, T=3, C=40), 4 * (240 + 40 + 12 + 240), 4 * (240 + 80), 14 * 240),
+    # x, weight and bias kept, dy; dx, dweight, dbias
+    ("linear", dict(B=2, T=3, K=8, N=16, bias=True), 4 * (48 + 128 + 16 + 96), 4 * (48 + 128 + 16), 4 * 6 * 128),
+    # q, k, v, out and lse kept, dout; dq, dk, dv
+    ("attention", dict(B=1, T=4, S=4, H=2, D=8, causal=False), 4 * (5 * 64 + 8), 4 * 3 * 64, 10 * 2 * 8 * 16),
+])  # fmt: skip
+def test_what_a_backward_pass_moves_and_computes(name, case, read, written, flops):
+    op = OPS[name]
+    assert work.work_of(op, case, build(op, case), "bwd") == work.Work(read, written, flops)
+
+
+def test_peak_of_memory(monkeypatch):
+    """What PyTorch's allocator gives out, freed or not at the end, and the blocks of large outputs of our kernels."""
+    x = torch.randn(1000)
+    assert work.peak_bytes(lambda: torch.empty(1000)) == 4000
+    assert work.peak_bytes(lambda: x.neg().neg()) == 8000
+    assert work.peak_bytes(lambda: x.neg_()) == 0
+
+    def one_after_the_other():
+        for size in (1000, 3000, 2000):
+            torch.empty(size)
+
+    assert work.peak_bytes(one_after_the_other) == 12000
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # done in PyTorch's memory
+    large = torch.randn(9 << 18)  # 9 MiB, in a block of whole huge pages
+    with torch.inference_mode():
+        assert work.peak_bytes(lambda: OPS["gelu"](large)) == 10 << 20
+
+
+def test_results_go_where_one_says(tmp_path, capsys):
+    out, page = tmp_path / "new" / "results", tmp_path / "page.html"
+    assert cli.main(["bench", "gelu", "--quick", "--shapes", TINY, "--out", str(out), "--report", str(page)]) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["ops.csv", "ops.json"]
+    assert "gelu" in page.read_text() and json.loads((out / "ops.json").read_text())["rows"]
+    assert cli.main(["bench", "gelu", "--quick", "--shapes", TINY, "--out", str(out)]) == 0
+    assert "gelu" in (out / "report.html").read_text()
+
+
 def test_shapes():
-    found = ops.parse_shapes("B=1,T=1,K=8,N=4,bias=true,activation=gelu_tanh; R=3,V=7,label_smoothing=0.1;")
+    found = options.parse_shapes("B=1,T=1,K=8,N=4,bias=true,activation=gelu_tanh; R=3,V=7,label_smoothing=0.1;")
     assert found == [
         dict(B=1, T=1, K=8, N=4, bias=True, activation="gelu_tanh"), dict(R=3, V=7, label_smoothing=0.1)
     ]  # fmt: skip

@@ -130,8 +130,8 @@ def ops_of_listings() -> set[str]:
 def check_gpt2fast(words: list[str]) -> None:
     parser = cli.build_parser()
     args, rest = parser.parse_known_args(words)
-    if args.command == "bench" and rest:  # whose options are those of benchmarks/ops.py
-        args, rest = importlib.import_module("gpt2fast.benchmarks.ops").parser().parse_args(rest), []
+    if args.command == "bench" and rest:  # whose options are those of benchmarks/options.py
+        args, rest = importlib.import_module("gpt2fast.benchmarks.options").parser().parse_args(rest), []
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     for name in [*getattr(args, "ops", []), *getattr(args, "names", [])]:

@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -60,6 +61,7 @@ class OutputAllocator final : public c10::Allocator {
 
   c10::DataPtr allocate(size_t nbytes) override {
     HugeBlock* block = take(nbytes).release();
+    report(block, int64_t(block->size()));
     return {block->data(), block, [](void* context) { instance().give_back((HugeBlock*)context); }, at::kCPU};
   }
   c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
@@ -105,8 +107,15 @@ class OutputAllocator final : public c10::Allocator {
     return std::make_unique<HugeBlock>(nbytes);
   }
 
+  // torch.profiler sees these blocks come and go as it sees PyTorch's own memory.
+  void report(HugeBlock* block, int64_t change) {
+    size_t used = used_ += change;
+    if (c10::memoryProfilingEnabled()) c10::reportMemoryUsageToProfiler(block->data(), change, used, used, at::kCPU);
+  }
+
   void give_back(HugeBlock* raw) {
     Block block(raw);
+    report(raw, -int64_t(block->size()));
     block->lend();
     std::lock_guard<std::mutex> lock(mutex_);
     kept_ += block->size();
@@ -120,6 +129,7 @@ class OutputAllocator final : public c10::Allocator {
   std::mutex mutex_;
   std::vector<Block> free_;  // in the order of their return
   size_t kept_ = 0;
+  std::atomic<size_t> used_{0};
 };
 
 // As at::empty, on the CPU, contiguous, without its way through the dispatcher (a tenth of a microsecond each). Where
