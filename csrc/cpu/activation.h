@@ -10,25 +10,8 @@ namespace {
 // Formulas good enough for T: float32, or a 16-bit type, for which 3e-5 is a quarter of a rounding step at most.
 template <class T>
 constexpr bool kFull = sizeof(T) == 4;
-
-// V is a Vec or Vecs. 2^t for |t| <= 252, by 2^n (1 + r q(r)), n = round(t): 9e-8, or 3e-6, for |r| <= 1/2. NaN stays.
-template <class T = float, class V>
-GPT2FAST_INLINE V exp2_in_range(V t) {
-  V n = round(t), r = t - n, q;
-  if constexpr (kFull<T>) {
-    q = V::broadcast(1.32695702e-3f);
-    q = fma(q, r, V::broadcast(9.67129413e-3f));
-    q = fma(q, r, V::broadcast(5.55071086e-2f));
-    q = fma(q, r, V::broadcast(2.40222469e-1f));
-    q = fma(q, r, V::broadcast(6.93147004e-1f));
-  } else {
-    q = V::broadcast(9.58285294e-3f);
-    q = fma(q, r, V::broadcast(5.59064262e-2f));
-    q = fma(q, r, V::broadcast(2.40240991e-1f));
-    q = fma(q, r, V::broadcast(6.93124175e-1f));
-  }
-  return scale2(fma(q, r, V::broadcast(1.f)), n);
-}
+template <class T>
+constexpr int kExpDegree = kFull<T> ? 5 : 4;
 
 // Both forms: NaN at NaN and -infinity (as torch), infinity at infinity, -0 far left.
 template <class T, class V>
@@ -36,7 +19,7 @@ GPT2FAST_INLINE V gelu_tanh(V x) {
   constexpr float kLinear = -2.8853900817779268f * kSqrtTwoOverPi;
   V t = x * fma(x * x, V::broadcast(kLinear * kGeluCubic), V::broadcast(kLinear));
   t = min(V::broadcast(150.f), max(V::broadcast(-150.f), t));
-  return x / (V::broadcast(1.f) + exp2_in_range<T>(t));
+  return x / (V::broadcast(1.f) + exp2_in_range<kExpDegree<T>>(t));
 }
 
 template <class T, class V>
@@ -61,7 +44,7 @@ GPT2FAST_INLINE V gelu_erf(V x) {
   }
   n = fma(n, a, V::broadcast(0.5f));
   d = fma(d, a, one);
-  V tail = exp2_in_range<T>(a * a * V::broadcast(-0.72134752f)) * n / d;
+  V tail = exp2_in_range<kExpDegree<T>>(a * a * V::broadcast(-0.72134752f)) * n / d;
   return x * select_less(x, V::broadcast(0.f), tail, one - tail);
 }
 

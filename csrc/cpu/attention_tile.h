@@ -9,26 +9,10 @@ namespace {
 
 constexpr int kBandRows = 48;         // queries whose scores against one block stay in the first-level cache
 constexpr int kQueriesPerTask = 192;  // queries that share a packed block
-constexpr float kLog2E = 1.44269504088896341f;
 constexpr float kLowest = -3.40282346638528860e38f;  // lse of a row that attends to nothing
 
-// 2^t for t <= 0 or NaN: degree-6 minimax polynomial, error below 1 ulp; 1 at 0, 0 below -150.
-inline Vec exp2_nonpositive(Vec t) {
-  t = max(Vec::broadcast(-160.f), t);
-  Vec n = round(t), r = t - n;
-  Vec p = Vec::broadcast(1.5353361959569156e-4f);
-  p = fma(p, r, Vec::broadcast(1.3398873852565885e-3f));
-  p = fma(p, r, Vec::broadcast(9.61843691766262e-3f));
-  p = fma(p, r, Vec::broadcast(5.5503323674201965e-2f));
-  p = fma(p, r, Vec::broadcast(0.24022647738456726f));
-  p = fma(p, r, Vec::broadcast(0.6931471824645996f));
-  p = fma(p, r, Vec::broadcast(1.f));
-  return scale2(p, n);
-}
-
-// e^x for x <= 0, of scores less their maximum: a difference of two floats near each other is exact at any magnitude,
-// where a maximum times log2 e is rounded and would put the largest score above 2^0.
-inline Vec exp_nonpositive(Vec x) { return exp2_nonpositive(x * Vec::broadcast(kLog2E)); }
+// e^x of a score less its maximum. The compiler decides where it inlines this.
+inline Vec exp_score(Vec x) { return exp_nonpositive<6>(x); }
 
 // acc[i][j] += the sum over steps s of a[i] (one row each) times b(s, j) (kLanes columns), in the order of the steps.
 template <class O, int kRows, int kVectors, class B>
@@ -242,7 +226,7 @@ class AttentionTile {
       now.store(peak + band + r);
       now = select_less(Vec::broadcast(-kInfinity), now, now, Vec::zero());
       now.store(shift + r);
-      exp_nonpositive(old - now).store(decay + r);
+      exp_score(old - now).store(decay + r);
     }
     for (int r = 0; r < n; ++r) exponentiate(r, low[0] / kLanes, int(ceil_div(high[n - 1], kLanes)));
     cover(Outputs{*this}, 0, n, vectors);
@@ -290,7 +274,7 @@ class AttentionTile {
       for (int i = 0; i < 2; ++i) {
         int at = (c + i) * kLanes;
         if (c + i < seen || c + i >= unseen) continue;
-        p[i] = exp_nonpositive(Vec::load(score + r * kKeys + at) - top);
+        p[i] = exp_score(Vec::load(score + r * kKeys + at) - top);
         total = total + p[i];
         if (h.dropout_p > 0) p[i] = p[i] * Vec::load(kept + at);
       }

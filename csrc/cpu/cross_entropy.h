@@ -1,7 +1,8 @@
 // lse = m + log sum exp(x - m) and loss = lse - (1 - e) x[target] - e mean(x), in one pass over the logits: each lane
 // keeps its own running maximum and sum, rescaled once a block; merged in float64. A task is a block of rows.
 #pragma once
-#include "activation.h"
+#include "../ops.h"
+#include "vecs.h"
 
 namespace gpt2fast {
 namespace {
@@ -12,12 +13,6 @@ inline int64_t cross_entropy_rows_per_task(const CrossEntropyArgs& args) { retur
 
 inline int64_t cross_entropy_tasks(const CrossEntropyArgs& args) {
   return ceil_div(args.R, cross_entropy_rows_per_task(args));
-}
-
-// e^x for x <= 0; its error grows as |x| 2^-24, as does that of x, a rounded difference.
-template <class V>
-GPT2FAST_INLINE V exp_of_negative(V x) {
-  return exp2_in_range(max(V::broadcast(-150.f), x * V::broadcast(1.44269504088896341f)));
 }
 
 // Kahan's sum: without it thousands of small terms vanish beside a large one.
@@ -56,10 +51,10 @@ struct LogitSums {
     }
     Vec previous = maximum;
     for (Vec v : top.v) maximum = max(maximum, v);
-    exponentials.scale(exp_of_negative(previous - maximum));
+    exponentials.scale(exp_nonpositive<5>(previous - maximum));
     const Step now = Step::each([&](int) { return maximum; });
-    Step sum = exp_of_negative(Step::load(x) - now);
-    for (int k = kStep; k < kCount; k += kStep) sum = sum + exp_of_negative(Step::load(x + k * kLanes) - now);
+    Step sum = exp_nonpositive<5>(Step::load(x) - now);
+    for (int k = kStep; k < kCount; k += kStep) sum = sum + exp_nonpositive<5>(Step::load(x + k * kLanes) - now);
     exponentials.add(sum.total());
     if constexpr (kNeedsMean) logits.add(total.total());
   }

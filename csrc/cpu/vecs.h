@@ -8,9 +8,6 @@ namespace {
 
 constexpr int kInStep = 2;
 
-// A formula over Vecs must be inlined whole, or its operands go through memory.
-#define GPT2FAST_INLINE inline __attribute__((always_inline))
-
 template <int N>
 struct Vecs {
   static constexpr int kLanes = N * Vec::kLanes;
