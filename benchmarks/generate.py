@@ -16,7 +16,7 @@ import torch
 
 from . import fresh, peak
 from .options import DTYPES, parse_list
-from .output import JSON_HELP, json_file, write
+from .output import JSON_HELP, json_file, origin, write
 from .table import markdown, show
 from .timing import ratios, summarise
 
@@ -140,12 +140,13 @@ def cells(row: dict) -> list[str]:
 
 
 def run(
-    dtypes: list[str], names: list[str], peers: list[str], seconds: float, with_fresh: bool, each=None, **sizes
-) -> dict:
+    dtypes: list[str], names: list[str], peers: list[str], seconds: float, with_fresh: bool, each=None,
+    made_by: dict | None = None, **sizes,
+) -> dict:  # fmt: skip
     """All rows, the limits, and the figures of fresh processes; ``sizes``: of the model, instead of 124M's."""
     torch.use_deterministic_algorithms(False)
     probe = peak.Probe(huge=True, nbytes=peak.ARRAY)
-    found = dict(kind="generate", machine=peak.machine(), peaks=peak.measure(quick=True), rows=[])
+    found = dict(kind="generate", made_by=made_by, machine=peak.machine(), peaks=peak.measure(quick=True), rows=[])
     for dtype in dtypes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -194,7 +195,8 @@ def main(argv: list[str] | None = None) -> int:
             for row in found["rows"][-2:]:
                 print(*cells(row), sep="  ", file=sys.stderr, flush=True)
 
-    found = run(args.dtype, names, peers, 0 if args.quick else args.seconds, not args.no_fresh, each)
+    made_by = origin("python -m benchmarks.generate", argv)
+    found = run(args.dtype, names, peers, 0 if args.quick else args.seconds, not args.no_fresh, each, made_by)
     if args.json == "-":
         write(found, "-")
         return 0

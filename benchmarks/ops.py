@@ -19,7 +19,7 @@ from gpt2fast.testing.packages import import_modules
 
 from . import cases, compare, modes, options, peak, report
 from .options import ALL_DTYPES, METRICS
-from .output import write
+from .output import origin, write
 from .table import markdown, show
 from .timing import alternate, keep_freed_memory, ratios, summarise
 from .work import Work, peak_bytes, work_of
@@ -150,7 +150,7 @@ def cells(row: dict) -> list[str]:
 
 def run(
     names: list[str], dtypes: list[str], quick: bool = False, keep_freed: bool = False, each=None, mode: str = "fwd",
-    baselines: list[str] | None = None, shapes: list[dict] | None = None,
+    baselines: list[str] | None = None, shapes: list[dict] | None = None, made_by: dict | None = None,
 ) -> dict:  # fmt: skip
     """All rows, with the machine and its limits; ``each(found)`` is called after every row."""
     chosen = cases.bench_ops(names)
@@ -162,7 +162,9 @@ def run(
     peaks = peak.measure(threads, quick=quick or bool(names))
     probe = peak.Probe(huge=True, nbytes=peak.ARRAY // (4 if quick else 2))
     measured = peak.limits(peaks, threads)
-    found = dict(kind="ops", machine=peak.machine() | dict(freed_memory_kept=kept), peaks=peaks, rows=[])
+    found = dict(
+        kind="ops", made_by=made_by, machine=peak.machine() | dict(freed_memory_kept=kept), peaks=peaks, rows=[]
+    )
     seconds = 0.15 if quick else 0.6
     for op in chosen:
         for case in shapes or cases.bench_cases(op):
@@ -208,8 +210,9 @@ def main(argv: list[str] | None = None) -> int:
             if args.backend:
                 chosen.enter_context(backends.use_backend(args.backend))
             found = run(
-                args.names, args.dtype, args.quick, args.keep_freed_memory, each, args.mode, args.baselines, args.shapes
-            )
+                args.names, args.dtype, args.quick, args.keep_freed_memory, each, args.mode, args.baselines,
+                args.shapes, origin("gpt2fast bench", argv),
+            )  # fmt: skip
     finally:
         torch.set_num_threads(threads)
     if args.csv:

@@ -1,8 +1,13 @@
-"""Where results go: JSON files and folders, found writable before anything is measured."""
+"""Where results go: JSON files and folders, found writable before anything is measured; and what made them."""
 
 import argparse
+import datetime
+import importlib.metadata
 import json
+import shlex
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 JSON_HELP = "write JSON, without FILE to the terminal"
@@ -31,6 +36,19 @@ def json_file(text: str) -> str:
         except OSError as error:
             raise argparse.ArgumentTypeError(f"cannot write {text}: {error.strerror}") from error
     return text
+
+
+def origin(program: str, argv: Sequence[str] | None) -> dict:
+    """When and by which command results came about, and of which versions. Of files the command has the names alone."""
+    words = [word.rsplit("/", 1)[-1] for word in (sys.argv[1:] if argv is None else argv)]
+    versions = {}
+    for name in ("gpt2fast", "torch", "transformers", "triton"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return dict(date=date, command=shlex.join([*program.split(), *words]), versions=versions)
 
 
 def write(found: dict, path: str | None) -> None:

@@ -1,5 +1,6 @@
 """What a call moves, computes and allocates: bytes that it must read and write, operations, and its peak of memory."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
     torch.profiler counts what PyTorch's allocator and ours give out and take back.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it tells the terminal of each start and stop
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as found:
         result = call()
     del result  # it was there to the end

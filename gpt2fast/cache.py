@@ -56,11 +56,6 @@ class Cache:
     def capacity(self) -> int:
         return self._memory[0].shape[3]
 
-    @property
-    def ragged(self) -> bool:
-        """Whether ``lengths`` alone, not ``length``, says where each row ends."""
-        return self.fixed
-
     def check(self, layers: int, batch: int, heads: int, head_size: int, dtype: torch.dtype | None) -> None:
         """Raises ValueError, or TypeError for the dtype (None: any), where a model of those sizes cannot use it."""
         found = dict(zip(("batch", "heads", "head_size"), (self.batch, *self._memory[0].shape[2::2])))

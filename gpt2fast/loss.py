@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .dtypes import dtype_name
 from .ops.linear_cross_entropy import MOST_ROWS, gradients_to_keep
 from .values import within
 
@@ -27,7 +28,7 @@ def check_targets(targets: Tensor, input_ids: Tensor, vocabulary: int, logits_to
     if isinstance(logits_to_keep, Tensor) or logits_to_keep:
         raise ValueError(f"gpt2fast: logits_to_keep must be 0 where targets are given, got {logits_to_keep}")
     if targets.dtype != torch.int64:
-        raise TypeError(f"gpt2fast: targets must have dtype int64, got {targets.dtype}".replace("torch.", ""))
+        raise TypeError(f"gpt2fast: targets must have dtype int64, got {dtype_name(targets.dtype)}")
     if targets.shape != input_ids.shape:
         expected, found = tuple(input_ids.shape), tuple(targets.shape)
         raise ValueError(f"gpt2fast: targets must have input_ids' shape {expected}, got {found}")

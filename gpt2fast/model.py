@@ -18,6 +18,7 @@ from .block import attend, heads, join, mlp, normalize, project
 from .cache import Cache
 from .checks import obstacle
 from .config import Config
+from .dtypes import dtype_name
 from .generate import generate
 from .loss import check_targets, head_loss
 
@@ -155,7 +156,7 @@ class GPT2(nn.Module):
             c, w = self.config, self.wte.weight
             dtype = None if torch.is_autocast_enabled(w.device.type) else w.dtype
             cache.check(len(self.h), input_ids.shape[0], c.n_head, c.head_size, dtype)
-        if cache is not None and cache.ragged and positions is None:
+        if cache is not None and cache.fixed and positions is None:
             positions = cache.lengths[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
         start = 0 if cache is None else cache.length
         x = ops.embedding(input_ids, self.wte.weight, self.wpe.weight, positions, token_types, start)
@@ -262,5 +263,5 @@ def check_mask(mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
     if mask.shape != input_ids.shape:
         raise ValueError(f"gpt2fast: mask must have input_ids' shape {tuple(input_ids.shape)}, got {tuple(mask.shape)}")
     if mask.is_floating_point() or mask.is_complex():
-        raise TypeError(f"gpt2fast: mask must hold bools or integers, got {mask.dtype}".replace("torch.", ""))
+        raise TypeError(f"gpt2fast: mask must hold bools or integers, got {dtype_name(mask.dtype)}")
     return mask if mask.dtype == torch.bool else mask != 0

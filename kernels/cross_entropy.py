@@ -169,7 +169,7 @@ def cross_entropy(logits, targets, ignore_index=-100, label_smoothing=0.0, reduc
 def _total_of_rows(loss, targets, ignore_index, reduction):
     total = loss.new_empty(())
     cross_entropy_sum_kernel[(1,)](
-        loss, targets, total, len(loss), ignore_index, reduction == "mean", 1024, num_warps=8, enable_fp_fusion=True
+        loss, targets, total, loss.shape[0], ignore_index, reduction == "mean", 1024, num_warps=8, enable_fp_fusion=True
     )
     return total
 

@@ -63,7 +63,7 @@ def loss_and_gradient_kernel(
 
 def row(logits, targets, loss, lse, dloss, stride_dloss, V, ignore_index, label_smoothing, gradients):
     """Launches what a row of logits needs, as gpt2fast/head_and_loss.py has it."""
-    loss_and_gradient_kernel[(len(logits),)](
+    loss_and_gradient_kernel[(logits.shape[0],)](
         logits, targets, loss, lse, loss if dloss is None else dloss, logits.stride(0), stride_dloss, V, ignore_index,
         label_smoothing, label_smoothing > 0, gradients, dloss is not None, BLOCK,
         num_warps=WARPS, enable_fp_fusion=True,

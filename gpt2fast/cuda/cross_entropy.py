@@ -26,7 +26,7 @@ def cross_entropy(logits, targets, ignore_index=-100, label_smoothing=0.0, reduc
 def total_of_rows(loss, targets, ignore_index, reduction):
     """The sum of the rows' losses, or their mean."""
     total, mean = loss.new_empty(()), int(reduction == "mean")
-    call(SOURCE, "gpt2fast_cross_entropy_reduce", loss, targets, total, len(loss), ignore_index, mean)
+    call(SOURCE, "gpt2fast_cross_entropy_reduce", loss, targets, total, loss.shape[0], ignore_index, mean)
     return total
 
 

@@ -15,8 +15,8 @@ MOST_COLUMNS = MOST_OF_A_ROW - head_and_loss.ALIGNED  # with those that are adde
 def row(logits, targets, loss, lse, dloss, stride_dloss, V, ignore_index, label_smoothing, gradients):
     """LinearCrossEntropyArgs of csrc/ops.h, field by field."""
     call(
-        SOURCE, "gpt2fast_linear_cross_entropy", logits, targets, loss, lse, dloss, len(logits), V, logits.stride(0),
-        stride_dloss, ignore_index, float(label_smoothing), int(gradients), DTYPES[logits.dtype],
+        SOURCE, "gpt2fast_linear_cross_entropy", logits, targets, loss, lse, dloss, logits.shape[0], V,
+        logits.stride(0), stride_dloss, ignore_index, float(label_smoothing), int(gradients), DTYPES[logits.dtype],
     )  # fmt: skip
 
 

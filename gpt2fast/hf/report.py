@@ -11,6 +11,7 @@ from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import backends
 from ..checks import class_obstacle, is_autocast, is_plain, obstacle, weight_obstacle
+from ..dtypes import dtype_name
 from ..op import OPS, Op
 from . import blocks, models
 from .convert import _roots, to_ours
@@ -221,7 +222,7 @@ def _norm(name: str, norm: nn.Module, beside: nn.Module | None) -> Line:
     found = class_obstacle(type(norm)) or blocks.norm_obstacle(norm)
     given = getattr(getattr(beside, "weight", None), "dtype", None)
     if found is None and given not in (None, norm.weight.dtype) and not is_autocast(norm.weight):
-        found = f"its weight is {norm.weight.dtype}, what it is given {given}".replace("torch.", "")
+        found = f"its weight is {dtype_name(norm.weight.dtype)}, what it is given {dtype_name(given)}"
     return _line(name, norm, "layer_norm") if found is None else _own(name, norm, found)
 
 

@@ -57,11 +57,9 @@ def accumulate(
     x and weight are contiguous.
     """
     wanted, wide = want.split(), wide_dtype(x)
-    dx, dweight = (
-        torch.empty_like(t, dtype=wide) if name in wanted else t.new_empty(0, dtype=wide)
-        for name, t in (("dx", x), ("dweight", weight))
-    )
-    parts = chunks(len(x), want)
+    dx = torch.empty_like(x, dtype=wide) if "dx" in wanted else x.new_empty(0, dtype=wide)
+    dweight = torch.empty_like(weight, dtype=wide) if "dweight" in wanted else x.new_empty(0, dtype=wide)
+    parts = chunks(x.shape[0], want)
     if not parts:
         dweight.zero_()
     for i, rows in enumerate(parts):
