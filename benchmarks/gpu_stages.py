@@ -6,6 +6,7 @@
 import contextlib
 import csv
 import functools
+import importlib
 import json
 import os
 import platform
@@ -367,13 +368,19 @@ def contest(where: Where, op, case: dict, dtype: torch.dtype, copy: float) -> di
     )
 
 
-def model(where: Where, save) -> None:
-    from .gpu_model import rows_of
+def _by_rows(module: str) -> Callable:
+    """A stage whose rows are those of a module's ``rows_of``."""
 
-    rows: list[dict] = []
-    for row in rows_of(where):
-        rows.append(row)
-        save(rows=rows)
+    def stage(where: Where, save) -> None:
+        rows: list[dict] = []
+        for row in importlib.import_module(f".{module}", __package__).rows_of(where):
+            rows.append(row)
+            save(rows=rows)
+
+    return stage
 
 
-STAGES = dict(build=build, machine=machine, parity=parity, sanitizer=sanitizer, ops=ops, counters=counters, model=model)
+STAGES = dict(
+    build=build, machine=machine, parity=parity, streams=_by_rows("gpu_streams"), sanitizer=sanitizer, ops=ops,
+    counters=counters, model=_by_rows("gpu_model"),
+)  # fmt: skip
