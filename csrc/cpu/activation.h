@@ -1,5 +1,7 @@
-// gelu_tanh(x) = x / (1 + 2^t), t = -2 log2(e) sqrt(2/pi) (x + 0.044715 x^3); gelu_erf(x) = x Phi(x) with
-// Phi(-a) = 2^(-log2(e) a^2 / 2) N(a) / D(a). Coefficients: minimax fits in float64, relative error as noted.
+// The two forms of GELU, as formulas over vectors; linear and gelu share them.
+//   gelu_tanh(x) = x / (1 + 2^t) with t = -2 log2(e) sqrt(2/pi) (x + 0.044715 x^3)
+//   gelu_erf(x) = x Phi(x) with Phi(-a) = 2^(-log2(e) a^2 / 2) N(a) / D(a) for a >= 0, Phi(a) = 1 - Phi(-a)
+// The coefficients of the polynomials N and D are minimax fits in float64. Their relative error is noted beside them.
 #pragma once
 #include "../ops.h"
 #include "vecs.h"
@@ -7,13 +9,14 @@
 namespace gpt2fast {
 namespace {
 
-// Formulas good enough for T: float32, or a 16-bit type, for which 3e-5 is a quarter of a rounding step at most.
+// Whether T needs the formulas of full accuracy. A 16-bit type does not: a relative error of 3e-5 is at most a quarter
+// of its rounding step.
 template <class T>
 constexpr bool kFull = sizeof(T) == 4;
 template <class T>
 constexpr int kExpDegree = kFull<T> ? 5 : 4;
 
-// Both forms: NaN at NaN and -infinity (as torch), infinity at infinity, -0 far left.
+// Both forms give NaN at NaN and at -infinity (as torch does), infinity at infinity, and -0 far to the left.
 template <class T, class V>
 GPT2FAST_INLINE V gelu_tanh(V x) {
   constexpr float kLinear = -2.8853900817779268f * kSqrtTwoOverPi;
@@ -25,7 +28,7 @@ GPT2FAST_INLINE V gelu_tanh(V x) {
 template <class T, class V>
 GPT2FAST_INLINE V gelu_erf(V x) {
   V a = min(V::broadcast(14.5f), abs(x)), one = V::broadcast(1.f), n, d;
-  if constexpr (kFull<T>) {  // N / D: 6e-9 for a <= 14.5, all terms positive
+  if constexpr (kFull<T>) {  // the error of N / D is 6e-9 for a <= 14.5; all terms are positive
     n = V::broadcast(4.11627407e-3f);
     n = fma(n, a, V::broadcast(4.0633016e-2f));
     n = fma(n, a, V::broadcast(1.83234556e-1f));
@@ -35,7 +38,7 @@ GPT2FAST_INLINE V gelu_erf(V x) {
     d = fma(d, a, V::broadcast(4.69469082e-1f));
     d = fma(d, a, V::broadcast(1.20250083f));
     d = fma(d, a, V::broadcast(1.67447345f));
-  } else {  // 3e-5
+  } else {  // the error of N / D is 3e-5
     n = V::broadcast(6.19555749e-2f);
     n = fma(n, a, V::broadcast(2.77357519e-1f));
     d = V::broadcast(1.55123547e-1f);

@@ -1,5 +1,6 @@
-// out = softmax(scale * q k^T + bias, over visible keys) v. A unit is a block of queries of one head, a task one unit
-// or several tiny ones; long and short causal units alternate, so that any run of tasks is balanced.
+// out = softmax(scale * q k^T + bias) v, where each query sees its visible keys only. This file turns the op's
+// arguments into heads; attention_tile.h computes. A unit of work is a block of queries of one head. A task is one
+// unit, or several tiny ones. docs/how/attention.md explains the algorithm step by step.
 #pragma once
 #include "attention_tile.h"
 

@@ -1,21 +1,23 @@
-// One head of an attention call, and its keys and values copied block by block into the layout that the inner products
-// stream: key[d][j] and value[j][d], or both in pairs along the summed axis where storage is bfloat16.
+// One head of an attention call, and its keys and values, packed: they are copied block by block into the order in
+// which the inner products read them. That order is key[d][j] and value[j][d] for key j and element d of the head.
+// bfloat16 is packed in pairs along the axis that is summed: d for keys, j for values.
 #pragma once
 #include "vec_math.h"
 
 namespace gpt2fast {
 namespace {
 
-constexpr int kKeys = 64;           // keys of a block; the first one starts at key 0
-constexpr int kFewQueries = 8;      // up to here keys and values are used where they lie
-constexpr int kPackedBlocks = 256;  // at most so many blocks are kept packed for a head's further queries,
-constexpr int64_t kPackedBytes = int64_t(2) << 20;  // and so many bytes
+constexpr int kKeys = 64;       // keys of a block; the first block starts at key 0
+constexpr int kFewQueries = 8;  // up to so many queries use keys and values where they lie
+// A head's blocks stay packed for its further queries if there are at most so many blocks and bytes.
+constexpr int kPackedBlocks = 256;
+constexpr int64_t kPackedBytes = int64_t(2) << 20;
 
-// What attention and decode_attention have in common.
+// One head of a call, for attention and for decode_attention.
 template <class T>
 struct Head {
   const T *q, *k, *v;                    // (T, D), (S, D), (S, D)
-  int64_t stride_q, stride_k, stride_v;  // of T or S
+  int64_t stride_q, stride_k, stride_v;  // between rows, in elements
   T* out;                                // (T, D)
   int64_t stride_out;
   float* lse;        // (T) or null
@@ -23,18 +25,18 @@ struct Head {
   const T* bias;     // (T, S) or null
   int64_t stride_bias[2];
   int64_t queries, S, D;
-  int64_t first, offset, window;  // see low and high
+  int64_t first, offset, window;  // explained by low and high
   bool causal;
   float scale;
   float dropout_p;
   uint64_t seed, row;  // Philox key, and counter of query 0
 
-  // Query i sees keys [low(i), high(i)); neither ever decreases.
+  // Query i sees keys [low(i), high(i)). Neither bound decreases as i grows.
   int64_t low(int64_t i) const { return window > 0 ? max64(first, offset + i - window + 1) : first; }
   int64_t high(int64_t i) const { return causal ? max64(0, min64(S, offset + i + 1)) : S; }
 };
 
-// What the arguments of both ops say alike of head h of row b.
+// Head h of row b of the batch, filled as far as both ops have the same arguments.
 template <class T, class Args>
 inline Head<T> head_of(const Args& a, int64_t b, int64_t h) {
   Head<T> head = {};
@@ -49,7 +51,7 @@ inline Head<T> head_of(const Args& a, int64_t b, int64_t h) {
   return head;
 }
 
-// What an inner product steps over: one float, or two bfloat16.
+// What one step of an inner product reads: one float, or two bfloat16.
 template <class T>
 struct AttentionOperand {
   using Element = float;
@@ -73,6 +75,7 @@ struct AttentionOperand<bfloat16> {
   static Pairs zip(const bfloat16* even, const bfloat16* odd) { return Pairs::zip(even, odd); }
 };
 
+// A head's keys and values, block by block; choose() makes one block the current one and packs it where needed.
 template <class T>
 class PackedBlocks {
  public:
@@ -82,15 +85,15 @@ class PackedBlocks {
   const Head<T> h;
   const int64_t steps;  // of an inner product over D
   const int vectors;    // of a row of D outputs
-  const bool in_place;  // nothing is packed: copies for few queries would cost more than they save
+  const bool in_place;  // nothing is packed: for few queries, copies would cost more than they save
 
-  // The block chosen last.
+  // The current block: the one chosen last.
   int64_t block = 0;  // its first key
   const Element *key = nullptr, *value = nullptr;
-  int hidden = 0;  // how many of its keys the mask hides: visible[j] is 0 for those, else 1
+  int hidden = 0;  // how many of its keys the mask hides; visible[j] is 0 for these and 1 for the others
   float visible[kKeys];
 
-  // Of `rows` queries at a time; blocks stay packed only where that saves work.
+  // `rows`: how many queries go over the blocks together. Blocks stay packed only where later queries use them again.
   PackedBlocks(const Head<T>& head, int64_t rows)
       : h(head),
         steps(ceil_div(h.D, kPair)),
@@ -103,7 +106,7 @@ class PackedBlocks {
     packed = (Element*)scratch<1>(size_t((keep ? blocks : 1) * slot) * sizeof(Element));
   }
 
-  // False if the mask hides the whole block.
+  // Makes the block that starts at first_key the current one. Returns false if the mask hides all of it.
   bool choose(int64_t first_key) {
     block = first_key;
     hidden = 0;
@@ -124,8 +127,8 @@ class PackedBlocks {
     return true;
   }
 
-  // r[i] = step s + i of keys j .. j + kLanes of the block, from where they lie; asks for the next keys, and for the
-  // values.
+  // r[i] = step s + i of keys j .. j + kLanes of the block, read where they lie. Also prefetches the next keys, and
+  // the values of these keys.
   void transposed_keys(int j, int64_t s, Vec (&r)[kLanes]) const {
     int n = int(min64(h.D - s * kPair, kLanes * kPair));
     const T *k = h.k + (block + j) * h.stride_k + s * kPair, *v = h.v + (block + j) * h.stride_v + s * kPair;
@@ -160,7 +163,7 @@ class PackedBlocks {
       return n == kLanes ? Vec::load(p) : Vec::load(p, n);
   }
 
-  // to[s][j]: step s of key j. Rows not shown are zeros and never read.
+  // Writes to[s][j], step s of key j. Keys that are not shown are never read; zeros are written for them.
   void pack_keys(Element* to, int keys) const {
     for (int j = 0; j < keys; j += kLanes) {
       bool whole = j + kLanes <= keys && block + j >= h.first && !hidden;
@@ -182,7 +185,7 @@ class PackedBlocks {
     }
   }
 
-  // to[j][d], or pairs of keys: to[j / 2][d][j % 2].
+  // Writes to[j][d], or in pairs of keys to[j / 2][d][j % 2].
   void pack_values(Element* to, int keys) const {
     for (int j = 0; j < keys; j += kPair, to += vectors * kLanes * kPair) {
       const T* row = h.v + (block + j) * h.stride_v;

@@ -1,20 +1,25 @@
-// Flash-style attention of a block of queries: blocks of kKeys keys from key 0 on, a running maximum and sum. Lanes
-// hold keys, then head elements; each q.k is a sum of chains over d, each output one chain over keys: a row's bits
-// depend neither on the rows beside it nor on keys that it does not see.
+// Attention of a block of queries, as in FlashAttention (Dao et al., 2022): keys and values go by in blocks of kKeys
+// from key 0 on, and each query keeps a running maximum, a running sum and its outputs so far. The matrix of scores is
+// never in memory. The floor is two products of D multiplications for each query and each key that it sees.
+//
+// The lanes of a vector hold keys in q k^T, and elements of the head in the product with v. Each q.k is summed in
+// chains over d, and each output in one chain over keys. So the bits of a row depend neither on the rows beside it
+// nor on keys that it does not see.
 #pragma once
 #include "attention_pack.h"
 
 namespace gpt2fast {
 namespace {
 
-constexpr int kBandRows = 48;         // queries whose scores against one block stay in the first-level cache
-constexpr int kQueriesPerTask = 192;  // queries that share a packed block
+constexpr int kBandRows = 48;         // so many queries' scores against one block stay in the first-level cache
+constexpr int kQueriesPerTask = 192;  // so many queries share a packed block
 constexpr float kLowest = -3.40282346638528860e38f;  // lse of a row that attends to nothing
 
-// e^x of a score less its maximum. The compiler decides where it inlines this.
+// e^x, where x is a score minus the row's maximum. It is not forced inline: the compiler decides.
 inline Vec exp_score(Vec x) { return exp_nonpositive<6>(x); }
 
-// acc[i][j] += the sum over steps s of a[i] (one row each) times b(s, j) (kLanes columns), in the order of the steps.
+// acc[i][j] += the sum over steps s of a[i][s] times b(s, j), in the order of the steps. a[i] is a row; b(s, j) is a
+// vector of kLanes columns.
 template <class O, int kRows, int kVectors, class B>
 inline void multiply_tile(const typename O::Element* a, int64_t stride_a, int64_t begin, int64_t end, const B& b,
                           Vec (&acc)[kRows][kVectors]) {
@@ -29,7 +34,7 @@ inline void multiply_tile(const typename O::Element* a, int64_t stride_a, int64_
   }
 }
 
-// f.tile<R, V>(row, column) for tiles of R rows and V vectors that cover rows x vectors.
+// Calls f.tile<R, V>(row, column) for tiles of R rows and V vectors that together cover rows x vectors.
 template <int kRows, int kVectors, class F>
 inline void cover_columns(const F& f, int row, int column, int vectors) {
   for (; vectors >= kVectors; vectors -= kVectors, column += kVectors) f.template tile<kRows, kVectors>(row, column);
@@ -37,19 +42,20 @@ inline void cover_columns(const F& f, int row, int column, int vectors) {
 }
 template <int kRows = 6, class F>
 inline void cover(const F& f, int row, int rows, int vectors) {
-  constexpr int kWide = Vec::kRegisters >= 32 ? 4 : 2;  // 6 x kWide sums, kWide columns and a row fill the registers
+  // 6 x kWide sums, kWide vectors of columns and one vector for the row fill the registers.
+  constexpr int kWide = Vec::kRegisters >= 32 ? 4 : 2;
   constexpr int kVectors = kRows == 1 && Vec::kLanes < 16 ? 8 : kWide;
   for (; rows >= kRows; rows -= kRows, row += kRows) cover_columns<kRows, kVectors>(f, row, 0, vectors);
   if constexpr (kRows > 1) cover<kRows == 6 ? 4 : kRows / 2>(f, row, rows, vectors);
 }
 
-// Queries [begin, end) of a head, at most kQueriesPerTask of them.
+// Attention of queries [begin, end) of a head, at most kQueriesPerTask of them.
 template <class T>
 class AttentionTile {
   using O = AttentionOperand<T>;
   using Element = typename O::Element;
   static constexpr int kLanes = Vec::kLanes, kPair = O::kPair;
-  static constexpr int64_t kChain = 128 / kPair;  // steps of q.k that are one chain: its error grows with its length
+  static constexpr int64_t kChain = 128 / kPair;  // steps of one chain of q.k: a longer chain has a larger error
 
  public:
   AttentionTile(PackedBlocks<T>& keys, int64_t begin, int64_t end)
@@ -102,7 +108,7 @@ class AttentionTile {
     }
   }
 
-  // score = scale q k^T, but for tiles that no query sees.
+  // score = scale q k^T. A tile of keys that none of its queries sees is skipped.
   struct Scores {
     const AttentionTile& t;
     template <int kRows, int kVectors>
@@ -134,7 +140,7 @@ class AttentionTile {
     }
   };
 
-  // acc = decay acc + probability value, over the keys that a query of the tile sees.
+  // acc = decay acc + probability v, over the keys that at least one query of the tile sees.
   struct Outputs {
     const AttentionTile& t;
     template <int kRows, int kVectors>
@@ -166,7 +172,7 @@ class AttentionTile {
     }
   };
 
-  // As Scores, of n queries, from keys that are transposed in registers.
+  // Computes what Scores does, for n queries, from keys that are read where they lie and transposed in registers.
   template <int kRows = kFewQueries>
   void scores_in_place(int n) {
     if constexpr (kRows > 1) {
@@ -197,7 +203,7 @@ class AttentionTile {
     }
   }
 
-  // For multiply_tile: values where they lie, zeros for those outside [from, to).
+  // The operand b of multiply_tile: values where they lie, and zeros for those outside [from, to).
   static auto values_in_place(const T* value, int64_t stride, int64_t from, int64_t to) {
     static const T zeros[kLanes * 8] = {};
     return [=](int64_t s, int j) __attribute__((always_inline)) {
@@ -208,7 +214,7 @@ class AttentionTile {
     };
   }
 
-  // The block's part in queries [band, band + n).
+  // Takes the current block of keys into account for queries [band, band + n).
   void attend(int n) {
     for (int r = 0; r < n; ++r) {
       int64_t i = begin + band + r;
@@ -232,7 +238,8 @@ class AttentionTile {
     cover(Outputs{*this}, 0, n, vectors);
   }
 
-  // Adds the bias, hides what row r does not see, and returns its new running maximum.
+  // Adds the bias to the scores of row r, sets those of keys that it does not see to -infinity, and returns the row's
+  // new running maximum.
   float row_peak(int r) {
     Vec top = Vec::broadcast(-kInfinity), none = top;
     Vec from = Vec::broadcast(float(low[r])), to = Vec::broadcast(float(high[r]));
@@ -262,7 +269,8 @@ class AttentionTile {
     return Vec::load(x);
   }
 
-  // probability = e^(score - maximum) where row r sees a key, else 0, over vectors [first, end); adds up the sum.
+  // probability = e^(score - maximum) where row r sees the key, and 0 elsewhere, over vectors [first, end). Adds the
+  // exponentials to the running sum.
   void exponentiate(int r, int first, int end) {
     int seen = low[r] / kLanes, unseen = low[r] < high[r] ? int(ceil_div(high[r], kLanes)) : seen;
     float kept[kKeys];
@@ -315,13 +323,14 @@ class AttentionTile {
   float *score, *acc, *sum,
       *peak;  // (kBandRows, kKeys), (rows, D), (rows, kLanes), (rows)
 
-  int64_t last;  // no query sees a key from here on
-  int band;      // the band's first query; its rows see keys [low, high) of the block
+  int64_t last;  // no query sees this key or a later one
+  int band;  // the band's first query, counted from begin; row r of the band sees keys [low[r], high[r]) of the block
   int low[kBandRows], high[kBandRows];
   float shift[kBandRows] = {}, decay[kBandRows], index[kKeys];
 };
 
-// The work of a call: units of kQueriesPerTask queries of one head, a task is one, or several tiny ones.
+// How the work of a call is split. A unit is up to kQueriesPerTask queries of one head. A task is one unit, or several
+// tiny ones.
 struct AttentionUnits {
   int64_t H, T, rows, per_head, count, per_task;
 
@@ -334,7 +343,9 @@ struct AttentionUnits {
 
   int64_t tasks() const { return ceil_div(count, per_task); }
 
-  // head(b, h): the Head of one (b, h).
+  // Runs tasks [begin, end); head(b, h) gives the Head of row b and head h. The units of a head go first, last, second,
+  // last but one, and so on: late queries see more keys under a causal mask, and in this order any run of tasks has
+  // about the same work.
   template <class Storage, class F>
   void run(int64_t begin, int64_t end, F head) const {
     int64_t unit = begin * per_task, stop = min64(end * per_task, count);

@@ -1,5 +1,9 @@
-// lse = m + log sum exp(x - m) and loss = lse - (1 - e) x[target] - e mean(x), in one pass over the logits: each lane
-// keeps its own running maximum and sum, rescaled once a block; merged in float64. A task is a block of rows.
+// lse = m + log sum exp(x - m) with m the maximum of the row's logits x, and
+// loss = lse - (1 - e) x[target] - e mean(x) with e the label smoothing.
+//
+// A task is a block of rows. The floor is memory: each logit is read once, and nothing of that size is written. So
+// there is one pass over the logits. Each lane keeps its own running maximum and sum, and rescales the sum once for
+// each block of 64 vectors. At the end of the row the lanes are merged in float64.
 #pragma once
 #include "../ops.h"
 #include "vecs.h"
@@ -7,7 +11,7 @@
 namespace gpt2fast {
 namespace {
 
-constexpr int64_t kAhead = 8192;  // bytes: CPUs' own prefetchers do not look that far
+constexpr int64_t kAhead = 8192;  // bytes to prefetch ahead; the CPU's own prefetchers do not look that far
 
 inline int64_t cross_entropy_rows_per_task(const CrossEntropyArgs& args) { return max64(1, 32768 / max64(1, args.V)); }
 
@@ -15,13 +19,13 @@ inline int64_t cross_entropy_tasks(const CrossEntropyArgs& args) {
   return ceil_div(args.R, cross_entropy_rows_per_task(args));
 }
 
-// Kahan's sum: without it thousands of small terms vanish beside a large one.
+// Kahan's compensated sum. Without it, thousands of small terms would vanish beside a large one.
 struct CompensatedSum {
   Vec sum = Vec::zero(), error = Vec::zero();
 
   void add(Vec x) {
     Vec y = x - error, next = sum + y;
-    error = select_less(abs(next), Vec::broadcast(kInfinity), (next - sum) - y, Vec::zero());  // infinity stays so
+    error = select_less(abs(next), Vec::broadcast(kInfinity), (next - sum) - y, Vec::zero());  // keeps an infinite sum
     sum = next;
   }
   void scale(Vec factor) {
@@ -30,13 +34,16 @@ struct CompensatedSum {
   }
 };
 
+// What each lane knows of the logits so far: their maximum, the sum of exp(x - maximum), and their sum if it is needed.
 template <bool kNeedsMean>
 struct LogitSums {
-  // The lowest finite float, not -infinity: a lane that saw only -infinity then has sum 0, not NaN.
+  // It starts at the lowest finite float and not at -infinity, so that a lane that saw only -infinity has sum 0, not
+  // NaN.
   Vec maximum = Vec::broadcast(-3.402823466e38f);
   CompensatedSum exponentials, logits;
 
-  // kCount Vecs from x on, read twice: kept in registers they would push the formula's constants out.
+  // Adds kCount Vecs from x on. They are read twice, the second time from the first-level cache: if they were kept in
+  // registers, the constants of exp would not fit.
   template <int kCount, class T>
   void add(const T* x) {
     constexpr int kStep = kCount < kInStep ? kCount : kInStep, kLanes = Vec::kLanes;
@@ -84,7 +91,7 @@ inline void cross_entropy_row(const CrossEntropyArgs& args, int64_t r) {
     sums.template add<1>(x + i);
   }
   double tail = 0;
-  if (i < args.V) {  // lanes past the end: exp(-infinity) = 0, and nothing to the mean
+  if (i < args.V) {  // lanes past the end hold -infinity: exp gives 0, and the mean's sum does not include them
     float lanes[kLanes];
     for (int64_t k = 0; k < kLanes; ++k) lanes[k] = -kInfinity;
     for (int64_t k = 0; i + k < args.V; ++k) {

@@ -1,5 +1,6 @@
-// Causal attention of the last T tokens over a cache of lengths[b] keys: attention's own tile, hence its bits. A task
-// is one head, or several where the cache is short; keys and values are read once for all T queries.
+// Causal attention of the last T tokens of row b over a cache of lengths[b] keys. It runs the same tile as attention
+// and therefore gives the same bits. A task is one unit of attention_tile.h (for few tokens, one head), or several
+// where the cache is short. Keys and values are read once for all queries of a unit.
 #pragma once
 #include "attention_tile.h"
 

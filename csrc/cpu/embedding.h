@@ -1,4 +1,5 @@
-// out = wte[token] + wpe[position] (+ wte[token_type]), summed in float32. A task is a block of rows.
+// out = wte[token] + wpe[position] (+ wte[token_type]), summed in float32. A task is a block of rows of out. The floor
+// is memory: each row that is looked up is read once, and each row of out is written once.
 #pragma once
 #include "../ops.h"
 #include "vec_math.h"
@@ -6,7 +7,7 @@
 namespace gpt2fast {
 namespace {
 
-constexpr int64_t kTokensAhead = 3;  // rows lie anywhere: no prefetcher of the CPU's own knows the next one
+constexpr int64_t kTokensAhead = 3;  // rows of wte to prefetch; the CPU's own prefetchers cannot guess the next row
 
 inline int64_t embedding_rows_per_task(const EmbeddingArgs& args) { return max64(1, 32768 / max64(1, args.C)); }
 

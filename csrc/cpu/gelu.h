@@ -1,5 +1,6 @@
-// y = gelu(x + bias). The flat R C elements are cut into equal pieces, whatever C is; out of cache, y is written
-// past the caches.
+// y = gelu(x + bias). The R C elements are taken as one flat array and cut into equal pieces, one for each task,
+// whatever C is. The floor is memory: x is read once and y is written once. A y that is too large for the caches is
+// written past them (cache.h).
 #pragma once
 #include "activation.h"
 #include "cache.h"

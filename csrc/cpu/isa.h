@@ -1,5 +1,5 @@
-// The kernel of another package for one instruction set: gpt2fast.build generates a source that includes the set's Vec,
-// vec_math.h, the package's NAME.h and this.
+// Exports the kernel of another package for one instruction set. gpt2fast.build generates a source file for each set;
+// it includes the set's Vec, vec_math.h, the package's NAME.h and this header.
 #pragma once
 #include "dispatch.h"
 
@@ -15,7 +15,7 @@ Args args_of(int64_t (*tasks)(const Args&));
 
 }  // namespace gpt2fast::cpu
 
-// NAME_tasks and NAME_run are in namespace gpt2fast, as ours are, or in none.
+// NAME_tasks and NAME_run may be in namespace gpt2fast, as our own are, or in the global namespace.
 #define GPT2FAST_EXPORT_KERNEL(name, isa)                                       \
   namespace gpt2fast::cpu {                                                     \
   using name##_args = decltype(args_of(name##_tasks));                          \

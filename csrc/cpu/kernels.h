@@ -1,10 +1,10 @@
-// All kernels of one instruction set: included by each isa_*.cpp after its vec header, everything in an anonymous
-// namespace, so that the linker never mixes instruction sets.
+// All kernels of one instruction set. Each isa_*.cpp includes this after its vec header. Everything is in an anonymous
+// namespace, so that the linker never mixes code for different instruction sets.
 #pragma once
 #include "dispatch.h"
 #include "vec_math.h"
 
-// the kernels, written against the above
+// the kernels, which use the Vec included before this header
 #include "attention.h"
 #include "cross_entropy.h"
 #include "decode_attention.h"

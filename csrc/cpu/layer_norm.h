@@ -1,5 +1,9 @@
-// s = x + residual; y = (s - mean) * rstd * weight + bias, variance from the deviations. A task is a block of rows; a
-// row is read while the one before is normalised, then from L1; out of cache, y and s are written past the caches.
+// s = x + residual (or s = x); y = (s - mean) * rstd * weight + bias, with mean and rstd of each row of s.
+//
+// A task is a block of rows. The floor is memory: x is read once and y is written once. A row must be read completely
+// before its first output is known. So each row is read from memory while the row before it is normalised, and is read
+// again from the first-level cache for the variance and for y. Results that are too large for the caches are written
+// past them (cache.h).
 #pragma once
 #include "../ops.h"
 #include "cache.h"
@@ -40,19 +44,21 @@ inline void write_lanes(Vec v, T* p, int n) {
 
 template <class T>
 struct LayerNormPass {
-  const T *x, *residual;  // the row that is read: row = x + residual as stored, and a copy to sum past the caches
+  // The row that is read. row gets x + residual, rounded as stored; sum gets a copy past the caches.
+  const T *x, *residual;
   T *row, *sum;
-  const T* s;  // the row that is normalised, and where to
+  const T* s;  // the row that is normalised into y
   T* y;
   const T *weight, *bias;
   float mean, rstd;
 };
 
-// Normalises one row while it reads the next, so that memory has work all the time. Returns the sum of the row read.
+// Normalises one row while it reads the next, so that the memory bus is never idle. Returns the sum of the row that it
+// read.
 template <bool kRead, bool kResidual, bool kNormalize, bool kStream, class T>
 inline float layer_norm_pass(const LayerNormPass<T>& p, int64_t n) {
   constexpr int64_t kLanes = Vec::kLanes;
-  constexpr int kSums = 8;  // many short sums round less than few long ones
+  constexpr int kSums = 8;  // many short sums have a smaller rounding error than few long ones
   Vec total[kSums];
   for (Vec& t : total) t = Vec::zero();
   Vec mean = Vec::broadcast(p.mean), rstd = Vec::broadcast(p.rstd);
@@ -88,15 +94,16 @@ struct Moments {
   float mean, variance;
 };
 
-// v, zero from lane n on
+// v with zeros from lane n on.
 inline Vec first_lanes(Vec v, int n) {
   float lanes[Vec::kLanes];
   v.store(lanes);
   return Vec::load(lanes, n);
 }
 
-// From the deviations of a first mean: their squares give the variance, and their sum corrects the mean where it is
-// large beside them; where it is small, the deviations have more rounding than the values had.
+// The mean and the variance of a row, from the deviations d = s - first, where `first` is the mean by the plain sum.
+// The variance is mean(d^2) - mean(d)^2. mean(d) also corrects `first`, but only where `first` is larger than the
+// standard deviation: where it is smaller, the deviations have more rounding error than the values themselves.
 template <class T>
 inline Moments moments_of_row(const T* s, int64_t n, float first) {
   constexpr int64_t kLanes = Vec::kLanes;
@@ -153,7 +160,7 @@ inline void layer_norm_run(const LayerNormArgs& args, int64_t begin, int64_t end
   int64_t rows = layer_norm_rows_per_task(args), first = begin * rows, last = min64(end * rows, args.R);
   with_dtype(args.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    // Rows must all start aligned; the sizes of real models do.
+    // Streaming needs every row to start aligned. In models of usual sizes every row does.
     bool aligned = args.C % Vec::kLanes == 0 && elements_to_alignment((T*)args.y) == 0 &&
                    (!args.residual || elements_to_alignment((T*)args.sum) == 0);
     bool stream = aligned && exceeds_cache((args.residual ? 4 : 2) * args.R * args.C * int64_t(sizeof(T)));

@@ -1,6 +1,14 @@
-// y = activation(x @ W + bias) + residual, each output summed in one order, whatever M. (N, K): linear_dot.h. (K, N):
-// chains of kBlockWords fused steps over k, added up; few rows: linear_skinny.h, else GotoBLAS (Goto and van de Geijn,
-// 2008): a task is rows x 96 columns, neighbours share the packed x and a packed panel of weight in the L2.
+// y = activation(x @ W + bias) + residual. The order in which an output is summed does not depend on M, the number of
+// rows: a row has the same bits in every batch.
+//
+// There are three kernels. docs/how/linear.md has their floors: reading the weight once for few rows, 2 M N K
+// operations for many.
+// - weight (N, K): linear_dot.h.
+// - weight (K, N) and up to kSkinnyRows rows: linear_skinny.h.
+// - weight (K, N) and more rows: this file, in the blocks of GotoBLAS (Goto and van de Geijn, 2008). A task is 128 rows
+//   by 96 columns. Neighbouring tasks are merged into large blocks, so that they share the packed x, and a packed panel
+//   of weight that stays in the L2 cache.
+// For a weight (K, N), an output is summed in chains of kBlockWords fused steps along k, and the chains are added up.
 #pragma once
 #include "activation.h"
 #include "linear_dot.h"
@@ -13,12 +21,13 @@ constexpr int kTileRows = Vec::kRegisters == 16 ? 6 : Vec::kLanes == 16 ? 14 : 8
 constexpr int kTileVecs = Vec::kRegisters == 32 && Vec::kLanes == 4 ? 3 : 2;
 constexpr int64_t kTileColumns = kTileVecs * Vec::kLanes;
 constexpr int64_t kSkinnyColumns = 64, kTaskColumns = 96, kTaskRows = 128;
-constexpr int64_t kSkinnySums = 4096;                // of a pass over weight: stay in the L1
+constexpr int64_t kSkinnySums = 4096;                // sums of one pass over weight; they stay in the L1
 constexpr int64_t kPanelColumns = 3 * kTaskColumns;  // a panel of kBlockWords x 288 words stays in the L2
-constexpr int64_t kBlockRows = 512;                  // rows for which a panel is packed once
-constexpr int64_t kPackedWords = 1 << 21;            // of x that stay packed from panel to panel
+constexpr int64_t kBlockRows = 512;                  // up to so many rows use a panel that is packed once
+constexpr int64_t kPackedWords = 1 << 21;            // x stays packed from panel to panel up to so many words
 
-// total (kRows, kTileVecs) of Vec (+)= x (words from pack_x) @ weight (words [k][kTileColumns])
+// The inner loop: total (kRows, kTileVecs vectors) = x (words from pack_x) @ weight (words [k][kTileColumns]), or += if
+// not `first`. The sums of the tile are in registers.
 template <class T, int kRows>
 inline void tile(const float* x, const float* weight, int64_t words, float* total, int64_t pitch, bool first) {
   constexpr int L = Vec::kLanes;
@@ -77,7 +86,7 @@ inline void finish_row(const LinearArgs& a, const float* total, int64_t m, int64
   }
 }
 
-// Outputs (m .. m + rows, n .. n + columns) from their sums.
+// Writes outputs (m .. m + rows, n .. n + columns), from their sums.
 template <class T>
 inline void finish(const LinearArgs& a, const float* total, int64_t pitch, int64_t m, int64_t rows, int64_t n,
                    int64_t columns) {
@@ -86,7 +95,7 @@ inline void finish(const LinearArgs& a, const float* total, int64_t pitch, int64
   });
 }
 
-// The outputs (first_m .. last_m, first_n .. last_n) where weight is (N, K).
+// Computes outputs (first_m .. last_m, first_n .. last_n) where weight is (N, K).
 template <class T>
 inline void linear_dots(const LinearArgs& a, int64_t first_m, int64_t last_m, int64_t first_n, int64_t last_n) {
   int64_t blocks = ceil_div(last_m - first_m, kDotBlockRows);
@@ -99,6 +108,7 @@ inline void linear_dots(const LinearArgs& a, int64_t first_m, int64_t last_m, in
   }
 }
 
+// Tasks [begin, end) of a call with at most kSkinnyRows rows; a task is kSkinnyColumns columns.
 template <class T, int kRows = kSkinnyRows>
 inline void linear_skinny(const LinearArgs& a, int64_t begin, int64_t end) {
   if constexpr (kRows > 1) {
@@ -120,7 +130,7 @@ inline void linear_skinny(const LinearArgs& a, int64_t begin, int64_t end) {
   }
 }
 
-// Tiles of a block of rows: as equal as they can be. f(first row, rows)
+// Cuts a block of rows into tiles as equal as possible, and calls f(first row, rows) for each.
 template <class F>
 inline void for_tiles(int64_t rows, F&& f) {
   int64_t tiles = ceil_div(rows, kTileRows);
@@ -136,7 +146,7 @@ inline void pack_block(const T* x, int64_t stride, int64_t rows, int64_t element
   });
 }
 
-// total (rows, columns) (+)= x (tiles from pack_block) @ weight (panels from pack_weight)
+// total (rows, columns) = x (tiles from pack_block) @ weight (panels from pack_weight), or += if not `first`.
 template <class T>
 inline void multiply_block(const float* x, const float* weight, int64_t rows, int64_t columns, int64_t words,
                            float* total, int64_t pitch, bool first) {
@@ -147,7 +157,7 @@ inline void multiply_block(const float* x, const float* weight, int64_t rows, in
   });
 }
 
-// The outputs (first_m .. last_m, first_n .. last_n).
+// Computes outputs (first_m .. last_m, first_n .. last_n).
 template <class T>
 inline void linear_block(const LinearArgs& a, int64_t first_m, int64_t last_m, int64_t first_n, int64_t last_n) {
   if (a.transposed) return linear_dots<T>(a, first_m, last_m, first_n, last_n);
@@ -180,7 +190,7 @@ inline void linear_block(const LinearArgs& a, int64_t first_m, int64_t last_m, i
   }
 }
 
-// Task = chunk of columns * row_chunks + chunk of rows: a range of tasks is cut into few, large blocks.
+// Task = chunk of columns * row_chunks + chunk of rows. A range of tasks is merged into a few large blocks.
 template <class T>
 inline void linear_blocked(const LinearArgs& a, int64_t begin, int64_t end) {
   int64_t row_chunks = ceil_div(a.M, kTaskRows);

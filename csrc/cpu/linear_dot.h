@@ -1,20 +1,21 @@
-// linear with weight (N, K): rows of both operands lie along k, so lanes hold k and weight is used where it lies, at
-// any M. An output is, for each kDotWords of k, kLanes chains of fused steps and one tree over the lanes, added up in
-// order.
+// linear with weight (N, K), for any number of rows. The rows of both operands lie along k. So the lanes of a vector
+// hold neighbours along k, and weight is used where it lies. For each kDotWords words of k, an output is summed in
+// kLanes chains of fused steps, and a tree adds up the lanes. These partial sums are added up in order of k.
 #pragma once
 #include "linear_pack.h"
 
 namespace gpt2fast {
 namespace {
 
-constexpr int kDotRows = Vec::kRegisters == 32 ? 4 : 3;  // rows x columns sums, a row of x and a word of weight
+// The rows x columns sums of a tile, a vector of each of its rows of x and one of weight fit in the registers.
+constexpr int kDotRows = Vec::kRegisters == 32 ? 4 : 3;
 constexpr int kDotColumns = Vec::kRegisters == 32 ? 6 : 4;
-constexpr int64_t kDotWords = 1024;     // kDotRows of x and kDotColumns of weight stay in the L1
-constexpr int64_t kDotBlockRows = 192;  // of x, which stay in the L2 from column to column
-constexpr int kSumsInStep = 8;          // of lane_sums
-constexpr int64_t kDotPanel = 12 * kDotColumns, kDotPitch = kDotPanel + 16;  // of sums that wait to be finished
+constexpr int64_t kDotWords = 1024;     // so long pieces of kDotRows of x and kDotColumns of weight stay in the L1
+constexpr int64_t kDotBlockRows = 192;  // so many rows of x stay in the L2 from column to column
+constexpr int kSumsInStep = 8;          // vectors that one call of lane_sums adds up
+constexpr int64_t kDotPanel = 12 * kDotColumns, kDotPitch = kDotPanel + 16;  // columns of sums that wait for finish
 
-// total (kRows, kColumns) (+)= x (words, rows `stride_x` apart) . rows of weight
+// total (kRows, kColumns) = x (words, rows `stride_x` apart) times rows of weight, or += if not `first`.
 template <class T, int kRows, int kColumns>
 inline void dot_tile(const float* x, int64_t stride_x, const T* weight, int64_t stride, int64_t elements, float* total,
                      bool first) {
@@ -28,7 +29,7 @@ inline void dot_tile(const float* x, int64_t stride_x, const T* weight, int64_t 
     for (int m = 0; m < kRows; ++m) a[m] = Vec::load(x + m * stride_x);
     for (int n = 0; n < kColumns; ++n) {
       Vec w = Operand<T>::along(weight + n * stride + k);
-      if (kRows > 1) prefetch(weight + (n + kColumns) * stride + k);  // few sums would be too slow to hide it
+      if (kRows > 1) prefetch(weight + (n + kColumns) * stride + k);  // one row has too little work to hide its cost
       for (int m = 0; m < kRows; ++m) s[m][n] = Operand<T>::step(a[m], w, s[m][n]);
     }
   }
@@ -54,7 +55,7 @@ inline void dot_tile(const float* x, int64_t stride_x, const T* weight, int64_t 
   }
 }
 
-// total (rows, columns) (+)= x . weight, for at most kDotRows rows and kDotColumns columns
+// The same for any rows up to kDotRows and columns up to kDotColumns.
 template <class T, int kRows = kDotRows>
 inline void dot_tile_of(int64_t rows, const float* x, int64_t stride_x, const T* weight, int64_t stride,
                         int64_t elements, int64_t columns, float* total, bool first) {
@@ -68,7 +69,7 @@ inline void dot_tile_of(int64_t rows, const float* x, int64_t stride_x, const T*
     dot_tile<T, kRows, 1>(x, stride_x, weight + n * stride, stride, elements, total + n, first);
 }
 
-// f(n, columns, total): rows of x times rows [first_n, last_n) of weight, panel by panel.
+// Multiplies rows of x by rows [first_n, last_n) of weight, panel by panel, and calls f(n, columns, total) for each.
 template <class T, class F>
 inline void dot_panels(const T* x, int64_t stride_x, int64_t rows, const T* weight, int64_t stride, int64_t K,
                        int64_t first_n, int64_t last_n, F&& f) {

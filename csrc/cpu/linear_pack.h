@@ -1,13 +1,15 @@
-// Operands of linear as 4-byte words along K: a float32 (float16 is converted), or two bfloat16 where the CPU has their
-// dot product. Elsewhere a bfloat16 is converted too: dot()'s two fused steps are the same chain. Tiles want the words
-// of several rows side by side: interleave() transposes them in registers; rows that lie so already are copied.
+// The operands of linear as 4-byte words along K. A word is one float32, or two bfloat16 where the CPU has a bfloat16
+// dot product. float16 is converted to float32; so is bfloat16 on other CPUs, where the two fused steps of dot() would
+// be the same chain. Tiles read the words of several rows side by side: interleave() transposes rows in registers, and
+// rows that are already in that order are copied.
 #pragma once
 #include "vec_math.h"
 
 namespace gpt2fast {
 namespace {
 
-constexpr int64_t kRowsAhead = 8;  // of a (K, N) weight: its rows are too far apart for the CPU's own prefetcher
+// Rows of a (K, N) weight to prefetch ahead: they are too far apart for the CPU's own prefetcher.
+constexpr int64_t kRowsAhead = 8;
 
 inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
@@ -15,7 +17,7 @@ template <class T>
 struct Operand {
   static constexpr int kDepth = 1;                                  // elements of K in a word
   static Vec along(const T* p) { return Vec::load(p); }             // kLanes words of one column
-  static Vec along(const T* p, int n) { return Vec::load(p, n); }   // of which n elements exist
+  static Vec along(const T* p, int n) { return Vec::load(p, n); }   // the same where only n elements exist
   static Vec across(const T* p, const T*) { return Vec::load(p); }  // one word of kLanes columns, from kDepth rows
   static Vec across(const T* p, const T*, int n) { return Vec::load(p, n); }
   static Vec step(Vec a, Vec b, Vec sum) { return fma(a, b, sum); }
@@ -38,14 +40,14 @@ struct Operand<bfloat16> {
 };
 #endif
 
-// The second row of a word: zeros past an odd K.
+// The second row of a word, which is zeros past the end of an odd K.
 template <class T>
 inline const T* next_row(const T* row, int64_t stride, bool exists) {
   static const T zeros[Vec::kLanes] = {};
   return exists ? row + stride : zeros;
 }
 
-// out[k * out_stride + i] = word k of row i; each store fills kLanes words, of which those past `rows` mean nothing.
+// out[k * out_stride + i] = word k of row i. Each store writes kLanes words; those past `rows` have no meaning.
 template <class T>
 inline void interleave(const T* x, int64_t stride, int rows, int64_t elements, float* out, int64_t out_stride) {
   constexpr int L = Vec::kLanes, D = Operand<T>::kDepth;
@@ -67,12 +69,13 @@ inline void interleave(const T* x, int64_t stride, int rows, int64_t elements, f
   }
 }
 
-// The distance of word k from word k + 1 in rows packed by pack_x: rows past the last whole Vec overlap the next word.
+// The distance from word k to word k + 1 in rows packed by pack_x. Up to kLanes rows are packed without padding: what a
+// store writes past `rows` is overwritten by the next word's store. More rows are padded to whole Vecs.
 constexpr int packed_stride(int rows) {
   return rows <= Vec::kLanes ? rows : (rows + Vec::kLanes - 1) / Vec::kLanes * Vec::kLanes;
 }
 
-// Words [k][i] of `rows` rows of x; writes up to kLanes - 1 words past the end.
+// Packs `rows` rows of x as words [k][i]. It writes up to kLanes - 1 words past the end.
 template <class T>
 inline void pack_x(const T* x, int64_t stride, int rows, int64_t elements, float* out) {
   constexpr int L = Vec::kLanes, D = Operand<T>::kDepth;
@@ -86,8 +89,7 @@ inline void pack_x(const T* x, int64_t stride, int rows, int64_t elements, float
     interleave(x + i * stride, stride, rows - i < L ? rows - i : L, elements, out + i, packed_stride(rows));
 }
 
-// Panels of kVecs Vec of columns, words [panel][k][column]; columns past the last are filled with anything finite in
-// weight's rows or zero.
+// Packs weight in panels of kVecs vectors of columns, as words [panel][k][column]. Columns past the last are zeros.
 template <class T, int kVecs>
 inline void pack_weight(const T* weight, int64_t stride, int64_t elements, int64_t columns, float* out) {
   constexpr int L = Vec::kLanes, D = Operand<T>::kDepth, W = kVecs * L;

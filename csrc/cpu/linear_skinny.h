@@ -1,16 +1,16 @@
-// linear for few rows and weight (K, N), where reading the weight is the whole cost: it is read once, in long
-// contiguous pieces, and never copied: a few of its rows at a time over the whole column range, partial sums kept in
-// the L1 cache. The same chain over k as in linear.h.
+// linear for few rows and weight (K, N). The floor is reading the weight: with few rows that is the whole cost. So the
+// weight is read once, in long contiguous pieces, and is never copied. A few of its rows at a time are read over the
+// whole range of columns, and the partial sums stay in the L1 cache. The chains along k are the same as in linear.h.
 #pragma once
 #include "linear_pack.h"
 
 namespace gpt2fast {
 namespace {
 
-constexpr int kSkinnyRows = 8;
-constexpr int64_t kBlockWords = 256;  // of K, in one chain: longer sums are added up from such blocks, in order
+constexpr int kSkinnyRows = 8;        // the most rows that are few
+constexpr int64_t kBlockWords = 256;  // words of K in one chain; the chains are added up in order
 
-// sum (kRows, kVecs Vec of columns) += x @ weight over a few words: the middle of a chain.
+// sum (kRows, kVecs vectors of columns) += x @ weight over a few words along k: a part of a chain.
 template <class T, int kRows, int kVecs, bool kTail>
 inline void advance(const float* x, const T* weight, int64_t stride, int words, bool last_exists, int columns,
                     int64_t ahead, float* sum, int64_t pitch) {
@@ -39,7 +39,8 @@ inline void advance(const float* x, const T* weight, int64_t stride, int words, 
     for (int v = 0; v < kVecs; ++v) s[m][v].store(sum + m * pitch + v * L);
 }
 
-// total (kRows, columns), rows `pitch` apart, = x (words from pack_x) @ weight (K, columns); sum: scratch as large
+// total (kRows, columns) = x (words from pack_x) @ weight (K, columns). Rows of total are `pitch` apart. sum is scratch
+// memory as large as total.
 template <class T, int kRows>
 inline void skinny(const float* x, const T* weight, int64_t stride, int64_t K, int64_t columns, float* total,
                    float* sum, int64_t pitch) {

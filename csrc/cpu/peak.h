@@ -1,5 +1,6 @@
-// This CPU's limits: how fast memory is read and copied, and how fast registers multiply and add. A task is an equal
-// share of the array, or args.repeats steps of independent accumulators; what it computed goes to args.sink.
+// Measures this CPU's limits: how fast it reads and copies memory, and how fast it multiplies and adds in registers. A
+// task has an equal share of the array, or args.repeats steps of independent accumulators. It writes what it computed
+// to args.sink, so that the compiler cannot remove the work.
 #pragma once
 #include "dispatch.h"
 #include "vec_math.h"
@@ -7,9 +8,9 @@
 namespace gpt2fast {
 namespace {
 
-constexpr int kPeakStreams = 4;           // places that one task reads at, so that several prefetchers work
-constexpr int64_t kPeakAhead = 512;       // floats that a stream asks for in advance
-constexpr int kPeakAccumulators = 12;     // hides the latency of two pipes, fits 16 registers with two operands
+constexpr int kPeakStreams = 4;        // places that one task reads from, so that several prefetchers work
+constexpr int64_t kPeakAhead = 512;    // how many floats ahead a stream prefetches
+constexpr int kPeakAccumulators = 12;  // they hide the latency of two pipes, and fit in 16 registers with two operands
 constexpr int64_t kPeakAlignment = 1024;  // floats: shares start on a 4 KiB page
 
 inline int64_t peak_tasks(const cpu::PeakArgs& args) { return args.tasks; }
@@ -43,7 +44,8 @@ inline float peak_copy(const float* x, float* y, int64_t n) {
   return 0;
 }
 
-// Each accumulator is a chain a <- a x + y from operands known at run time only: nothing is removed or hoisted.
+// Each accumulator is a chain of dependent steps. Their operands are known at run time only, so that the compiler can
+// neither remove nor hoist a step.
 template <class Step>
 inline float peak_compute(const float* x, int64_t repeats, Step step) {
   Vec a[kPeakAccumulators];
@@ -79,7 +81,7 @@ inline void peak_run(const cpu::PeakArgs& args, int64_t begin, int64_t end) {
     args.sink[task] = peak_task(args, args.x + task * share, args.y + task * share, share);
 }
 
-// Operations of one step of all accumulators, for rates.
+// Floating-point operations in one step of all accumulators.
 constexpr int64_t kPeakFlops = 2 * kPeakAccumulators * Vec::kLanes;
 
 }  // namespace

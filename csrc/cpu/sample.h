@@ -1,5 +1,6 @@
-// One draw per row, one row per task: repetition penalty, temperature, top-k, top-p, min-p, then the inverse of the
-// running sum at a Philox uniform. Both cuts descend through histograms of the scores, so that nothing is sorted.
+// Draws one token for each row. A task is one row. The steps are repetition penalty, temperature, top-k, top-p, min-p,
+// and then the draw: the first token at which the running sum of the weights exceeds u times their total, for a uniform
+// u from Philox. Top-k and top-p find their cut by histograms of the scores, round by round, so that nothing is sorted.
 #pragma once
 #include "../ops.h"
 #include "vec_math.h"
@@ -9,7 +10,7 @@ namespace {
 
 inline int64_t sample_tasks(const SampleArgs& args) { return args.B; }
 
-// Survivors in ascending token order; scores and weights have room for whole Vecs.
+// The tokens that are still candidates, in ascending order. scores and weights have room for whole Vecs.
 struct Candidates {
   float *scores, *weights;
   int32_t *ids, *list;
@@ -22,7 +23,8 @@ inline Candidates sample_scratch(int64_t V) {
   return {data, data + room, (int32_t*)(data + 2 * room), (int32_t*)(data + 3 * room), V};
 }
 
-// Infinities become the largest finite floats, so that differences of scores are never NaN.
+// scores = logits after repetition penalty and temperature. Infinities become the largest finite floats, so that the
+// difference of two scores is never NaN.
 template <class T>
 inline void load_scores(const SampleArgs& args, int64_t b, float* scores) {
   constexpr float kLargest = 3.402823466e38f;
@@ -36,7 +38,7 @@ inline void load_scores(const SampleArgs& args, int64_t b, float* scores) {
   for (; i + Vec::kLanes <= args.V; i += Vec::kLanes) scale(Vec::load(logits + i)).store(scores + i);
   if (i < args.V) scale(Vec::load(logits + i, int(args.V - i))).store(scores + i, int(args.V - i));
   if (!args.tokens || args.repetition_penalty == 1) return;
-  for (int64_t t = 0; t < args.T; ++t) {  // from the logit each time: a token penalised twice is penalised once
+  for (int64_t t = 0; t < args.T; ++t) {  // starts from the logit, so that a repeated token is penalised only once
     int64_t token = args.tokens[b * args.stride_tokens_b + t];
     if (token < 0) continue;
     float x = to_float(logits[token]);
@@ -62,7 +64,7 @@ inline int64_t first_index_of(float value, const float* x, int64_t n) {
   return i;
 }
 
-// Sum of weights[begin, end) in float64, in an order that depends on the range only.
+// The sum of weights[begin, end) in float64, in an order that depends on the range only.
 inline double sum_of(const float* weights, int64_t begin, int64_t end) {
   double s[8] = {};
   int64_t i = begin;
@@ -72,13 +74,15 @@ inline double sum_of(const float* weights, int64_t begin, int64_t end) {
   return ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
 }
 
-// Where the descending order of (score, index) first reaches the mass wanted: the last to survive.
+// The last candidate to survive: where the mass, added up in descending order of (score, index), first reaches the mass
+// wanted.
 struct Cut {
   float score;
   int64_t index;
 };
 
-// Mass is weight, or 1 each. A histogram finds the bucket of the cut; its members are all that the next round sees.
+// The mass of a candidate is its weight, or 1. Each round makes a histogram of the scores and finds the bucket that the
+// cut falls into. The next round looks at the members of that bucket only.
 template <bool kWeighted>
 inline Cut find_cut(const Candidates& c, float top, double wanted) {
   constexpr int kBuckets = 1024, kFew = 48;
@@ -86,7 +90,8 @@ inline Cut find_cut(const Candidates& c, float top, double wanted) {
   int64_t n = c.n;
   auto mass_of = [&](int32_t i) { return kWeighted ? double(c.weights[i]) : 1.; };
   for (int64_t i = 0; i < n; ++i) list[i] = int32_t(i);
-  // Float32 weights vanish 104 below the top; the other bound keeps low below high where float64 would absorb 104.
+  // A float32 weight is 0 where the score is 104 below the top. The last term keeps low below high where high is so
+  // large that float64 would absorb the 104.
   double high = top, low = high - 104 - 1e-7 * __builtin_fabs(high), before = 0;
   while (n > kFew && high > low) {
     double mass[kBuckets] = {}, factor = (kBuckets - 0.5) / (high - low);
@@ -118,7 +123,7 @@ inline Cut find_cut(const Candidates& c, float top, double wanted) {
       low = x < low ? x : low;
     }
   }
-  if (high > low)  // few: insertion sort, ascending by (score, index), as ties already are
+  if (high > low)  // few are left: insertion sort, ascending by (score, index); ties are in order already
     for (int64_t j = 1; j < n; ++j) {
       int32_t i = list[j];
       int64_t k = j;
@@ -134,7 +139,8 @@ inline Cut find_cut(const Candidates& c, float top, double wanted) {
   return {c.scores[last], last};
 }
 
-// Drops what is below threshold; i of the span from begin to end had the id ids[i], or i without ids.
+// Appends the candidates of [begin, end) whose score is at least threshold to c. The id of candidate i is ids[i], or i
+// if ids is null.
 inline void keep_at_least(float threshold, int64_t begin, int64_t end, const int32_t* ids, Candidates& c) {
   for (int64_t i = begin; i < end; ++i) {
     float score = c.scores[i];
@@ -144,7 +150,9 @@ inline void keep_at_least(float threshold, int64_t begin, int64_t end, const int
   }
 }
 
-// The k-th largest maximum of k or more spans bounds the k-th largest score from below: few scores reach it.
+// Keeps the k largest scores, and scores equal to the k-th. The scores are first cut into spans. At least k scores
+// reach the k-th largest of the spans' maxima, so that it is a lower bound of the k-th largest score, and few scores
+// reach it.
 inline void keep_top_k(Candidates& c, float top, int64_t k) {
   constexpr int64_t kSpan = 64;
   int64_t V = c.n, spans = ceil_div(V, kSpan);
@@ -165,7 +173,7 @@ inline void weigh(Candidates& c, float top) {
     exp(Vec::load(c.scores + i) - Vec::broadcast(top)).store(c.weights + i);
 }
 
-// The first index whose running sum exceeds target; sums of blocks skip most of the way.
+// The first index at which the running sum of the weights exceeds u * total. Sums of whole blocks skip most of the way.
 inline int64_t draw(const Candidates& c, double total, double u) {
   constexpr int64_t kBlock = 256;
   double target = u * total, running = 0;
@@ -181,7 +189,7 @@ inline int64_t draw(const Candidates& c, double total, double u) {
     running += double(c.weights[k]);
     if (running > target) return k;
   }
-  for (; last == 0 && i > 0; --i)  // rounding left the target unreached: the last survivor
+  for (; last == 0 && i > 0; --i)  // rounding kept the sum from the target: take the last survivor
     if (c.weights[i] > 0) last = i;
   return last;
 }

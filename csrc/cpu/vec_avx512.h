@@ -1,7 +1,10 @@
-// Vec for AVX-512 (F, BW, DQ, VL); pair dot products by VDPBF16PS where compiled with AVX512-BF16.
+// Vec, a vector of float32 lanes, for AVX-512 (F, BW, DQ, VL). The other vec headers have the same functions for other
+// instruction sets; what the functions mean is said here. load and store convert bfloat16 and float16 from and to
+// float32. With an argument n they touch the first n elements only, and the other lanes are loaded as zeros. stream
+// stores past the caches. Pairs has dot products of bfloat16, which use VDPBF16PS if compiled for AVX512-BF16.
 #pragma once
-// GCC's own header leaves the lanes that a mask will fill uninitialised, and warns of them wherever it is used (GCC bug
-// 105593). Our own code is not excepted.
+// GCC's own header leaves lanes uninitialised that a mask fills later, and GCC warns of them wherever the header is
+// used (GCC bug 105593). The warnings are off for that header only, not for our code.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -47,7 +50,7 @@ struct Vec {
   __m256i half() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   __mmask16 subnormal() const { return _mm512_fpclass_ps_mask(v, 0x20); }
   __m256i narrow() const {
-#ifdef __AVX512BF16__  // VCVTNEPS2BF16 flushes subnormals
+#ifdef __AVX512BF16__  // VCVTNEPS2BF16 flushes subnormals to zero, so they take the other way
     if (__builtin_expect(!subnormal(), 1)) return (__m256i)_mm512_cvtneps_pbh(v);
 #endif
     __m512i bits = _mm512_castps_si512(v);
@@ -67,7 +70,7 @@ struct Vec {
   friend Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
   friend Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
   friend Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-  // a * 2^n for integral n, gradual underflow and overflow included
+  // a * 2^n for an integral n, with correct subnormal results and overflow
   friend Vec scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
   // lane-wise: a < b ? yes : no
   friend Vec select_less(Vec a, Vec b, Vec yes, Vec no) {

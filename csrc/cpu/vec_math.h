@@ -1,4 +1,4 @@
-// Functions of a Vec that are the same on every instruction set, and what all kernels need: task cutting, scratch.
+// Functions of a Vec that are written once for all instruction sets, and small helpers that all kernels use.
 #pragma once
 #include <cstdint>
 
@@ -14,12 +14,12 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// A formula over Vecs must be inlined whole, or its operands go through memory.
+// A formula over Vecs must be inlined completely; otherwise its operands would go through memory.
 #define GPT2FAST_INLINE inline __attribute__((always_inline))
 
 constexpr float kLog2E = 1.44269504088896341f;
 
-// The polynomial whose highest coefficient is q and whose others follow, the highest first.
+// A polynomial in r by Horner's rule. q is the highest coefficient; the others follow in descending order.
 template <class V>
 GPT2FAST_INLINE V horner(V q, V) {
   return q;
@@ -29,8 +29,10 @@ GPT2FAST_INLINE V horner(V q, V r, float next, Rest... rest) {
   return horner(fma(q, r, V::broadcast(next)), r, rest...);
 }
 
-// V is a Vec or Vecs in all of these, and NaN stays NaN. 2^(n + r) for an integer n, |n| <= 252, and |r| <= 1/2, by a
-// polynomial in r, a minimax fit: its relative error is 3e-6 at degree 4, 9e-8 at 5, and 2e-8 at 6.
+// In all of these functions V is a Vec or a Vecs, and NaN stays NaN.
+
+// 2^(n + r) for an integer n with |n| <= 252, and for |r| <= 1/2. The polynomial in r is a minimax fit. Its relative
+// error is 3e-6 at degree 4, 9e-8 at degree 5 and 2e-8 at degree 6.
 template <int kDegree, class V>
 GPT2FAST_INLINE V exp2_of(V n, V r) {
   static_assert(4 <= kDegree && kDegree <= 6);
@@ -52,16 +54,17 @@ GPT2FAST_INLINE V exp2_in_range(V t) {
   return exp2_of<kDegree>(n, t - n);
 }
 
-// e^x for x <= 0: 1 at 0, 0 below -104. Its error grows as |x| 2^-24, as does that of x where that is a rounded
-// difference. A difference of two floats near each other is exact at any magnitude; were each multiplied by log2 e
-// first, and rounded, the largest score would come out above 2^0.
+// e^x for x <= 0: it is 1 at 0, and 0 below -104. Its relative error grows like |x| 2^-24, as does the error of x
+// itself if x is a rounded difference. Callers pass a score minus the maximum, which is exact if the two are close,
+// however large they are. If scores were multiplied by log2 e and rounded before the subtraction, the largest one could
+// come out above 2^0.
 template <int kDegree, class V>
 GPT2FAST_INLINE V exp_nonpositive(V x) {
   return exp2_in_range<kDegree>(max(V::broadcast(-150.f), x * V::broadcast(kLog2E)));
 }
 
-// e^x for any x: 0 below -104, infinity above 88.73. The error is below 1.5 ulp, for which it subtracts n ln 2 in two
-// parts, the first of them exactly also where fma rounds twice.
+// e^x for any x: it is 0 below -104 and infinity above 88.73. The error is below 1.5 ulp. For that, n ln 2 is
+// subtracted in two parts; subtracting the first part is exact even where fma rounds twice.
 inline Vec exp(Vec x) {
   x = min(Vec::broadcast(100.f), max(Vec::broadcast(-110.f), x));
   Vec n = round(x * Vec::broadcast(kLog2E));
@@ -69,20 +72,21 @@ inline Vec exp(Vec x) {
   return exp2_of<6>(n, r * Vec::broadcast(kLog2E));
 }
 
-// Two Vecs side by side; a Vec header may have a faster one for a type.
+// Stores two Vecs side by side. A Vec header may overload this with a faster version for one type.
 template <class T>
 inline void store_pair(Vec a, Vec b, T* p) {
   a.store(p);
   b.store(p + Vec::kLanes);
 }
 
-// out[i] = the sum over v[i]'s lanes, in one order whatever N and i; a Vec header may have a faster one.
+// out[i] = the sum over the lanes of v[i]. The order does not depend on N or i. A Vec header may have a faster version.
 template <int N>
 inline void lane_sums(const Vec (&v)[N], float* out) {
   for (int i = 0; i < N; ++i) out[i] = reduce_add(v[i]);
 }
 
-// A buffer of one thread, grown as needed and kept; aligned to 64 bytes, contents undefined.
+// A buffer that belongs to one thread; it grows as needed and is kept. It is aligned to 64 bytes, and its contents are
+// undefined.
 template <int kSlot>
 inline void* scratch(size_t bytes) {
   struct Buffer {

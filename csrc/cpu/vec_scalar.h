@@ -1,4 +1,4 @@
-// Vec in plain C++, four lanes, for any CPU. See vec_avx512.h for what each operation means.
+// Vec in plain C++ with four lanes, for any CPU. See vec_avx512.h for what each operation means.
 #pragma once
 #include <cmath>
 
@@ -55,7 +55,7 @@ struct Vec {
   friend Vec operator/(Vec a, Vec b) {
     return each([&](int i) { return a.v[i] / b.v[i]; });
   }
-  friend Vec fma(Vec a, Vec b, Vec c) {  // rounded twice: a baseline CPU has no fused instruction
+  friend Vec fma(Vec a, Vec b, Vec c) {  // rounds twice: a baseline CPU has no fused instruction
     return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
   }
   friend Vec max(Vec a, Vec b) {

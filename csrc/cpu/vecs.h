@@ -1,5 +1,5 @@
-// N Vecs stepped through the same formula together: the chain of one hides the latency of the others, which a CPU's
-// scheduler is too small to do from a loop over single Vecs.
+// N Vecs that go through the same formula together. While an operation of one Vec waits for its input, the CPU works on
+// the others. In a loop over single Vecs, the CPU's scheduler is too small to overlap them.
 #pragma once
 #include "vec_math.h"
 
