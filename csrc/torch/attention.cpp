@@ -10,7 +10,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   OptionalTensor mask_d = dense_inside(mask), seed_c = contiguous(seed);
   int64_t B = q.size(0), T = q.size(1), H = q.size(2), D = q.size(3);
   Tensor out = empty_output({B, T, H, D}, q.scalar_type()), lse = empty_output({B, H, T}, at::kFloat);
-  // A size of 1 is broadcast: its stride counts as 0.
+  // A dimension of size 1 is broadcast, so its stride counts as 0.
   auto stride_bias = [&](int64_t d) { return bias && bias->size(d) != 1 ? bias->stride(d) : 0; };
   AttentionArgs args{
       .q = q_d.const_data_ptr(),

@@ -1,6 +1,6 @@
-// From the dispatcher to an op's function: the call is checked as declared, the kernel's coverage is asked, and the
-// function runs. A call that does not fit or is not covered goes to Python, which words the error or chooses another
-// way.
+// The way from PyTorch's dispatcher to an op's function in C++. The call is compared with the op's declaration, and the
+// kernel's coverage is asked; if both agree, the function runs. Any other call goes to Python, which raises the error
+// or chooses another implementation.
 #pragma once
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
@@ -24,7 +24,7 @@ const T& boxable(const T& value) {
 }
 inline std::string boxable(std::string_view text) { return std::string(text); }
 
-// namespace_fallback::name(args...), where backends.run checks the call anew and decides what runs it.
+// Calls namespace_fallback::name(args...). Behind it, backends.run checks the call again and decides what runs it.
 template <class Out, class... In>
 Out fall_back(const char* fallback, const In&... in) {
   auto op = c10::Dispatcher::singleton().findSchemaOrThrow(fallback, "");
@@ -45,11 +45,13 @@ struct Binding;
 
 template <class Out, class... In, Out (*kRun)(In...)>
 struct Binding<kRun> {
-  // "namespace::name" and "namespace_fallback::name": constants, which static constructors do not undo.
+  // "namespace::name" and "namespace_fallback::name". They are constant-initialised, so that no static constructor
+  // overwrites what bind() has set.
   static inline const char *name = nullptr, *fallback = nullptr;
   static inline Objection objection = nullptr;
 
-  // Python finds out the same and raises; were it to come back here, the two checks would disagree.
+  // Python's check refuses the same calls and raises. If it let the call through, the call would come back here: then
+  // the two checks disagree.
   static Out refused(In... in) {
     static thread_local bool again = false;
     TORCH_INTERNAL_ASSERT(!again, name, ": the checks of Python and C++ disagree");
@@ -79,7 +81,7 @@ struct Binding<kRun> {
 
 inline const char* lasting(const std::string& text) { return (new std::string(text))->c_str(); }
 
-// Registers kRun, a function of the op's arguments that allocates the outputs and launches, for CPU tensors.
+// Registers kRun for CPU tensors. kRun takes the op's arguments, allocates the outputs and launches the kernel.
 template <auto kRun>
 void bind(torch::Library& library, const char* name, Objection objection = uncovered_dtype) {
   c10::OperatorName op = library._resolve(name);

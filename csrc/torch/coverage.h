@@ -1,4 +1,5 @@
-// Which calls the CPU kernels cover: asked by the bindings before a kernel runs, and by Python for reports.
+// Which calls the CPU kernels cover. The bindings ask before they run a kernel, and Python asks for its reports. Each
+// function returns null, or the reason why a call is not covered.
 #pragma once
 #include <map>
 #include <string>
@@ -19,11 +20,12 @@ inline const char* uncovered_head(const Tensor& q) {
   return q.size(-1) >= 1 && q.size(-1) <= 256 ? nullptr : "the kernels cover head sizes 1 to 256 only";
 }
 
-// What each binding asks, by "namespace::name"; and what is lent. Both are in _C alone.
+// The coverage function of each binding, by "namespace::name", and what _C lends to other libraries (joint.h). Both
+// exist in _C only.
 std::map<std::string, Objection, std::less<>>& objections();
 const Joint& own_joint();
 
-// Whether the call is one of a forward pass for gradients on a CPU with AMX, as backends.recording says.
+// Whether the call belongs to a forward pass that records for gradients, on a CPU with AMX. backends.recording sets it.
 inline bool& recording_with_amx() {
   static thread_local bool value = false;
   return value;

@@ -3,7 +3,7 @@
 namespace gpt2fast {
 namespace {
 
-// The sum or mean of the rows' losses, in float64; the mean is over the rows that count.
+// The sum or the mean of the rows' losses, in float64. The mean is over the rows whose target is not ignore_index.
 double reduce(const float* losses, const int64_t* targets, int64_t R, int64_t ignore_index, bool mean) {
   double total = 0;
   int64_t count = 0;

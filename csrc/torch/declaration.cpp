@@ -11,7 +11,7 @@
 namespace gpt2fast {
 namespace {
 
-// The sizes that the letters stand for in one call, found while its shapes are compared.
+// The sizes that the letters stand for in one call. They are found while its shapes are compared.
 struct Sizes {
   int64_t of_letter[26];
   bool has_leading = false;
@@ -43,16 +43,17 @@ struct Sizes {
   }
 };
 
+// Whether each element of t is in [low, high] or equals `also`.
 bool all_within(const Tensor& t, int64_t low, int64_t high, std::optional<int64_t> also) {
   Tensor dense = t.contiguous();
   const int64_t *values = dense.const_data_ptr<int64_t>(), *end = values + dense.numel();
   return std::all_of(values, end, [&](int64_t v) { return (v >= low && v <= high) || (also && v == *also); });
 }
 
-// Whether there is no NaN among n values and, where `finite`, the greatest of them is finite.
+// Whether none of n values is NaN and, if `finite` is set, the greatest of them is finite.
 template <class T>
 bool row_is_drawable(const T* x, int64_t n, bool finite) {
-  uint32_t nan = 0, above = 0, some = 0;  // by bits, so that the loop is one of vectors
+  uint32_t nan = 0, above = 0, some = 0;  // integers instead of early returns, so that the compiler vectorises the loop
   for (int64_t i = 0; i < n; ++i) {
     float value = to_float(x[i]);
     nan |= uint32_t(value != value);
@@ -62,7 +63,7 @@ bool row_is_drawable(const T* x, int64_t n, bool finite) {
   return !nan && (!finite || (some && !above));
 }
 
-// float64 is not looked at: no kernel of ours runs it, and Python checks what goes on from here.
+// float64 is not checked here: no kernel of ours covers it, and Python checks what it gets from here.
 bool is_drawable(const Tensor& t, bool finite) {
   if (t.scalar_type() == at::kDouble || !t.numel()) return true;
   Rows rows(t);

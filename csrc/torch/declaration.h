@@ -1,6 +1,6 @@
-// What the arguments of a call must be, as the op's declaration in Python says it: shapes by letter, dtypes, devices
-// and values (gpt2fast/shapes.py, gpt2fast/values.py). Here it is only found out whether a call fits. What does not fit
-// goes to Python, whose check words the error, so that nothing is stated twice.
+// What the arguments of a call must be, as the op's declaration in Python says: shapes by letter, dtypes, devices and
+// values (gpt2fast/shapes.py, gpt2fast/values.py). This code only decides whether a call fits. A call that does not fit
+// goes to Python, whose check raises the error, so that no error message is written twice.
 #pragma once
 #include <ATen/core/Tensor.h>
 
@@ -15,48 +15,50 @@ using at::ScalarType;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-constexpr int kNone = -1;  // no argument, no letter
+constexpr int kNone = -1;  // no such argument, or no letter
 
 struct Dim {
-  int letter = kNone;  // 0 for A; kNone: the dimension is exactly `size`
+  int letter = kNone;  // 0 for A, 1 for B, ...; kNone: the dimension is exactly `size`
   int64_t size = 0;
-  bool or_one = false;
+  bool or_one = false;  // 1 is allowed too
 };
 
 struct Shape {
-  bool leading = false;  // any dimensions before those of `dims`, the same for all tensors of a call
+  bool leading = false;  // any dimensions may come before those of `dims`, the same for all tensors of a call
   std::vector<Dim> dims;
 };
 
 struct TensorRule {
   int argument;
-  std::optional<ScalarType> dtype;  // none: float32, bfloat16, ..., the same for all such tensors of a call
-  Shape shape, otherwise;           // `otherwise` where the bool argument `condition` is false
+  std::optional<ScalarType> dtype;  // none: any floating dtype, the same for all such tensors of a call
+  Shape shape, otherwise;           // `otherwise` holds where the bool argument `condition` is false
   int condition = kNone;
 };
 
 struct Bound {
   double number = 0;
-  int letter = kNone;  // the bound is the size of this letter
+  int letter = kNone;  // if there is one, the bound is the size of this letter and not `number`
   bool closed = true;
 };
 
 struct ValueRule {
   enum Kind { kChoice, kInterval, kGiven, kDrawable } kind;
-  int argument = kNone, letter = kNone;  // what the rule is about: one of the two
+  int argument = kNone, letter = kNone;  // what the rule is about: an argument, or the size of a letter
   std::vector<std::string> choices;
   Bound low, high;
-  std::optional<int64_t> also;  // allowed besides, or the value of argument also_argument
+  std::optional<int64_t> also;  // one more value that is allowed; also_argument takes it from an argument
   int also_argument = kNone;
-  int start = kNone, count = kNone;  // an absent tensor's values: `count` of them from argument `start` on
-  // kGiven: the tensor must be there where this argument is above 0. kDrawable: no row of the tensor may hold NaN, and
-  // where the argument is above 0 the greatest value of each must be finite.
+  // Where the tensor is absent, its values are start, start + 1, ...: as many as the size of letter `count`, from the
+  // argument `start` on.
+  int start = kNone, count = kNone;
+  // An argument. kGiven: the tensor must be given if it is above 0. kDrawable: no row of the tensor may have a NaN, and
+  // if it is above 0, the greatest value of each row must be finite.
   int condition = kNone;
 };
 
 // One argument of a call.
 struct Value {
-  const Tensor* tensor = nullptr;  // null for a scalar and for what is not given
+  const Tensor* tensor = nullptr;  // null for a scalar, and for an argument that is not given
   bool given = true;
   int64_t integer = 0;
   double number = 0;
@@ -78,14 +80,15 @@ struct Declaration {
   std::vector<TensorRule> tensors;
   std::vector<ValueRule> values;
 
-  // Whether a call with these arguments, in the order of the schema, is as declared.
+  // Whether a call with these arguments fits the declaration. They are in the order of the op's schema.
   bool fits(const Value* arguments) const;
 
-  // The first tensor whose dtype is not fixed: its dtype is the call's. Null where there is none.
+  // The first tensor whose dtype the declaration leaves open. Its dtype is the call's. Null if there is none.
   const Tensor* first_floating(const Value* arguments) const;
 };
 
-// By "namespace::name". The address stays; declaring an op again changes what is there.
+// Declarations by "namespace::name". The address of an op's declaration never changes; to declare the op again changes
+// what is stored there.
 void declare(const std::string& op, Declaration declaration);
 const Declaration& declaration_of(const std::string& op);
 

@@ -1,4 +1,5 @@
-// What Python hands over of a declaration (backends.declare), as plain tuples, to csrc/torch/declaration.h.
+// Converts an op's declaration from the plain tuples that Python hands over (backends.declare) to the structs of
+// csrc/torch/declaration.h.
 #pragma once
 #include <torch/extension.h>
 

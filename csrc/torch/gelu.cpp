@@ -1,4 +1,4 @@
-// gelu and bias_gelu: one kernel, which also adds where it is given a bias.
+// gelu and bias_gelu. Both run one kernel, which adds the bias if there is one.
 #include "binding.h"
 
 namespace gpt2fast {

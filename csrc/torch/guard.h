@@ -1,4 +1,5 @@
-// A CPU allocator for tests: pattern bytes before and after every block, looked at when the block is freed.
+// A CPU allocator for tests. It puts a pattern of bytes before and after every block, and checks it when the block is
+// freed, so that a write outside of a tensor is found.
 #pragma once
 #include <c10/core/CPUAllocator.h>
 
@@ -41,7 +42,8 @@ class GuardAllocator final : public c10::Allocator {
   }
 };
 
-// Switches guarding of all CPU tensors allocated from now on; answers how many guards were found broken so far.
+// Switches guarding on or off for all CPU tensors that are allocated from now on. Returns how many broken guards were
+// found so far.
 inline int64_t guard_memory(bool on) {
   static GuardAllocator guard;
   static c10::Allocator* plain = c10::GetCPUAllocator();

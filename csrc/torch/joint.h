@@ -1,6 +1,6 @@
-// What gpt2fast._C lends to the bindings of kernels in C++: its declarations, its instruction set, its memory. A
-// library of another package does not link against _C. Python hands this struct over once the library is loaded
-// (gpt2fast.build.connect), and _C itself takes the same struct in the same way.
+// What gpt2fast._C lends to the bindings of C++ kernels: its declarations, its choice of instruction set, its memory. A
+// library of another package does not link against _C. Instead Python hands this struct to the library after loading it
+// (gpt2fast.build.connect). _C itself uses the same struct in the same way.
 #pragma once
 #include <c10/core/impl/alloc_cpu.h>
 
@@ -14,10 +14,11 @@
 
 namespace gpt2fast {
 
-// Why a kernel does not cover a call, by the first tensor whose dtype is the call's, or null.
+// Returns why a kernel does not cover a call, or null if it does. `first` is the first tensor whose dtype is the
+// call's.
 using Objection = const char* (*)(const Tensor& first);
 
-// Any change of what a function below means, or of Value, makes another version.
+// Any change in the meaning of a function below, or in Value, needs a new version.
 constexpr int32_t kJointVersion = 1;
 
 struct Joint {
@@ -30,10 +31,10 @@ struct Joint {
   Tensor (*empty_output)(at::IntArrayRef sizes, ScalarType dtype);
 };
 
-// Of this library alone: hidden, or the dynamic linker would make one of those of several libraries.
+// One for each library. It is hidden; otherwise the dynamic linker would merge those of several libraries into one.
 struct __attribute__((visibility("hidden"))) Connection {
   const Joint* joint = nullptr;
-  std::vector<std::pair<const char*, Objection>> unnoted;  // bindings are registered before the joint is there
+  std::vector<std::pair<const char*, Objection>> unnoted;  // bindings that were registered before connect
 
   static Connection& here() {
     static auto* connection = new Connection;
@@ -53,20 +54,21 @@ struct __attribute__((visibility("hidden"))) Connection {
   }
 };
 
-// What _C lends; only after connect.
+// What _C lends. It may be called only after connect.
 inline const Joint& joint() { return *Connection::here().joint; }
 
-// As at::empty, on the CPU, contiguous: large outputs come from gpt2fast's memory.
+// The same as at::empty for a contiguous CPU tensor, but large outputs come from gpt2fast's own memory (memory.h).
 inline Tensor empty_output(at::IntArrayRef sizes, ScalarType dtype) { return joint().empty_output(sizes, dtype); }
 
 }  // namespace gpt2fast
 
-// In the library of another package, gpt2fast.build defines this as the version of gpt2fast that it is built against.
+// gpt2fast.build defines GPT2FAST_EXTENSION for the library of another package: the version of gpt2fast that the
+// library is built against.
 #ifdef GPT2FAST_EXTENSION
 #define GPT2FAST_TEXT_OF(x) #x
 #define GPT2FAST_TEXT(x) GPT2FAST_TEXT_OF(x)
 
-// Takes the joint of a gpt2fast of this version. Answers null, or how this library does not fit it.
+// Connects this library to a joint of the same version. Returns null, or a text that says how the two differ.
 extern "C" __attribute__((weak, used, visibility("default"))) const char* gpt2fast_connect(
     const gpt2fast::Joint* joint) {
   static std::string misfit;

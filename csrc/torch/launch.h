@@ -1,4 +1,4 @@
-// The runner of a kernel: its tasks on torch's threads, memory of its own from torch's allocator.
+// Runs a kernel: its tasks run on torch's threads.
 #pragma once
 #include <ATen/Parallel.h>
 
@@ -40,8 +40,8 @@ void launch(const KernelSet<Args>& kernels, const std::type_identity_t<Args>& ar
 #define GPT2FAST_KERNEL_EXTERN(isa, name, Args) extern const Kernel<Args> name##_##isa;
 #define GPT2FAST_KERNEL_ENTRY(isa, name, Args) {#isa, &cpu::name##_##isa},
 
-// GPT2FAST_CPU_KERNEL(scale, ScaleArgs), outside of namespaces, names the kernel of scale.h, as gpt2fast.build compiled
-// it; then gpt2fast::launch(gpt2fast::scale, args) runs it.
+// GPT2FAST_CPU_KERNEL(scale, ScaleArgs), written outside of all namespaces, declares the kernel of scale.h, which
+// gpt2fast.build has compiled. gpt2fast::launch(gpt2fast::scale, args) then runs it.
 #define GPT2FAST_CPU_KERNEL(name, Args)                                                      \
   namespace gpt2fast {                                                                       \
   namespace cpu {                                                                            \

@@ -1,4 +1,4 @@
-// layer_norm and add_layer_norm: one kernel, which also adds where it is given a residual.
+// layer_norm and add_layer_norm. Both run one kernel, which adds the residual if there is one.
 #include "binding.h"
 
 namespace gpt2fast {

@@ -7,7 +7,7 @@ Activation activation_of(std::string_view name) {
   return name == "none" ? Activation::kNone : name == "gelu_tanh" ? Activation::kGeluTanh : Activation::kGeluErf;
 }
 
-// Inference keeps to our kernel, whose rows have the same bits whatever the batch; training need not.
+// Inference always uses our kernel, whose rows have the same bits in every batch. Training does not need that.
 const char* uncovered(const Tensor& x) {
   if (const char* why = uncovered_dtype(x)) return why;
   bool many = x.dim() && x.numel() >= 32 * x.size(-1);

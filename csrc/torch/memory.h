@@ -1,5 +1,6 @@
-// Where large outputs live: blocks on huge pages, kept after use for the next output of about their size and lent to
-// the system meanwhile. malloc maps anything above 32 MiB anew each time, and page faults cost more than most kernels.
+// The memory of large outputs: blocks on huge pages. A freed block is kept for the next output of about its size, and
+// the system may take its pages back in the meantime. The reason: malloc maps every block above 32 MiB anew, and the
+// page faults cost more than most kernels.
 #pragma once
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
@@ -37,7 +38,7 @@ class HugeBlock {
   void* data() const { return data_; }
   size_t size() const { return size_; }
 
-  // The contents may go: the system takes the pages back when it runs short, and only then.
+  // Gives up the contents. The system takes the pages back if it runs short of memory, and only then.
   void lend() {
 #ifdef MADV_FREE
     madvise(data_, size_, MADV_FREE);
@@ -52,7 +53,7 @@ class HugeBlock {
 class OutputAllocator final : public c10::Allocator {
  public:
   static constexpr size_t kLeast = size_t(4) << 20;       // smaller outputs come from torch's allocator
-  static constexpr size_t kMostKept = size_t(512) << 20;  // of blocks that are not in use
+  static constexpr size_t kMostKept = size_t(512) << 20;  // bytes of blocks that are not in use
 
   static OutputAllocator& instance() {
     static OutputAllocator& allocator = create();
@@ -67,7 +68,7 @@ class OutputAllocator final : public c10::Allocator {
   c10::DeleterFnPtr raw_deleter() const override { return nullptr; }
   void copy_data(void* to, const void* from, size_t count) const override { std::memcpy(to, from, count); }
 
-  // Unmaps what is not in use; answers how many bytes that were.
+  // Unmaps the blocks that are not in use. Returns how many bytes they had.
   size_t release() {
     std::lock_guard<std::mutex> lock(mutex_);
     size_t released = kept_;
@@ -79,8 +80,8 @@ class OutputAllocator final : public c10::Allocator {
  private:
   using Block = std::unique_ptr<HugeBlock>;
 
-  // Outlives every tensor. A process that forks holds the lock meanwhile, so that its child never starts with one that
-  // a thread held which the child has not.
+  // It is never destroyed, so that it outlives every tensor. The lock is held during a fork: otherwise the child could
+  // start with a lock that a thread of the parent held, and that thread does not exist in the child.
   static OutputAllocator& create() {
     static auto* allocator = new OutputAllocator;
     pthread_atfork([] { allocator->mutex_.lock(); }, [] { allocator->mutex_.unlock(); },
@@ -88,7 +89,7 @@ class OutputAllocator final : public c10::Allocator {
     return *allocator;
   }
 
-  // The smallest free block that is large enough but not wastefully larger, else a new one.
+  // The smallest free block that is large enough and not much larger; if there is none, a new block.
   Block take(size_t nbytes) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -120,20 +121,20 @@ class OutputAllocator final : public c10::Allocator {
     std::lock_guard<std::mutex> lock(mutex_);
     kept_ += block->size();
     free_.push_back(std::move(block));
-    while (kept_ > kMostKept) {  // the oldest first
+    while (kept_ > kMostKept) {  // unmaps the oldest first
       kept_ -= free_.front()->size();
       free_.erase(free_.begin());
     }
   }
 
   std::mutex mutex_;
-  std::vector<Block> free_;  // in the order of their return
+  std::vector<Block> free_;  // in the order in which they were given back
   size_t kept_ = 0;
   std::atomic<size_t> used_{0};
 };
 
-// As at::empty, on the CPU, contiguous, without its way through the dispatcher (a tenth of a microsecond each). Where
-// another CPU allocator was set, or memory must be filled, that is done.
+// The same as at::empty for a contiguous CPU tensor, without the way through the dispatcher (a tenth of a microsecond
+// for each). If another CPU allocator is set, it is used; if torch's settings ask for filled memory, it is filled.
 inline Tensor allocate_output(at::IntArrayRef sizes, ScalarType dtype) {
   static c10::Allocator* const plain = c10::GetDefaultCPUAllocator();
   const at::Context& context = at::globalContext();

@@ -1,4 +1,5 @@
-// What is no op, by pybind11: the choice of the instruction set, coverage, huge-page memory.
+// The functions of gpt2fast._C that are not ops, bound by pybind11: the choice of the instruction set, coverage,
+// declarations, memory, and helpers for benchmarks and tests.
 #include <c10/core/impl/alloc_cpu.h>
 #include <torch/extension.h>
 
@@ -19,15 +20,16 @@ std::vector<std::string> isas(bool runnable) {
   return names;
 }
 
-// A uint8 tensor of nbytes, 2 MiB-aligned, in huge pages where the system has them.
+// A uint8 tensor of nbytes bytes, aligned to 2 MiB, in huge pages if the system has them.
 at::Tensor huge_empty(int64_t nbytes) {
   TORCH_CHECK_VALUE(nbytes >= 0, "gpt2fast::huge_empty: nbytes must be at least 0, got ", nbytes);
   auto* block = new gpt2fast::HugeBlock(size_t(nbytes));
   return at::from_blob(block->data(), {nbytes}, [block](void*) { delete block; }, at::TensorOptions().dtype(at::kByte));
 }
 
-// The addresses of the tensors in lists of one length, list by list, then the sizes of those in the first list, as
-// bytes of int64; None if any is not dense. Python takes some 60 ns a tensor for the same, an optimizer has hundreds.
+// For lists of tensors, all of one length: the addresses of the tensors, list by list, and then the sizes of those in
+// the first list, as bytes of int64. None if a tensor is not contiguous. Python would take some 60 ns for each tensor,
+// and an optimizer has hundreds.
 py::object addresses(const std::vector<py::list>& lists) {
   std::vector<int64_t> found, sizes;
   for (const py::list& list : lists)
@@ -49,7 +51,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "joint", [] { return reinterpret_cast<uintptr_t>(&gpt2fast::own_joint()); },
       "The address of what is lent to libraries of other packages: csrc/torch/joint.h");
-  // An allocation that fails raises torch's error in the call, where the kernels' own would be a bare bad_alloc.
+  // With torch's allocator, an allocation that fails raises torch's error; the default one would throw a bare
+  // bad_alloc.
   gpt2fast::cpu::workspace() = {c10::alloc_cpu, c10::free_cpu};
   m.def("cpu_isa", [] { return std::string(gpt2fast::cpu::table().isa); }, "The instruction set in use");
   m.def("set_cpu_isa", [](const std::string& isa) { gpt2fast::cpu::set_isa(isa.c_str()); });

@@ -1,4 +1,4 @@
-// benchmarks/peak.py's way to csrc/cpu/peak.h: one measurement, timed here so that no Python is in it.
+// One measurement of csrc/cpu/peak.h, for benchmarks/peak.py. It is timed here, so that no Python is part of the time.
 #pragma once
 #include <chrono>
 
@@ -7,8 +7,8 @@
 
 namespace gpt2fast {
 
-// Seconds, and bytes moved or operations done in them. x and y (n,) float32, y for copies only; repeats for "fma",
-// "dot".
+// Returns seconds, and the bytes moved or operations done in them. x and y are (n,) float32; y is for copies only, and
+// repeats for "fma" and "dot" only.
 inline std::tuple<double, double> measure_peak(const std::string& what, const Tensor& x, const OptionalTensor& y,
                                                int64_t repeats) {
   static const std::pair<const char*, cpu::Peak> kNames[] = {{"read", cpu::Peak::kRead},

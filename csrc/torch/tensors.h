@@ -1,4 +1,5 @@
-// Tensors as kernels take them: pointers, dtypes, rows at one stride. Copies are made only where strides ask for them.
+// Converts tensors to what kernels take: pointers, dtypes, rows at one stride. A tensor is copied only if its strides
+// do not fit.
 #pragma once
 #include <vector>
 
@@ -13,7 +14,8 @@ inline DType to_dtype(ScalarType dtype) {
 
 inline DType dtype_of(const Tensor& t) { return to_dtype(t.scalar_type()); }
 
-// x as rows of its last dimension at one stride, that dimension dense; a copy only where the strides do not allow it.
+// x as `count` rows along its last dimension, which is dense, with one stride between rows. x is copied only if its
+// strides do not allow that.
 struct Rows {
   c10::MaybeOwned<Tensor> held;  // x itself, or the copy
   int64_t count = 1, stride = 0;
@@ -31,12 +33,12 @@ struct Rows {
   }
 
  private:
-  static int64_t outer_stride(const Tensor& x) {  // of the innermost leading dimension that is not 1
+  static int64_t outer_stride(const Tensor& x) {  // the stride of the innermost leading dimension whose size is not 1
     for (int64_t d = x.dim() - 2; d >= 0; --d)
       if (x.size(d) != 1) return x.stride(d);
     return x.size(-1);
   }
-  static bool collapses(const Tensor& x) {
+  static bool collapses(const Tensor& x) {  // whether one stride leads through all leading dimensions
     int64_t expected = -1;
     for (int64_t d = x.dim() - 2; d >= 0; --d) {
       if (x.size(d) == 1) continue;
