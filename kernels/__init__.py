@@ -1,6 +1,6 @@
-"""Triton kernels, one file an op, installed as ``gpt2fast.kernels``. Nothing is imported here."""
+"""The Triton kernels, installed as ``gpt2fast.kernels``. Nothing is imported here, so that Triton may be missing."""
 
-# By op the file that holds its kernel; ops of one formula share a file.
+# Maps each op to the file that holds its kernel. Ops that share a formula share a file.
 MODULES = dict(
     embedding="embedding",
     embedding_backward="embedding",

@@ -1,4 +1,12 @@
-"""AdamW on many tensors in one launch, whose programs read from tables on the device which numbers they have."""
+"""AdamW on many tensors in one launch. For each number w of the weights, with its gradient g:
+
+    m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
+    w = w (1 - lr weight_decay) - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
+
+A program has one block of BLOCK numbers of one tensor. It reads from tables on the device which tensor and which block
+that is (gpt2fast/tensor_lists.py). The floor is memory traffic: w, m and v are read and written once, and g is read
+once. docs/kernels.md counts 1.02 times that.
+"""
 
 import math
 
@@ -11,13 +19,17 @@ from gpt2fast.tensor_lists import objection_to_lists, tables
 
 from .common import objection, philox
 
-BLOCK, WARPS = 2048, 4  # numbers a program
+BLOCK, WARPS = 2048, 4  # numbers of a program; warps
 COLUMNS = tl.constexpr(tensor_lists.COLUMNS)
 
 
 @triton.jit
 def address(table_ptr, tensor, column: tl.constexpr, dtype: tl.constexpr, ALIGNED: tl.constexpr):
-    """Of a tensor's first number. Four numbers are read at a time, of any type, so that all lie in the same lanes."""
+    """The address of a tensor's first number, from the table.
+
+    ALIGNED: the compiler may rely on an alignment of four numbers. It then reads four numbers at a time of every dtype,
+    so that w, g, m and v of one number are in the same lane.
+    """
     ptr = tl.load(table_ptr + tensor * COLUMNS + column).to(tl.pointer_type(dtype))
     if ALIGNED:
         ptr = tl.multiple_of(ptr, dtype.primitive_bitwidth // 2)
@@ -43,7 +55,7 @@ def store_block(ptr, at, x, whole, size):
 
 @triton.jit
 def _one_minus_power(log_beta, step):
-    """1 - beta^step, which keeps its digits where it is near 0."""
+    """1 - beta^step. It keeps its digits where it is near 0, by a series for e^x - 1 with x = step log(beta)."""
     x = log_beta * step
     series = 1.0
     for k in tl.static_range(9, 1, -1):
@@ -53,7 +65,7 @@ def _one_minus_power(log_beta, step):
 
 @triton.jit
 def _noise(seed_ptr, first, tensor, step, BLOCK_E: tl.constexpr):
-    """16 random bits for each of BLOCK_E numbers from ``first`` on, as ``_rounded`` of gpt2fast/ops/adamw_.py draws."""
+    """16 random bits for each of the BLOCK_E numbers from ``first`` on, as ``_rounded`` in gpt2fast/ops/adamw_.py."""
     block = first // 4 + tl.arange(0, BLOCK_E // 4)
     zero = tl.zeros([BLOCK_E // 4], tl.uint32)
     c2, c3 = zero + tensor.to(tl.uint32), zero + step.to(tl.uint32)
@@ -67,7 +79,11 @@ def adamw_kernel(
     table_ptr, programs_ptr, weight_ptr, step_ptr, scale_ptr, seed_ptr, lr, beta2, rest1, rest2, log_beta1, log_beta2,
     eps, decay, HAS_SCALE: tl.constexpr, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    """``weight_ptr``: any of the weights, for its type; rest: 1 - beta; ``decay``: what a weight is multiplied with."""
+    """``weight_ptr``: any of the weights; only its dtype is used. ``rest1``, ``rest2``: 1 - beta1 and 1 - beta2.
+
+    ``decay``: 1 - lr weight_decay. ``scale_ptr``: a factor for all gradients. STOCHASTIC: bfloat16 weights are rounded
+    up or down at random, so that the expected value is the float32 result.
+    """
     program = tl.program_id(0)
     tensor = tl.load(programs_ptr + 2 * program)
     first = tl.load(programs_ptr + 2 * program + 1).to(tl.int64) * BLOCK_E

@@ -1,7 +1,13 @@
-"""out = softmax(scale q k^T + bias) v without a T x S matrix in memory (FlashAttention-2, Dao, arXiv:2307.08691).
+"""Attention: out = softmax(scale q k^T + bias) v over the keys that each query sees, and lse = log sum exp(scores).
 
-A program holds one tile of queries of one head and streams the tiles of keys that they see. Of each row it keeps the
-greatest score so far, the sum of exponentials and the weighted sum of values, both relative to that greatest score.
+q is (B, T, H, D), k and v are (B, S, H, D). The T x S matrix of scores is never in memory (FlashAttention-2, Dao,
+arXiv:2307.08691). A program holds one tile of BLOCK_M queries of one head and loops over the tiles of BLOCK_N keys that
+they see. For each query it keeps three things in float32: the greatest score so far (peak), the sum of e^(score - peak)
+(total), and the sum of e^(score - peak) times the value (sums). A greater peak rescales both sums. At the end,
+out = sums / total and lse = peak + log total.
+
+The floor: q, k, v and out are moved once each, and each pair of a query and a key that it sees takes two products of D
+multiplications. docs/kernels.md counts what the kernel moves and multiplies; docs/how/attention.md explains the counts.
 """
 
 import torch
@@ -13,13 +19,16 @@ from . import common
 from .tiles import tiles
 
 LOG2E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-3.4028234663852886e38)  # lse of a query that sees nothing: the least float32
-WIDEST = 256  # head size
+LOWEST = tl.constexpr(-3.4028234663852886e38)  # the least float32: the lse of a query that sees nothing
+WIDEST = 256  # the largest head size D
 
 
 @triton.jit
 def load_rows(ptr, rows, stride, d, inside, D: tl.constexpr, BLOCK_D: tl.constexpr, ALL_ROWS: tl.constexpr):
-    """(rows, BLOCK_D) of a tensor whose head dimension is dense; zero where ``inside`` is not set, unless ALL_ROWS."""
+    """A tile (rows, BLOCK_D) of a tensor whose head dimension is dense. Rows that are not ``inside`` are zero.
+
+    ALL_ROWS: all rows are inside, so that the load needs no comparison for them.
+    """
     ptr += rows.to(tl.int64)[:, None] * stride + d[None, :]
     if ALL_ROWS:
         if D == BLOCK_D:
@@ -30,7 +39,7 @@ def load_rows(ptr, rows, stride, d, inside, D: tl.constexpr, BLOCK_D: tl.constex
 
 @triton.jit
 def usable_keys(s, T, S, mask_ptr, window, HAS_MASK: tl.constexpr, HAS_WINDOW: tl.constexpr):
-    """Which keys some query sees. What lies in the others counts nothing, be it NaN: they are read as zero."""
+    """Whether at least one query sees key s. Other keys are read as zero, so that even NaN in them has no effect."""
     usable = s < S
     if HAS_WINDOW:
         usable = usable & (s > S - T - window)
@@ -41,7 +50,7 @@ def usable_keys(s, T, S, mask_ptr, window, HAS_MASK: tl.constexpr, HAS_WINDOW: t
 
 @triton.jit
 def sees(t, s, T, S, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr):
-    """Whether query t sees key s, for a t and an s of shapes that broadcast; padding is no matter of this function."""
+    """Whether query t sees key s, for t and s of shapes that broadcast. The padding mask is not looked at here."""
     seen = (t < T) & (s < S)
     if CAUSAL:
         seen = seen & (s <= S - T + t)
@@ -53,8 +62,11 @@ def sees(t, s, T, S, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr):
 @triton.jit
 def keys_of_tile(first, T, S, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.constexpr, BLOCK_M: tl.constexpr,
                  BLOCK_N: tl.constexpr):  # fmt: skip
-    """(begin, clear, end): the queries first ... first + BLOCK_M - 1 see keys from begin up to end, and all of them see
-    the tiles up to clear. Under a window every tile counts as an edge."""
+    """(begin, clear, end) for the queries first to first + BLOCK_M - 1.
+
+    They see no key before begin and none from end on. Each of them sees every key from begin to clear, so that those
+    tiles need no comparisons. With a window, clear is begin: all tiles are compared.
+    """
     begin, end, clear = 0, S, S
     if CAUSAL:
         end = tl.maximum(tl.minimum(S, S - T + first + BLOCK_M), 0)
@@ -67,10 +79,10 @@ def keys_of_tile(first, T, S, window, CAUSAL: tl.constexpr, HAS_WINDOW: tl.const
 
 @triton.jit
 def kept_by_dropout(seed, row, start, dropout_p, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Which probabilities of the rows (b H + h) T + t and of the keys from ``start`` on are kept: (BLOCK_M, BLOCK_N).
+    """(BLOCK_M, BLOCK_N): which probabilities dropout keeps, for the queries in ``row`` and the keys from ``start`` on.
 
-    Word s % 4 of the Philox 4x32-10 block with counter (s / 4, row) and key ``seed`` belongs to key s, as in
-    csrc/math.h (Salmon et al., SC11).
+    The row of a query is (b H + h) T + t. Key s takes word s % 4 of the Philox 4x32-10 block with counter (s / 4, row)
+    and key ``seed``, as in csrc/math.h (Salmon et al., SC11). So the backward pass draws the same mask again.
     """
     row = row.to(tl.uint64)[:, None]
     zero = tl.zeros([BLOCK_M, BLOCK_N // 4], tl.uint32)
@@ -84,7 +96,10 @@ def kept_by_dropout(seed, row, start, dropout_p, BLOCK_M: tl.constexpr, BLOCK_N:
 @triton.jit
 def scores_of_tile(q, k, bias_ptr, t, s, T, S, stride_bias_t, stride_bias_s, scale, HAS_BIAS: tl.constexpr,
             PRECISION: tl.constexpr):  # fmt: skip
-    """scale q k^T + bias, (queries, keys); with q and k, t and s and the strides exchanged, (keys, queries)."""
+    """scale q k^T + bias, of shape (queries, keys).
+
+    If the caller exchanges q and k, t and s, T and S, and the two strides, the result has shape (keys, queries).
+    """
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     if HAS_BIAS:
         at = bias_ptr + t.to(tl.int64)[:, None] * stride_bias_t + s.to(tl.int64)[None, :] * stride_bias_s
@@ -100,7 +115,10 @@ def _add_keys(
     HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of keys. EDGE: some query of the tile may not see some key of it, for other reasons than the mask."""
+    """Adds one tile of keys to peak, total and sums, and returns their new values.
+
+    EDGE: some query may not see some key of the tile, for another reason than the padding mask.
+    """
     s = start + tl.arange(0, BLOCK_N)
     usable = usable_keys(s, T, S, mask_ptr, window, HAS_MASK, HAS_WINDOW)
     ALL_ROWS: tl.constexpr = not (EDGE or HAS_MASK)
@@ -112,8 +130,8 @@ def _add_keys(
     elif HAS_MASK:
         scores = tl.where(usable[None, :], scores, float("-inf"))
     new_peak = tl.maximum(peak, tl.max(scores, 1))
-    # A row that has seen nothing yet is shifted by 0, since -inf - -inf is NaN. The shift is subtracted before log2(e)
-    # multiplies: the difference of close numbers is exact, however large they are.
+    # A row that has seen no key yet is shifted by 0, since (-inf) - (-inf) is NaN. The shift is subtracted before the
+    # multiplication by log2(e), because the difference of two close numbers is exact, however large they are.
     shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
     p = tl.exp2((scores - shift[:, None]) * LOG2E)
     decay = tl.exp2((peak - shift) * LOG2E)
@@ -125,7 +143,7 @@ def _add_keys(
     return new_peak, total, sums
 
 
-# Sizes are not specialised: a prompt of any length runs the same compiled kernel.
+# Triton compiles no special versions for these sizes: prompts of all lengths run the same compiled kernel.
 @triton.jit(do_not_specialize=["H", "T", "S", "window"])
 def attention_kernel(
     q_ptr, k_ptr, v_ptr, mask_ptr, bias_ptr, seed_ptr, out_ptr, lse_ptr,
@@ -138,7 +156,8 @@ def attention_kernel(
     tiles = tl.cdiv(T, BLOCK_M)
     head = (tl.program_id(0) // tiles).to(tl.int64)
     b, h = head // H, head % H
-    # The last queries of a causal head see most keys; they start first, so that short programs fill up the end.
+    # The last queries of a causal head see the most keys. Their programs start first, so that short ones run at the end
+    # and no multiprocessor waits long for the last one.
     first = (tiles - 1 - tl.program_id(0) % tiles) * BLOCK_M
     t = first + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
@@ -178,7 +197,10 @@ def attention_kernel(
 
 @tiles("attention_kernel")
 def forward_tile(block_d, wide):
-    """``wide``: float32, whose products take six of bfloat16 each."""
+    """(BLOCK_M, BLOCK_N, num_warps, num_stages) for a head padded to ``block_d`` columns.
+
+    ``wide``: the dtype is float32, whose products are six products of bfloat16 each and take more registers.
+    """
     if wide:
         if block_d <= 64:
             return (64, 32, 4, 1) if block_d <= 32 else (32, 32, 4, 1)
@@ -187,16 +209,16 @@ def forward_tile(block_d, wide):
 
 
 def arguments(q, k, v, mask, bias, seed, causal, window, scale, dropout_p):
-    """What all kernels of attention take: tensors that may be missing, strides, sizes, and compile-time words."""
+    """The arguments that forward and backward kernels share: (optional tensors, strides, sizes, compile-time words)."""
     B, T, H, D = q.shape
     S = k.shape[1]
     mask, stride_mask_b = dense_mask(mask)
     strides = [*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], stride_mask_b, *broadcast_strides(bias)]
-    # A tensor that is not there is not read either: any pointer will do.
+    # The kernel does not read a tensor that is missing, so any tensor serves as a placeholder.
     optional = [q if x is None else x for x in (mask, bias, seed)]
     sizes = (H, T, S, window, D**-0.5 if scale is None else scale, dropout_p)
-    # D and BLOCK_D, CAUSAL, HAS_WINDOW, HAS_MASK, HAS_BIAS, DROPOUT, PRECISION: by place, which takes the host half as
-    # long as by name.
+    # D, BLOCK_D, CAUSAL, HAS_WINDOW, HAS_MASK, HAS_BIAS, DROPOUT and PRECISION are passed by position, which takes the
+    # host half as long as passing them by name.
     words = (
         D, max(16, 1 << (D - 1).bit_length()), causal, window > 0, mask is not None, bias is not None, dropout_p > 0,
         precision(q),
@@ -220,7 +242,7 @@ def attention(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, s
 
 
 def precision(q):
-    """That of all products of attention; heads of a few columns need no tensor cores."""
+    """The input_precision of all products of attention. Heads of less than 16 columns do not use tensor cores."""
     return common.precision(q) if q.shape[-1] >= 16 else "ieee"
 
 

@@ -1,9 +1,17 @@
-"""Gradients of attention (kernels/attention.py) from out and lse: the probabilities are computed again, tile by tile.
+"""The gradients of attention (kernels/attention.py). The probabilities are computed again from lse, tile by tile.
 
-With p the probabilities, dp = dout v^T and delta = rowsum(dout out): ds = p (dp - delta), dq = scale ds k,
-dk = scale ds^T q, dv = p^T dout. The first kernel holds queries and streams keys for dq; it leaves delta and the rows'
-sums for the second, which holds keys and streams queries for dk and dv. Nobody adds to what another program writes, so
-that the gradients are the same bit by bit in every run. dbias has its own kernel, which sums where bias broadcasts.
+    p = e^(scale q k^T + bias - lse)      dp = dout v^T      delta = rowsum(dout out)      ds = p (dp - delta)
+    dq = scale ds k                       dk = scale ds^T q                                dv = p^T dout
+
+There are three kernels, and all of them loop over tiles:
+- attention_backward_q_kernel: a program holds a tile of queries and loops over keys. It writes dq, and for the other
+  kernels delta and excess, the log2 of what a row's p sum to.
+- attention_backward_kv_kernel: a program holds a tile of keys and loops over queries. It writes dk and dv.
+- attention_backward_bias_kernel runs only if there is a bias. It writes dbias, which is ds summed over the axes along
+  which bias broadcasts.
+
+No program adds to what another one writes, so that the gradients have the same bits in every run. The price is that
+the scores and dp are computed once in each kernel. docs/kernels.md counts the bytes and products.
 """
 
 import torch
@@ -33,7 +41,10 @@ def _add_keys(
     HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    """dq's share of one tile of keys. EDGE: some query of the tile may not see some key of it, mask aside."""
+    """Adds one tile of keys to dq (still without its scale) and to total, the sum of each row's p.
+
+    EDGE: some query may not see some key of the tile, for another reason than the padding mask.
+    """
     s = start + tl.arange(0, BLOCK_N)
     inside = usable_keys(s, T, S, mask_ptr, window, HAS_MASK, HAS_WINDOW)
     ALL_ROWS: tl.constexpr = not (EDGE or HAS_MASK)
@@ -97,8 +108,8 @@ def attention_backward_q_kernel(
             stride_bias_t, stride_bias_s, row, t, start, d, T, S, window, scale, dropout_p, D, BLOCK_D, BLOCK_M,
             BLOCK_N, CAUSAL, HAS_WINDOW, HAS_MASK, HAS_BIAS, DROPOUT, PRECISION, True,
         )  # fmt: skip
-    # A row's p sum to 1 but for the rounding of lse, which loses the sum's digits where scores are large: the division
-    # brings them back.
+    # The p of a row would sum to 1 if lse were exact. Where scores are large, lse has no digits left for the log of the
+    # sum, and p is off by a common factor. Dividing by the sum of p corrects that.
     total = tl.where(total == 0, 1.0, total)
     tl.store(excess_ptr + row, tl.log2(total), mask=t < T)
     dq = dq * (scale / total)[:, None]
@@ -108,7 +119,10 @@ def attention_backward_q_kernel(
 
 @triton.jit
 def load_statistics(lse_ptr, delta_ptr, excess_ptr, row, inside, ALL_ROWS: tl.constexpr):
-    """A row's lse, delta, and log2 of what its p sum to. Outside they are zero, as q and dout are: it adds nothing."""
+    """lse, delta and excess (see the top of this file) of the rows. They are zero for rows that are not ``inside``.
+
+    Such rows add nothing, since their q and dout are zero too. ALL_ROWS: all rows are inside.
+    """
     if ALL_ROWS:
         return tl.load(lse_ptr + row), tl.load(delta_ptr + row), tl.load(excess_ptr + row)
     lse = tl.load(lse_ptr + row, mask=inside, other=0.0)
@@ -124,7 +138,11 @@ def _add_queries(
     HAS_WINDOW: tl.constexpr, HAS_MASK: tl.constexpr, HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr,
     PRECISION: tl.constexpr, EDGE: tl.constexpr,
 ):  # fmt: skip
-    """dk's and dv's shares of one tile of queries. Tiles are (keys, queries), so that no product is transposed."""
+    """Adds one tile of queries to dk (still without its scale) and dv.
+
+    Scores and p have shape (keys, queries) here, so that ds^T q and p^T dout need no transposed operand. EDGE: some
+    query may not see some key, for another reason than the padding mask.
+    """
     t = first + tl.arange(0, BLOCK_M)
     row = head * T + t
     q = load_rows(q_ptr, t, stride_q_t, d, t < T, D, BLOCK_D, not EDGE)
@@ -172,7 +190,8 @@ def attention_backward_kv_kernel(
     seed = tl.load(seed_ptr) if DROPOUT else 0
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    # Queries from begin up to end see some key of the tile, those of the tiles from clear up to whole see all of them.
+    # The queries from begin to end see some key of the tile. In the tiles of queries from clear to whole, every query
+    # sees every key, so that no comparison is needed.
     begin, clear, end = 0, 0, T
     if CAUSAL:
         begin = tl.maximum(0, start - (S - T)) // BLOCK_M * BLOCK_M
@@ -220,8 +239,8 @@ def attention_backward_bias_kernel(
     HAS_BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, SUM_B: tl.constexpr, SUM_H: tl.constexpr, SUM_T: tl.constexpr, SUM_S: tl.constexpr,
 ):  # fmt: skip
-    """dbias is ds, summed over the axes along which bias broadcasts. A program holds a tile of dbias and walks over all
-    that is added to it, in a fixed order."""
+    """dbias is ds, summed over the axes along which bias broadcasts (SUM_B, SUM_H, SUM_T, SUM_S). A program holds one
+    tile of dbias and loops in a fixed order over all tiles of ds that are added to it."""
     tiles_t = 1 if SUM_T else tl.cdiv(T, BLOCK_M)
     tiles_s = 1 if SUM_S else tl.cdiv(S, BLOCK_N)
     heads = 1 if SUM_H else H
@@ -229,7 +248,7 @@ def attention_backward_bias_kernel(
     tile_s, program = program % tiles_s, program // tiles_s
     tile_t, program = program % tiles_t, program // tiles_t
     own_h, own_b = program % heads, program // heads
-    # The axes that are summed, flattened to one loop: tiles of keys go fastest, then tiles of queries, heads, batch.
+    # One loop covers all summed axes. Tiles of keys change fastest, then tiles of queries, then heads, then batch.
     count_t = tl.cdiv(T, BLOCK_M) if SUM_T else 1
     count_s = tl.cdiv(S, BLOCK_N) if SUM_S else 1
     count_h = H if SUM_H else 1
@@ -261,7 +280,7 @@ def attention_backward_bias_kernel(
         dbias += p * (dp - delta[:, None])
     t = tile_t * BLOCK_M + tl.arange(0, BLOCK_M)
     s = tile_s * BLOCK_N + tl.arange(0, BLOCK_N)
-    # dbias is dense, of shape (B or 1, H or 1, T or 1, S or 1).
+    # dbias is contiguous and has shape (B or 1, H or 1, T or 1, S or 1).
     size_t = 1 if SUM_T else T
     size_s = 1 if SUM_S else S
     dbias_ptr += (own_b.to(tl.int64) * heads + own_h) * size_t * size_s
@@ -280,7 +299,10 @@ def attention_backward_bias_kernel(
 
 @tiles("attention_backward_q_kernel")
 def tile_of_queries(block_d, wide):
-    """Of the kernel that holds queries; ``wide``: float32, whose parts of bfloat16 fill the registers."""
+    """(BLOCK_M, BLOCK_N, num_warps, num_stages) of the kernel that holds queries.
+
+    ``block_d``: the columns of a head, padded. ``wide``: the dtype is float32, whose bfloat16 parts fill the registers.
+    """
     if wide:
         return {16: (64, 32, 4, 1), 32: (64, 32, 4, 1), 64: (32, 32, 4, 1), 128: (16, 32, 4, 1)}.get(
             block_d, (16, 16, 8, 1)
@@ -290,7 +312,7 @@ def tile_of_queries(block_d, wide):
 
 @tiles("attention_backward_kv_kernel")
 def tile_of_keys(block_d, wide):
-    """Of the kernel that holds keys."""
+    """The same for the kernel that holds keys."""
     if wide:
         return {16: (16, 32, 4, 1), 32: (16, 32, 4, 1), 64: (32, 32, 4, 1), 128: (16, 16, 4, 1)}.get(
             block_d, (16, 16, 8, 1)
@@ -300,7 +322,7 @@ def tile_of_keys(block_d, wide):
 
 @tiles("attention_backward_bias_kernel")
 def tile_of_bias(block_d, wide):
-    """Of the kernel that sums dbias."""
+    """The same for the kernel that sums dbias."""
     if wide:
         return (32, 16, 4, 1) if block_d <= 64 else (16, 32, 8, 1) if block_d <= 128 else (16, 16, 8, 1)
     return (32, 32, 8, 1) if block_d > 128 else (64, 64, 4, 1)

@@ -1,4 +1,4 @@
-"""What the kernels of several ops share: the dtypes that they cover, and how tl.dot multiplies float32."""
+"""What the Triton kernels of several ops share: their dtypes, random numbers, and how tl.dot multiplies float32."""
 
 import functools
 
@@ -17,7 +17,10 @@ def _philox_round(c0, c1, c2, c3, k0, k1):
 
 @triton.jit
 def philox(key, c0, c1, c2, c3):
-    """The four words of a Philox 4x32-10 block (Salmon et al., SC11), as in csrc/math.h: key 64 bits, counters 32."""
+    """The four 32-bit words of a Philox 4x32-10 block (Salmon et al., SC11), as in csrc/math.h.
+
+    ``key`` has 64 bits; the counters c0 to c3 have 32 bits each. All may be tensors.
+    """
     k0, k1 = key.to(tl.uint32), (key >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
         c0, c1, c2, c3 = _philox_round(c0, c1, c2, c3, k0, k1)
@@ -26,13 +29,17 @@ def philox(key, c0, c1, c2, c3):
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Tensor cores multiply float32 as three bfloat16 each, whose 24 bits are all of float32's: six products of those keep
-# float32's accuracy, which three of TF32 do not. Triton has this from 3.6 on.
+# On tensor cores a float32 number is split into three bfloat16 numbers, whose 24 bits are all the bits of its
+# significand. Six products of these parts keep the accuracy of float32; three products of TF32 do not. Triton offers
+# this ("bf16x6") since version 3.6.
 HAS_BF16X6 = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6)
 
 
 def objection(what, x, has_products=False):
-    """Why kernels named ``what`` do not cover x's dtype, or None; ``has_products``: they multiply matrices."""
+    """The reason why kernels named ``what`` do not cover x's dtype, or None if they do.
+
+    ``has_products``: the kernels multiply matrices.
+    """
     if x.dtype not in DTYPES:
         return f"{what} in Triton covers float32, bfloat16 and float16, got {str(x.dtype).removeprefix('torch.')}"
     if has_products and x.dtype == torch.float32 and not HAS_BF16X6:
@@ -46,5 +53,5 @@ def is_nvidia():
 
 
 def precision(x):
-    """The input_precision of tl.dot; 16-bit types do not look at it. AMD's matrix units multiply float32 as it is."""
+    """The input_precision of tl.dot, which matters for float32 only. AMD's matrix units multiply float32 directly."""
     return "bf16x6" if x.dtype == torch.float32 and is_nvidia() else "ieee"

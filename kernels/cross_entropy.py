@@ -1,8 +1,15 @@
-"""loss = lse - (1 - e) logits[target] - e mean(logits) of each row, lse = log sum exp(logits), and its gradient.
+"""Cross entropy of each row of logits (R, V) with label smoothing e, and its gradient.
 
-A program has one row. Forward: every lane keeps the greatest logit that it saw and the sum of exponentials relative to
-it, so that the row is read once and the lanes meet once. Backward: the row is read once and written once.
-GPT-2's rows of 50257 columns begin anywhere: the first and the last tile are cut so that those between are aligned.
+    lse = log sum exp(logits)        loss = lse - (1 - e) logits[target] - e avg(logits)
+    dlogits = dloss (softmax(logits) - (1 - e) onehot(target) - e / V)
+
+A program has one row. The floor is memory traffic: each logit is read once forward; backward it is read once and its
+gradient is written once. Forward, every lane keeps the greatest logit that it has seen and the sum of exponentials
+relative to it. So one pass over the row is enough, and the lanes are joined once, at its end.
+docs/kernels.md counts 1.00 to 1.01 times the least bytes.
+
+A row of 50257 columns, as GPT-2 has, does not begin at an aligned address as a rule. The first and the last tile are
+therefore partial, and all tiles between them are aligned.
 """
 
 import torch
@@ -12,8 +19,9 @@ import triton.language as tl
 from .common import objection
 
 LOG2E = tl.constexpr(1.4426950408889634)
-BLOCK, WARPS, ALIGNED = 4096, 8, 8  # columns a tile, and columns after which a tile may begin
-LARGE = tl.constexpr(256.0)  # |lse| beyond which its rounding to 24 bits puts e^(logit - lse) off by more than 1.5e-5
+BLOCK, WARPS, ALIGNED = 4096, 8, 8  # columns of a tile; warps; a tile begins at a multiple of ALIGNED columns
+# Above this |lse|, the rounding of lse to 24 bits may change e^(logit - lse) by more than 1.5e-5 of its value.
+LARGE = tl.constexpr(256.0)
 
 
 @triton.jit
@@ -35,7 +43,8 @@ def cross_entropy_kernel(
 ):  # fmt: skip
     r = tl.program_id(0).to(tl.int64)
     row = r * stride_logits_r
-    # The tiles begin at a multiple of ALIGN columns before the row; what lies before the row is not read.
+    # The first tile begins at the last multiple of ALIGN columns up to the row's start. The ``before`` columns in front
+    # of the row are masked and not read.
     before = (row % ALIGN).to(tl.int32)
     tile_ptr = logits_ptr + tl.multiple_of(row - before, ALIGN)
     lane = tl.arange(0, BLOCK_V)
@@ -59,7 +68,7 @@ def cross_entropy_kernel(
     log_total = tl.log(tl.sum(total * tl.exp2((peak - shift) * LOG2E), 0))
     target = tl.load(targets_ptr + r)
     known = (target >= 0) & (target < V)
-    # The differences from the greatest logit are added, not the logits: they keep their digits however large those are.
+    # The loss is a sum of differences from the greatest logit, which keep their digits however large the logits are.
     loss = (shift - tl.load(logits_ptr + row + target, mask=known, other=float("nan")).to(tl.float32)) + log_total
     if SMOOTHING:
         mean = tl.sum(plain, 0) / V
@@ -70,7 +79,7 @@ def cross_entropy_kernel(
 
 @triton.jit
 def _top_and_log2_total(tile_ptr, lane, before, end, BLOCK_V: tl.constexpr):
-    """A row's greatest logit, and log2 of the sum of e^(logit - that)."""
+    """(top, log2 of the sum of e^(logit - top)) of a row, with top its greatest logit."""
     peak = tl.full([BLOCK_V], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_V], tl.float32)
     for first in tl.range(0, end, BLOCK_V):
@@ -92,7 +101,7 @@ def cross_entropy_backward_kernel(
     dloss_ptr, logits_ptr, targets_ptr, lse_ptr, count_ptr, dlogits_ptr, stride_dloss, stride_logits_r, V,
     ignore_index, label_smoothing, MEAN: tl.constexpr, DENSE: tl.constexpr, BLOCK_V: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
-    """DENSE: the rows of logits lie as those of dlogits do, without gaps, so that both are aligned at once."""
+    """DENSE: logits is contiguous, as dlogits is, so that the tiles of both are aligned at the same columns."""
     r = tl.program_id(0).to(tl.int64)
     row = r * V
     before = (row % ALIGN).to(tl.int32)
@@ -109,7 +118,8 @@ def cross_entropy_backward_kernel(
         scale = scale / tl.load(count_ptr).to(tl.float32)
     scale = tl.where(target == ignore_index, 0.0, scale)
     uniform = label_smoothing / V
-    # p = e^(x - lse). Where lse is large, the log of the sum is lost among its digits, so that the row is read twice.
+    # p = e^(x - lse). A large lse has no digits left for the log of the sum. The row is then read twice: first for its
+    # greatest logit and the sum, which together stand for lse.
     shift = lse
     log2_total = 0.0
     if tl.abs(lse) > LARGE:
@@ -134,7 +144,7 @@ def cross_entropy_backward_kernel(
 def cross_entropy_sum_kernel(
     loss_ptr, targets_ptr, out_ptr, R, ignore_index, MEAN: tl.constexpr, BLOCK_R: tl.constexpr
 ):
-    """One program adds up the rows, in a fixed order."""
+    """One program adds up the losses of all rows in a fixed order. MEAN: divided by the number of rows that count."""
     lane = tl.arange(0, BLOCK_R)
     total = tl.zeros([BLOCK_R], tl.float32)
     count = tl.zeros([BLOCK_R], tl.int32)

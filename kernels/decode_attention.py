@@ -1,8 +1,11 @@
-"""Attention of a few new tokens over a KV cache, row b of which holds lengths[b] keys.
+"""Attention of a few new tokens (T of them) over a KV cache. Row b of the batch has lengths[b] keys, the new ones last.
 
-A program has one head of one row and SPLIT keys of its cache, so that a single row fills a device too. It leaves the
-weighted sum of its values, the greatest score and the sum of exponentials; a second kernel puts the parts together.
-Where the keys are split does not depend on the batch, nor do the bits of a row.
+The formula is that of kernels/attention.py. A program has one head of one row, all of its T queries, and SPLIT keys of
+the cache, so that even a batch of one row fills the device. It writes the peak, total and sums of its keys, and a
+second kernel joins the parts in order. If there is only one part, the program writes the output itself.
+
+The floor is memory traffic: the keys and values of the cache are read once. docs/kernels.md counts 1.01 to 1.03 times
+the least bytes. The points at which the keys are split do not depend on the batch, so the bits of a row do not either.
 """
 
 import torch
@@ -14,7 +17,7 @@ from .attention import LOG2E, load_rows, objection, precision
 from .tiles import tiles
 
 SPLIT = 128  # keys of a program
-MOST_TOKENS = 16
+MOST_TOKENS = 16  # the largest T: all queries of a head are one tile
 
 
 @triton.jit(do_not_specialize=["H", "T", "S", "window"])
@@ -25,7 +28,10 @@ def decode_attention_kernel(
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, SPLIT_S: tl.constexpr,
     HAS_STARTS: tl.constexpr, HAS_WINDOW: tl.constexpr, ALONE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """ALONE: one program has all keys, and writes the output itself."""
+    """Query t of row b sees the keys from starts[b] up to lengths[b] - T + t, and with a window the last ``window``.
+
+    ALONE: one program has all keys of a head and writes the output itself.
+    """
     split, head = tl.program_id(1), tl.program_id(0).to(tl.int64)
     b, h = head // H, head % H
     t = tl.arange(0, BLOCK_T)
@@ -68,7 +74,7 @@ def decode_attention_kernel(
         at = ((b * T + t)[:, None] * H + h) * D + d[None, :]
         tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=stored)
     else:
-        # Parts lie as (split, row, token, head): the second kernel reads them side by side.
+        # The parts have the order (split, row, token, head): programs of the second kernel read neighbouring numbers.
         row = (split * (tl.num_programs(0) // H) + b) * T + t
         row = row.to(tl.int64) * H + h
         tl.store(sums_ptr + row[:, None] * D + d[None, :], sums, mask=stored)
@@ -80,7 +86,10 @@ def decode_attention_kernel(
 def decode_attention_join_kernel(
     sums_ptr, peak_ptr, total_ptr, out_ptr, rows, splits, D: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """A program has one head of one token: out = sum of exp(peak - greatest peak) sums, over the sum of all."""
+    """Joins the parts. A program has one head of one token.
+
+    With w = e^(peak - greatest peak) of each part, out is the sum of w sums, divided by the sum of w total.
+    """
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     peak = tl.load(peak_ptr + row)
@@ -101,7 +110,7 @@ def decode_attention_join_kernel(
 
 @tiles("decode_attention_kernel")
 def tile(block_d, wide):
-    """``wide``: float32."""
+    """(BLOCK_S, num_warps, num_stages) for a head padded to ``block_d`` columns. ``wide``: the dtype is float32."""
     return 64 if block_d <= 64 else 32, 4, 2
 
 

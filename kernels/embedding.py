@@ -1,9 +1,12 @@
 """y = wte[tokens] + wpe[positions] (+ wte[token_types]), summed in float32 and rounded once, and its gradients.
 
-Forward: a program has one tile of rows and columns of y. Backward: the rows of dy are sorted by the row of the table
-that they came from; a program adds up all that came from one, 16 at a time and in the order of the rows, without
-atomics: the same bits every time. A token that comes often is added up by several programs, one for each segment of the
-sorted rows, and a second kernel adds up theirs.
+Forward: a program has one tile of rows and columns of y. The floor is memory traffic: the rows of the tables that are
+named are read, and y is written once. docs/kernels.md counts at most 1.05 times that.
+
+Backward: the gradient of a table row is the sum of the rows of dy that it went into. The rows of dy are sorted by table
+row. One program adds up the rows of dy of one table row, 16 at a time and in their order. A token that occurs often is
+shared by several programs: each has one segment of the sorted rows, and a second kernel adds up their parts. There are
+no atomics, so that the bits are the same in every run.
 """
 
 import triton
@@ -12,13 +15,13 @@ import triton.language as tl
 from ..tensors import SEGMENT, dense_rows, table_gradients
 from .common import objection
 
-TILE, WIDEST, WARPS = 4096, 1024, 4  # elements of a tile, its most columns, warps
-ROWS_AT_ONCE, BACKWARD_COLUMNS = 16, 256  # of dy, by one step of a program
+TILE, WIDEST, WARPS = 4096, 1024, 4  # elements of a tile; the most columns of a tile; warps
+ROWS_AT_ONCE, BACKWARD_COLUMNS = 16, 256  # rows and columns of dy that a program adds in one step
 
 
 @triton.jit
 def _load_row(table_ptr, row, rows, stride, c, inside):
-    """Rows of a table in float32; of one that it does not have NaN, as nobody looks at the numbers before."""
+    """Rows of a table in float32. A row that the table does not have gives NaN, since no check precedes the launch."""
     known = (row >= 0) & (row < rows)
     values = tl.load(table_ptr + row * stride + c, mask=inside & known, other=0.0).to(tl.float32)
     return tl.where(known, values, float("nan"))
@@ -50,8 +53,12 @@ def embedding_backward_kernel(
     row_ptr, source_ptr, dy_ptr, out_ptr, parts_ptr, stride_dy_r, N, R, rows, C,
     BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, j): if the i-th of the sorted rows is the first of its table row, in all or in its segment, columns j
-    of the sum up to the end of the segment. It is the table row's gradient, or a part where others add to it too."""
+    """Program (i, j) has place i in the sorted list of rows and the j-th block of columns.
+
+    It works only if place i is the first of its table row, in the whole list or in its segment of SEGMENT places. It
+    then adds up the rows of dy from place i on, until the table row or the segment ends. The sum is the gradient of the
+    table row, or a part of it if the table row has places in other segments too.
+    """
     i = tl.program_id(0)
     row = tl.load(row_ptr + i)
     first = i == 0
@@ -66,7 +73,7 @@ def embedding_backward_kernel(
         while same:
             n = at + tl.arange(0, BLOCK_N)
             ours = tl.load(row_ptr + n, mask=n < end, other=-1) == row
-            # Tokens and token types are one list of 2 R numbers: both come from row n % R of dy.
+            # Tokens and token types are one list of 2 R numbers. Number n of that list belongs to row n % R of dy.
             r = tl.load(source_ptr + n, mask=ours, other=0) % R
             dy = tl.load(
                 dy_ptr + r[:, None] * stride_dy_r + c[None, :], mask=ours[:, None] & (c < C)[None, :], other=0.0
@@ -76,7 +83,7 @@ def embedding_backward_kernel(
             same = tl.sum(ours.to(tl.int32), 0) == BLOCK_N
         if first & (tl.load(row_ptr + end, mask=end < N, other=-1) != row):
             tl.store(out_ptr + row * C + c, total.to(out_ptr.dtype.element_ty), mask=c < C)
-        else:  # two parts a segment: of the row that it begins with, and of the one that goes on in the next
+        else:  # a segment has two parts: of the table row that it begins with, and of the one that goes on in the next
             part = 2 * (i // SEGMENT) + tl.where(i % SEGMENT == 0, 0, 1)
             tl.store(parts_ptr + part.to(tl.int64) * C + c, total, mask=c < C)
 
@@ -85,7 +92,8 @@ def embedding_backward_kernel(
 def embedding_backward_join_kernel(
     row_ptr, parts_ptr, out_ptr, segments, rows, C, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, SEGMENT: tl.constexpr
 ):
-    """Program (s, j): if a table row begins in segment s and goes on in the next, columns j of the sum of its parts."""
+    """Program (s, j): if a table row begins in segment s and goes on in the next segment, the program adds up the parts
+    of that table row, for the j-th block of columns."""
     s = tl.program_id(0)
     begin = s * SEGMENT
     row = tl.load(row_ptr + begin + SEGMENT)
@@ -115,7 +123,7 @@ def embedding(tokens, wte, wpe, positions=None, token_types=None, start=0):
         return y
     (wte, stride_wte), (wpe, stride_wpe) = dense_rows(wte), dense_rows(wpe)
     tokens = tokens.contiguous()
-    # What is not given is not read: any tensor will do.
+    # The kernel does not read a tensor that is None, so ``tokens`` serves as a placeholder.
     types = tokens if token_types is None else token_types.contiguous()
     places = tokens if positions is None else positions.contiguous()
     stride_positions_b = 0 if positions is None or positions.shape[0] == 1 else T
@@ -135,7 +143,7 @@ def _add_rows(row, source, dy, stride, out, parts):
     columns = min(triton.next_power_of_2(C), BACKWARD_COLUMNS)
     tile = dict(BLOCK_N=ROWS_AT_ONCE, BLOCK_C=columns, SEGMENT=SEGMENT, num_warps=WARPS, enable_fp_fusion=True)
     across, segments = -(-C // columns), -(-N // SEGMENT)
-    parts = out if parts is None else parts  # what is not given is not read: any tensor will do
+    parts = out if parts is None else parts  # without parts, a placeholder that the kernel does not touch
     embedding_backward_kernel[(N, across)](row, source, dy, out, parts, stride, N, dy.numel() // C, count, C, **tile)
     if segments > 1:
         embedding_backward_join_kernel[(segments - 1, across)](row, parts, out, segments, count, C, **tile)

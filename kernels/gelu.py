@@ -1,7 +1,11 @@
-"""y = gelu(x), y = gelu(x + bias), and the gradient of both: dx = dy gelu'(x). In float32, rounded once.
+"""y = gelu(x), y = gelu(x + bias), and the gradient dx = dy gelu'(x). Arithmetic is float32; results are rounded once.
 
-Every element is read once and written once. A program has one tile of rows and columns; x without gaps and without a
-bias is one long row, whatever its shape.
+    gelu(x) = x (1 + tanh(u)) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3)        the tanh form
+    gelu(x) = x (1 + erf(x / sqrt(2))) / 2                                    the exact form
+
+A program has one tile of rows and columns. A contiguous x without a bias counts as one long row, whatever its shape.
+The floor is memory traffic: each element is read once and written once. The kernels move no more than that, as counted
+in docs/kernels.md.
 """
 
 import functools
@@ -13,19 +17,20 @@ import triton.language as tl
 from ..tensors import dense_rows, empty_as
 from .common import objection
 
-TILE, WIDEST, WARPS = 4096, 256, 4  # elements of a tile, columns of one of several rows (16, which share a bias), warps
+# TILE: elements of a tile. WIDEST: the most columns of a tile with several rows; at least 16 rows share a load of bias.
+TILE, WIDEST, WARPS = 4096, 256, 4
 LOG2E = tl.constexpr(1 / math.log(2))
-TWICE_SLOPE = tl.constexpr(2 * math.sqrt(2 / math.pi))  # of the tanh form's inner function at 0, times 2
+TWICE_SLOPE = tl.constexpr(2 * math.sqrt(2 / math.pi))  # 2 u'(0)
 TO_EXPONENT = tl.constexpr(2 * math.sqrt(2 / math.pi) / math.log(2))  # e^(2 u) = 2^(TO_EXPONENT (x + CUBIC x^3))
 CUBIC = tl.constexpr(0.044715)
 SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 DENSITY_AT_0 = tl.constexpr(1 / math.sqrt(2 * math.pi))
-FLAT = tl.constexpr(10.0)  # from here on the derivative is 1, and below 1e-20 on the other side
+FLAT = tl.constexpr(10.0)  # above it the derivative is 1 in float32; below -FLAT its magnitude is less than 1e-20
 
 
 @triton.jit
 def _odds(x):
-    """e^(-2 u), u the inner function of the tanh form; (1 + tanh(u)) / 2 is 1 / (1 + that), exact in both tails."""
+    """e^(-2 u), with u the argument of tanh. (1 + tanh(u)) / 2 is 1 / (1 + e^(-2 u)), accurate in both tails."""
     return tl.exp2(x * (-TO_EXPONENT - (TO_EXPONENT * CUBIC) * (x * x)))
 
 
@@ -40,12 +45,12 @@ def _gelu(x, TANH: tl.constexpr):
 
 @triton.jit
 def _derivative(x, TANH: tl.constexpr):
-    near = tl.where(x > FLAT, FLAT, x)  # powers of larger ones would overflow beside factors of 0
+    near = tl.where(x > FLAT, FLAT, x)  # powers of larger numbers would overflow, and infinity times 0 is NaN
     near = tl.where(x < -FLAT, -FLAT, near)
     if TANH:
         odds = _odds(near)
         share = 1.0 / (1.0 + odds)
-        # share (1 - share), without the difference, which has no digits left where share is near 1.
+        # share odds is 1 - share, but the difference would have no digits left where share is near 1.
         slope = near * (share * (share * odds)) * (TWICE_SLOPE + (3.0 * CUBIC * TWICE_SLOPE) * (near * near))
     else:
         share = 0.5 + 0.5 * tl.erf(near * SQRT_HALF)
@@ -55,7 +60,7 @@ def _derivative(x, TANH: tl.constexpr):
 
 @triton.jit
 def _tile(R, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The rows and columns of this program's tile, and which of them there are; programs go along the rows first."""
+    """The rows and columns of this program's tile, and which of its elements exist. Programs go along a row first."""
     across = tl.cdiv(C, BLOCK_C)
     program = tl.program_id(0).to(tl.int64)
     r = program // across * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
@@ -88,7 +93,7 @@ def gelu_backward_kernel(
 
 @functools.cache
 def tile(R_is_one, C):
-    """(BLOCK_R, BLOCK_C): one long row is cut as it is, others keep to whole rows or to a part of their columns."""
+    """(BLOCK_R, BLOCK_C). One long row is cut into tiles of TILE elements; otherwise a tile has several rows."""
     if R_is_one:
         return 1, TILE
     block = min(triton.next_power_of_2(C), WIDEST)
@@ -112,7 +117,7 @@ def _forward(x, bias, approximate):
         C = x.shape[-1]
         R = x.numel() // max(C, 1)
         x, stride = dense_rows(x)
-    parameters = x if bias is None else bias.contiguous()  # read where there is a bias only
+    parameters = x if bias is None else bias.contiguous()  # without a bias, a placeholder that the kernel does not read
     _launch(gelu_kernel, (x, parameters, y), (stride,), R, C, bias is not None, approximate == "tanh")
     return y
 

@@ -1,6 +1,10 @@
-"""The norm of many gradients as of one vector, in two launches, and the factor that clips it, without a host sync.
+"""The norm of many gradients, as if they were one vector, and the factor that clips it to max_norm.
 
-Tables on the device say which numbers a program has, as in ``adamw_``.
+    norm = sqrt(sum of g^2)        factor = min(max_norm / (norm + EPS), 1)
+
+The first kernel has one program for each block of BLOCK numbers of a tensor, which adds up their squares. Tables on the
+device say which numbers these are, as in ``adamw_``. The second kernel is one program, which adds up the blocks. The
+host never waits for the device. The floor is one read of the gradients; docs/kernels.md counts 1.02 to 1.04 times that.
 """
 
 import torch
@@ -13,14 +17,14 @@ from gpt2fast.tensor_lists import objection_to_lists, tables
 from .adamw_ import COLUMNS, address, load_block
 from .common import objection
 
-BLOCK, WARPS = 8192, 4  # numbers a program
+BLOCK, WARPS = 8192, 4  # numbers of a program; warps
 EPSILON = tl.constexpr(EPS)
 
 
 @triton.jit
 def gradient_squares_kernel(table_ptr, programs_ptr, gradient_ptr, out_ptr, ALIGNED: tl.constexpr,
                             BLOCK_E: tl.constexpr):  # fmt: skip
-    """The sum of the squares of a block of numbers."""
+    """Stores the sum of the squares of each program's block of numbers, in float32."""
     program = tl.program_id(0)
     tensor = tl.load(programs_ptr + 2 * program)
     first = tl.load(programs_ptr + 2 * program + 1).to(tl.int64) * BLOCK_E
@@ -32,7 +36,7 @@ def gradient_squares_kernel(table_ptr, programs_ptr, gradient_ptr, out_ptr, ALIG
 
 @triton.jit(do_not_specialize=["count"])
 def gradient_norm_kernel(squares_ptr, norm_ptr, factor_ptr, count, max_norm, BLOCK_P: tl.constexpr):
-    """One program adds up the blocks, in a fixed order."""
+    """One program adds up the sums of the blocks in a fixed order and writes norm and factor."""
     lane = tl.arange(0, BLOCK_P)
     total = tl.zeros([BLOCK_P], tl.float32)
     for first in tl.range(0, count, BLOCK_P):

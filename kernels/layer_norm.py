@@ -1,8 +1,17 @@
-"""y = (x - mean) rstd weight + bias over the last dimension, of x or of x + residual, and the gradients.
+"""Layer norm over the last dimension (C columns), of x or of x + residual, and its gradients.
 
-A program holds whole rows in registers, so that memory is read once, and walks over rows a whole grid apart.
-Forward: it keeps weight and bias. Backward: it writes dx and keeps its share of dweight and dbias in float32, which
-a second kernel adds up in a fixed order, without atomics.
+    y = (x - mean) rstd weight + bias        mean = avg(x)        rstd = 1 / sqrt(avg((x - mean)^2) + eps)
+
+The floor is memory traffic: x is read once and y is written once. To reach it, a program holds whole rows in registers.
+It takes BLOCK_R rows at a time and walks over the rows in steps of the whole grid, so that it reads weight and bias
+only once. What the kernels move above the floor is mostly weight and bias, once for each program.
+
+Backward, with n = (x - mean) rstd and g = dy weight:
+
+    dx = rstd (g - avg(g) - n avg(g n))      dweight = sum over rows of dy n      dbias = sum over rows of dy
+
+The programs walk in the same way. Each writes dx and keeps its share of dweight and dbias in float32 registers. A
+second kernel adds up the shares in a fixed order, without atomics. docs/how/layer_norm.md has the counted bytes.
 """
 
 import functools
@@ -30,18 +39,19 @@ def layer_norm_kernel(
         weight = tl.load(weight_ptr + c, mask=c < C, other=0.0)
         bias = tl.load(bias_ptr + c, mask=c < C, other=0.0)
     for first in range(tl.program_id(0) * BLOCK_R, R, tl.num_programs(0) * BLOCK_R):
-        # In 64 bits, as a row times its stride passes 2^31 elements at 1.3 million rows of 1600.
+        # The row is 64-bit: the product of row and stride passes 2^31 at 1.3 million rows of 1600 columns.
         r = first.to(tl.int64) + tl.arange(0, BLOCK_R)
         inside = (r[:, None] < R) & (c < C)
         x = tl.load(x_ptr + r[:, None] * stride_x_r + c, mask=inside, other=0.0)
         if HAS_RESIDUAL:
             residual = tl.load(residual_ptr + r[:, None] * stride_residual_r + c, mask=inside, other=0.0)
-            # The sum is rounded before the statistics: they belong to the sum that the backward pass reads.
+            # The sum is rounded first, then mean and rstd are taken of it: the backward pass reads the rounded sum.
             x = (x.to(tl.float32) + residual.to(tl.float32)).to(x.dtype)
             tl.store(sum_ptr + r[:, None] * C + c, x, mask=inside)
         x = x.to(tl.float32)
         mean = tl.div_rn(tl.sum(x, 1), tl.cast(C, tl.float32))
-        # Two passes over registers: E[x^2] - mean^2 would lose every digit where the mean is large beside the spread.
+        # The variance is a second pass over registers. E[x^2] - mean^2 would need one pass only, but it loses all
+        # digits where the mean is much larger than the spread.
         centred = tl.where(inside, x - mean[:, None], 0.0)
         variance = tl.div_rn(tl.sum(centred * centred, 1), tl.cast(C, tl.float32))
         rstd = tl.div_rn(1.0, tl.sqrt_rn(variance + eps))
@@ -61,11 +71,11 @@ def _add_pairs(a0, a1, b0, b1):
 
 @triton.jit
 def _load_rows(dy_ptr, x_ptr, weight, mean, rstd, inside):
-    """dy, the normalised n = (x - mean) rstd, g = dy weight, and the rows' sums of g and g n."""
+    """(dy, n, g, sum of g, sum of g n), with n = (x - mean) rstd and g = dy weight; the sums are over each row."""
     dy = tl.load(dy_ptr, mask=inside, other=0.0).to(tl.float32)
     n = (tl.load(x_ptr, mask=inside, other=0.0).to(tl.float32) - mean) * rstd
     g = dy * weight
-    # Both sums are made by one reduction, which halves the barriers between warps.
+    # One reduction makes both sums, which halves the number of barriers between warps.
     sum_g, sum_gn = tl.reduce((g, g * n), 1, _add_pairs, keep_dims=True)
     return dy, n, g, sum_g, sum_gn
 
@@ -89,8 +99,8 @@ def layer_norm_backward_kernel(
         dy_row, x_row = dy_ptr + r * stride_dy_r, x_ptr + r * stride_x_r
         other_g, other_gn = 0.0, 0.0
         if PARTS == 2:
-            # The program writes one half of the row, but the sums belong to all of it. The other half goes first, so
-            # that its registers are free again when the program's own half and its weight are read.
+            # The program writes one half of the row, but it needs the sums of the whole row. It reads the other half
+            # first, so that those registers are free again when it reads its own half and the weight.
             o = ((1 - tl.program_id(1)) * BLOCK_C + tl.arange(0, BLOCK_C))[None, :]
             other_weight = tl.load(weight_ptr + o, mask=o < C, other=0.0).to(tl.float32)
             _, _, _, other_g, other_gn = _load_rows(dy_row + o, x_row + o, other_weight, mean, rstd, (r < R) & (o < C))
@@ -101,7 +111,7 @@ def layer_norm_backward_kernel(
         tl.store(dx_ptr + r * C + c, dx.to(dx_ptr.dtype.element_ty), mask=inside)
         dweight += tl.sum(dy * n, 0)
         dbias += tl.sum(dy, 0)
-    # The strips are (2, P, C): the programs' shares of dweight, then those of dbias.
+    # The strips are (2, P, C) in float32: first the shares of dweight of the P programs, then those of dbias.
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     strips_ptr += program.to(tl.int64) * C
     tl.store(strips_ptr + c, dweight, mask=c < C)
@@ -112,7 +122,7 @@ def layer_norm_backward_kernel(
 def layer_norm_strips_kernel(
     strips_ptr, dweight_ptr, dbias_ptr, P, C, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
-    """Program (i, 0) sums BLOCK_C columns of dweight's shares, program (i, 1) the same columns of dbias's."""
+    """Adds up the shares of all programs: program (i, 0) BLOCK_C columns of dweight, program (i, 1) those of dbias."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     strips_ptr += tl.program_id(1).to(tl.int64) * P * C
     total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
@@ -125,15 +135,15 @@ def layer_norm_strips_kernel(
 
 @functools.cache
 def forward_tile(C):
-    """(BLOCK_R, BLOCK_C, num_warps, about the programs that a multiprocessor's registers hold).
+    """(BLOCK_R, BLOCK_C, num_warps, about how many programs fit into a multiprocessor's registers).
 
-    The columns alone decide, so that a row's bits do not depend on the batch that it is in.
+    The tile depends on the columns only, so that the bits of a row do not depend on the batch around it.
     """
     block = triton.next_power_of_2(C)
     if block <= 1024:
-        # Four warps side by side, eight columns a thread, are as wide as a row of 1024. With two such rows each thread
-        # has two independent loads under way, and the barriers of a sum serve both. Four rows would need more than 64
-        # registers, and fewer programs would fit.
+        # Four warps with eight columns a thread are as wide as a row of 1024. With two such rows, each thread has two
+        # independent loads in flight, and the rows share the barriers of a sum. Four rows would need more than 64
+        # registers a thread, so that fewer programs would fit.
         return min(2048 // block, 64), block, 4, 8
     if block <= 2048:
         return 1, block, 4, 6
@@ -141,20 +151,23 @@ def forward_tile(C):
 
 
 def hold_parameters(block):
-    """Whether weight and bias stay in registers: beside a row of 16384 columns there is no room for them."""
+    """Whether weight and bias stay in registers. A row of 16384 columns leaves no room for them."""
     return block <= 8192
 
 
 @functools.cache
 def backward_tile(C):
-    """(PARTS, BLOCK_R, BLOCK_C, num_warps, about the programs that a multiprocessor's registers hold)."""
+    """(PARTS, BLOCK_R, BLOCK_C, num_warps, about how many programs fit into a multiprocessor's registers).
+
+    PARTS is the number of programs that share a row.
+    """
     block = triton.next_power_of_2(C)
     if block <= 1024:
-        # All warps lie along the row, so that the sums over rows stay within a thread or a warp.
+        # All warps lie along the row. The sums over rows then stay within a thread or a warp.
         return 1, min(1024 // block, 16), block, max(block // 256, 1), 8
     if block <= 8192:
         return 1, 1, block, 8, 8192 // block
-    # x, dy and two float32 sums of a longer row are more than the registers hold: two programs halve the columns.
+    # Registers cannot hold x, dy and two float32 sums of a longer row, so two programs write one half of it each.
     return 2, 1, block // 2, 8, 1
 
 
@@ -168,7 +181,8 @@ def forward_programs(R, rows, most):
 
 
 def backward_programs(R, rows, parts, most):
-    """P: enough programs to fill the device, but at least 8 rows a program, as each costs 16 C bytes of strips."""
+    """P, the number of programs (for each part of a row). It is enough to fill the device, but every program has at
+    least 8 rows, since it costs 16 C bytes of traffic: its two shares are written and read in float32."""
     return max(1, min(_multiprocessors(driver.active.get_current_device()) * most // parts, -(-R // max(rows, 8))))
 
 
@@ -179,7 +193,7 @@ def _forward(x, residual, weight, bias, eps):
     mean = x.new_empty(shape[:-1], dtype=torch.float32)
     rstd = torch.empty_like(mean)
     x, stride_x_r = dense_rows(x)
-    # Without a residual the kernel reads neither the residual's pointer nor the sum's: any tensor will do.
+    # Without a residual the kernel does not touch the residual or the sum, so any tensor serves as a placeholder.
     total, stride_residual_r, has_residual = y, C, residual is not None
     if has_residual:
         total = torch.empty_like(y)
@@ -215,8 +229,9 @@ def layer_norm_backward(dy, x, weight, mean, rstd):
     strips = mean.new_empty((2, P, C))
     dy, stride_dy_r = dense_rows(dy)
     x, stride_x_r = dense_rows(x)
-    # The gradient of a very short row is a small difference of large numbers, for which dy weight must be rounded alike
-    # in the sums and beside them. Longer rows save the registers that this takes.
+    # The gradient of a very short row is a small difference of large numbers. dy weight must then be rounded in the
+    # same way inside the sums and outside them, so fused multiply-add is off. It stays on for longer rows, which do not
+    # need this and save registers.
     layer_norm_backward_kernel[(P, parts)](
         dy, x, weight.contiguous(), mean.contiguous(), rstd.contiguous(), dx, strips, stride_dy_r, stride_x_r, R, C,
         parts, rows, block, num_warps=warps, enable_fp_fusion=C > 32,

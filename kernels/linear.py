@@ -1,8 +1,13 @@
 """y = activation(x @ W + bias) + residual, and the gradients dx = dy W^T, dweight = x^T dy, dbias = sum of dy.
 
-All of it is one kernel, out = a @ b of two matrices with any strides. A program has one tile of out and goes along the
-rows of b. What follows the product is done on the tile in float32, before it is rounded once. In dweight, the programs
-of the first row of tiles add up the columns of dy too, which they read anyhow: that is dbias.
+One kernel does all of this: out = a @ b for two matrices with any strides, a (M, K), b (K, N) and out (M, N).
+gpt2fast/products.py says which strides make which gradient. A program has one tile of out and loops along K. Bias,
+activation and residual are applied to the tile in float32, before it is rounded once. For dweight, the programs of the
+first row of tiles also add up the columns of dy, which they read anyway: that is dbias.
+
+The floor is 2 M K N operations where there are many rows, and reading the weight once where there are few. A tile reads
+its rows of a and its columns of b, so that each matrix is asked for several times; neighbouring programs share these
+reads in the L2 cache. docs/kernels.md counts the bytes and products; docs/how/linear.md explains the counts.
 """
 
 from functools import partial
@@ -16,14 +21,17 @@ from .common import objection, precision
 from .gelu import _derivative, _gelu
 from .tiles import tiles
 
-ROWS_OF_TILES = 8  # that programs walk through together, so that the columns of b that they share stay in the L2 cache
-# What a GPU has measured faster here than by PyTorch: (compute capability, dtype, rows, K, N). Nothing so far.
+# Neighbouring programs take this many rows of tiles together, so that the columns of b that they share stay in the L2
+# cache.
+ROWS_OF_TILES = 8
+# The sizes at which a GPU ran this kernel faster than PyTorch's product, as (compute capability, dtype, rows, K, N). No
+# measurement has added one so far.
 MEASURED_FASTER: frozenset[tuple] = frozenset()
 
 
 @triton.jit
 def _tile_of_program(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TOGETHER: tl.constexpr):
-    """The tile of out that is this program's: down ``TOGETHER`` rows of tiles, then the next column."""
+    """(row, column) of this program's tile of out: down ``TOGETHER`` rows of tiles, then on to the next column."""
     down, across = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
     program = tl.program_id(0)
     first = program // (TOGETHER * across) * TOGETHER
@@ -41,12 +49,17 @@ def linear_kernel(
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     TOGETHER: tl.constexpr, ALIGNED_M: tl.constexpr,
 ):  # fmt: skip
-    """SUMS 1: of the columns of b, by the programs of the first row of tiles; 2: of the rows of a, by the first column.
-    FORM: the activation, as in FORMS of products.py; BACKWARD: its derivative at the preactivation, times the product.
-    ALIGNED_M: M is a multiple of 16, and a's columns lie dense, as in dweight. Where M is a number of rows, the
-    compiler does not look at it, or there would be kernels for rows of every kind."""
+    """out = activation(a @ b + bias) + residual, as gpt2fast/products.py describes.
+
+    FORM: the activation, as in FORMS of products.py. KEEP: the input of the activation is stored in preactivation.
+    BACKWARD: out is a @ b times the derivative of the activation at preactivation.
+    SUMS: 1 stores the sums of the columns of b, by the programs of the first row of tiles; 2 stores the sums of the
+    rows of a, by the programs of the first column of tiles; 0 stores none.
+    ALIGNED_M: M is a multiple of 16 and each column of a is contiguous, as in dweight. M is not specialised: where it
+    is a number of rows, Triton would otherwise compile several versions of the kernel.
+    """
     if ALIGNED_M:
-        M = M // 16 * 16  # says to the compiler what it may count on
+        M = M // 16 * 16  # tells the compiler that M is a multiple of 16
     tile_m, tile_n = _tile_of_program(M, N, BLOCK_M, BLOCK_N, TOGETHER)
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -97,7 +110,10 @@ def linear_kernel(
 
 @tiles("linear_kernel")
 def tile(rows, wide):
-    """``rows``: of out, as ``rows_class`` has it; ``wide``: float32, as six products of bfloat16."""
+    """(BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages). ``rows``: the ``rows_class`` of out's number of rows.
+
+    ``wide``: the dtype is float32, whose products are six products of bfloat16 each.
+    """
     if wide:
         return (16, 64, 32, 4, 1) if rows <= 16 else (64, 64, 32, 4, 1)
     if rows <= 16:
@@ -106,16 +122,16 @@ def tile(rows, wide):
 
 
 def rows_class(rows):
-    """16, 512 or 8192: up to as many rows, the last for all above, products have one tile."""
+    """16, 512 or 8192. Products with up to 16 rows, up to 512, and more than 512 have one tile each."""
     return 16 if rows <= 16 else 512 if rows <= 512 else 8192
 
 
 def _nothing(*tensors, **named):
-    """The launch of a product without elements."""
+    """Launches nothing, for an ``out`` without elements."""
 
 
 def prepare(dtype, a, b, out, stride_residual=0, form=0, backward=False, which=0):
-    """A function that launches out = a @ b with what follows, as gpt2fast/products.py has it."""
+    """A function that launches out = a @ b and what follows. It is the ``prepare`` of gpt2fast/products.py."""
     (M, K, *strides_a), (_, N, *strides_b) = a, b
     if not M or not N:
         return _nothing
@@ -124,7 +140,7 @@ def prepare(dtype, a, b, out, stride_residual=0, form=0, backward=False, which=0
 
     def launch(a, b, out, bias=None, residual=None, preactivation=None, sums=None):
         block_m, block_n, block_k, warps, stages = tile(rows, wide)
-        # What is not given is not touched: any tensor will do.
+        # The kernel does not touch a tensor that is None, so ``out`` serves as a placeholder.
         linear_kernel[(-(-M // block_m) * -(-N // block_n),)](
             a, b, out if bias is None else bias, out if residual is None else residual, out,
             out if preactivation is None else preactivation, out if sums is None else sums, *sizes,

@@ -1,7 +1,9 @@
-"""cross_entropy(x @ weight^T, targets) over chunks of rows, whose logits become their own gradient in place.
+"""cross_entropy(x @ weight^T, targets) in chunks of rows. Gradients of the logits are written over the logits.
 
-The products are those of ``linear``: PyTorch's where no GPU has measured ours to be faster. What is left is one kernel:
-a program has one row of logits, reads it for the loss, and once more to write the gradient over it.
+gpt2fast/head_and_loss.py loops over the chunks, so that the logits of only one chunk are in memory. The products are
+those of ``linear``: PyTorch's, except where a GPU has measured the Triton kernel to be faster. The kernel of this file
+does the rest. A program has one row of logits. It reads the row once for the loss and, if gradients are wanted, a
+second time to write the gradient over it.
 """
 
 from functools import partial
@@ -15,7 +17,7 @@ from .common import objection
 from .cross_entropy import LOG2E, _add_tile, _total_of_rows
 from .linear import is_slower, prepare
 
-BLOCK, WARPS = 4096, 8  # columns a tile
+BLOCK, WARPS = 4096, 8  # columns of a tile; warps
 
 
 @triton.jit(do_not_specialize=["V", "ignore_index"])
@@ -23,7 +25,11 @@ def loss_and_gradient_kernel(
     logits_ptr, targets_ptr, loss_ptr, lse_ptr, dloss_ptr, stride_logits_r, stride_dloss, V, ignore_index,
     label_smoothing, SMOOTHING: tl.constexpr, GRADIENT: tl.constexpr, SCALED: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """A row has ``stride_logits_r`` columns in memory, a multiple of 16 bytes, of which the first V are logits."""
+    """The loss of each row, and its gradient where GRADIENT is set (times dloss where SCALED is set).
+
+    A row has ``stride_logits_r`` columns in memory, a multiple of 16 bytes. The first V columns are logits; the
+    gradient of the other columns is 0.
+    """
     r = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + r * stride_logits_r
     lane = tl.arange(0, BLOCK_V)
@@ -40,7 +46,7 @@ def loss_and_gradient_kernel(
     shift = tl.where(top == float("-inf"), 0.0, top)
     total_of_row = tl.sum(total * tl.exp2((peak - shift) * LOG2E), 0)
     log_total = tl.log(total_of_row)
-    # The differences from the greatest logit are added, not the logits: they keep their digits however large those are.
+    # The loss is a sum of differences from the greatest logit, which keep their digits however large the logits are.
     loss = (shift - at_target) + log_total
     if SMOOTHING:
         mean = tl.sum(plain, 0) / V
@@ -62,7 +68,7 @@ def loss_and_gradient_kernel(
 
 
 def row(logits, targets, loss, lse, dloss, stride_dloss, V, ignore_index, label_smoothing, gradients):
-    """Launches what a row of logits needs, as gpt2fast/head_and_loss.py has it."""
+    """Launches the kernel for a chunk of logits: the ``row`` that gpt2fast/head_and_loss.py describes."""
     loss_and_gradient_kernel[(logits.shape[0],)](
         logits, targets, loss, lse, loss if dloss is None else dloss, logits.stride(0), stride_dloss, V, ignore_index,
         label_smoothing, label_smoothing > 0, gradients, dloss is not None, BLOCK,

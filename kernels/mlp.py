@@ -1,4 +1,4 @@
-"""The backward pass of two linear layers with an activation between them, by Triton's product of two matrices."""
+"""The backward pass of two linear layers with an activation between them. Its products are those of linear.py."""
 
 from functools import partial
 

@@ -1,8 +1,14 @@
-"""A token per row of logits: the likeliest, or a draw after temperature, top-k, top-p and min-p. A program has one row.
+"""One token per row of logits: the likeliest, or a draw after temperature, top-k, top-p and min-p. A program has a row.
 
-Cuts are found without sorting. The greatest logit of every lane is known after one pass; the k-th greatest of those is
-below no more than k logits, so that few others lie above it. Only what may survive is copied, in the order of tokens,
-to a list in memory. The cut in that list is found bit by bit: 32 times, what lies above a trial value is added up.
+The floor is one read of the logits. The greedy kernel reads them once; a draw reads the row once more or twice more.
+
+Top-k and top-p need a cut: the least score that survives. It is found without sorting.
+1. One pass over the row gives each lane its greatest score. For top-k, take the k-th greatest of these: at least k
+   scores reach it, so that all of the top k do, and few others.
+2. A second pass copies the scores that may survive, in the order of the tokens, to a list in memory.
+3. The cut in that list is found bit by bit. For each of 32 bits, the scores above or below a trial value are counted
+   (top-k) or their weights are added up (top-p).
+The token is then drawn from the list.
 """
 
 import torch
@@ -13,23 +19,24 @@ from ..tensors import float64_bits
 from .common import objection, philox
 from .cross_entropy import LOG2E, _dense_rows
 
-BLOCK, WARPS = 4096, 8  # logits a tile; as many top-k may ask for before every logit goes to the list
-ALIGNED = 16  # numbers after which a tile may begin
+BLOCK, WARPS = 4096, 8  # logits of a tile; if top_k is larger than that, every logit goes to the list
+ALIGNED = 16  # a tile begins at a multiple of this many numbers
 SIGN = tl.constexpr(0x80000000)
 
 
 @triton.jit
 def _aligned(row_ptr, row, ALIGN: tl.constexpr):
-    """Where ``row_ptr + row`` is, from the aligned place before it on, and how many numbers lie between the two."""
+    """(the aligned pointer at or before ``row_ptr + row``, how many numbers lie between the two)."""
     before = (row % ALIGN).to(tl.int32)
     return row_ptr + tl.multiple_of(row - before, ALIGN), before
 
 
 @triton.jit
 def _scores(tile_ptr, at, first, before, end, temperature, BLOCK_V: tl.constexpr):
-    """The numbers from ``first`` on, -infinity for those that are not from ``before`` to ``end``.
+    """The numbers at ``at``, divided by temperature; -infinity for those outside of ``before`` to ``end``.
 
-    A whole tile is read 16 bytes at a time; of one that is not, each number by itself, since any may be outside.
+    ``at`` is ``first`` + lane. A tile that lies inside is read 16 bytes at a time. Other tiles are read number by
+    number, since any of the numbers may be outside.
     """
     if (first >= before) & (first + BLOCK_V <= end):
         x = tl.load(tile_ptr + at).to(tl.float32)
@@ -40,7 +47,7 @@ def _scores(tile_ptr, at, first, before, end, temperature, BLOCK_V: tl.constexpr
 
 @triton.jit
 def _order(x):
-    """uint32 in the order of float32 numbers: both zeros are one, NaN is the greatest."""
+    """Maps float32 to uint32 in the same order. Both zeros map to one value, and NaN maps to the greatest."""
     x = tl.where(x == 0, 0.0, x)
     bits = x.to(tl.uint32, bitcast=True)
     bits = tl.where(bits >= SIGN, ~bits, bits | SIGN)
@@ -59,7 +66,7 @@ def _weights(x, top):
 
 @triton.jit
 def _uniform(seed_ptr, low, high):
-    """A float64 in [0, 1) with 53 bits of the Philox 4x32-10 block with counter (low, high), as in ``uniform53``."""
+    """A float64 in [0, 1) from 53 bits of the Philox 4x32-10 block with counter (low, high), as in ``uniform53``."""
     seed = tl.load(seed_ptr)
     c0, c1 = low.to(tl.uint32), (low >> 32).to(tl.uint32)
     c2, c3 = high.to(tl.uint32), (high >> 32).to(tl.uint32)
@@ -73,7 +80,10 @@ def penalise_kernel(
     logits_ptr, tokens_ptr, out_ptr, stride_logits_b, stride_tokens_b, stride_tokens_t, V, T, penalty,
     BLOCK_V: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Copies a row as float32 and changes the logits of earlier tokens, each once however often it came before."""
+    """Copies a row as float32 and applies the repetition penalty to the logits of earlier tokens.
+
+    A token that occurs several times is penalised once, since the new value is always made from the original logit.
+    """
     b = tl.program_id(0).to(tl.int64)
     row_ptr, row_out_ptr = logits_ptr + b * stride_logits_b, out_ptr + b * V
     lane = tl.arange(0, BLOCK_V)
@@ -94,7 +104,7 @@ def penalise_kernel(
 
 @triton.jit(do_not_specialize=["V"])
 def greedy_kernel(logits_ptr, out_ptr, stride_logits_b, V, BLOCK_V: tl.constexpr, ALIGN: tl.constexpr):
-    """The first of the greatest logits."""
+    """The token with the greatest logit; of equal ones, the first."""
     b = tl.program_id(0).to(tl.int64)
     tile_ptr, before = _aligned(logits_ptr, b * stride_logits_b, ALIGN)
     end = before + V
@@ -122,7 +132,7 @@ def _kth_of_lanes(order, k):
 
 @triton.jit
 def _count(list_ptr, n, order, BLOCK_V: tl.constexpr):
-    """How many of the list are at least ``order``."""
+    """How many of the n numbers of the list are at least ``order``, which is a value of ``_order``."""
     lane = tl.arange(0, BLOCK_V)
     count = tl.zeros([BLOCK_V], tl.int32)
     for first in tl.range(0, n, BLOCK_V):
@@ -133,7 +143,7 @@ def _count(list_ptr, n, order, BLOCK_V: tl.constexpr):
 
 @triton.jit
 def _mass_below(list_ptr, n, order, top, BLOCK_V: tl.constexpr):
-    """The weight of all in the list that are less than ``order``."""
+    """The sum of the weights of the list's numbers that are less than ``order``."""
     lane = tl.arange(0, BLOCK_V)
     mass = tl.zeros([BLOCK_V], tl.float64)
     for first in tl.range(0, n, BLOCK_V):
@@ -144,7 +154,7 @@ def _mass_below(list_ptr, n, order, top, BLOCK_V: tl.constexpr):
 
 @triton.jit
 def _keep_top_k(list_ptr, n, k, BLOCK_V: tl.constexpr):
-    """Makes -infinity of what is less than the k-th greatest of the list."""
+    """Sets the numbers of the list that are less than the k-th greatest to -infinity."""
     cut = tl.full([], 0, tl.uint32)
     for i in tl.range(0, 32):
         trial = cut | _bit(31 - i)
@@ -158,9 +168,10 @@ def _keep_top_k(list_ptr, n, k, BLOCK_V: tl.constexpr):
 
 @triton.jit
 def _keep_top_p(list_ptr, n, top, dropped, share, BLOCK_V: tl.constexpr):
-    """Makes -infinity of the least of the list, by (score, token), that together have at most ``share`` of the weight.
+    """Sets the least numbers of the list to -infinity, as many as together have at most ``share`` of the total weight.
 
-    ``dropped`` is the weight of what is not in the list, which is less than all that is.
+    Equal scores are taken in the order of their tokens. ``dropped`` is the weight of the scores that are not in the
+    list; they are less than all scores in it.
     """
     limit = (dropped + _mass_below(list_ptr, n, 0xFFFFFFFF, top, BLOCK_V)) * share
     cut = tl.full([], 0, tl.uint32)
@@ -178,7 +189,7 @@ def _keep_top_p(list_ptr, n, top, dropped, share, BLOCK_V: tl.constexpr):
         x = _scores(list_ptr, first + lane, first, 0, n, 1.0, BLOCK_V)
         order = _order(x)
         ties = (inside & (order == cut)).to(tl.int32)
-        rank = alike + tl.cumsum(ties, 0)  # of equal scores the first tokens go, and never the last of the greatest
+        rank = alike + tl.cumsum(ties, 0)  # of equal scores the first go first; the last of the greatest always stays
         fits = below + rank.to(tl.float64) * _weights(x, top) <= limit
         goes = (order < cut) | ((ties > 0) & fits & ((cut < _order(top)) | (rank < most)))
         tl.store(list_ptr + first + lane, float("-inf"), mask=inside & goes)
@@ -187,7 +198,8 @@ def _keep_top_p(list_ptr, n, top, dropped, share, BLOCK_V: tl.constexpr):
 
 @triton.jit
 def _draw(tile_ptr, before, end, temperature, top, uniform, min_p, BLOCK_V: tl.constexpr):
-    """The first place after ``before`` at which the running sum of the weights exceeds ``uniform`` of all of it."""
+    """The first place, counted from ``before``, at which the running sum of the weights exceeds ``uniform`` times their
+    total. Weights below min_p, of which the greatest is 1, count as 0."""
     lane = tl.arange(0, BLOCK_V)
     mass = tl.zeros([BLOCK_V], tl.float64)
     for first in tl.range(0, end, BLOCK_V):
@@ -233,7 +245,7 @@ def sample_kernel(
         if TOP_K:
             if top_k <= BLOCK_V:
                 bound = _kth_of_lanes(_order(best), top_k)
-        else:  # all that have less than 1 / V of the share together have less than the share
+        else:  # the greatest weight is 1, so that the weights below share / V together are less than share of the total
             bound = _order(top + tl.log((share / V).to(tl.float32)) - 0.01)
         list_ptr += b * stride_list_b
         ids_ptr += b * stride_list_b

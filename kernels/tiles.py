@@ -1,8 +1,10 @@
-"""Tile sizes: what a table says for an architecture, elsewhere each kernel's own rule. None is tried out at run time.
+"""Tile sizes of the Triton kernels, from a table or from the kernel's own rule. Nothing is timed at run time.
 
-A table is JSON, ``{"sm_90": {"linear_kernel": {"512, false": [64, 64, 64, 4, 4]}}}``: by architecture (``gfx942`` for
-AMD's), kernel and key, the arguments of its rule, a tile in the order of its fields. ``tiles.json`` is the project's;
-the file that the environment variable ``GPT2FAST_TILES`` names, as ``gpt2fast tune`` writes it, comes before it.
+A table is a JSON file such as ``{"sm_90": {"linear_kernel": {"512, false": [64, 64, 64, 4, 4]}}}``. Its levels are the
+architecture (``gfx942`` is one of AMD's), the kernel, and the key, which is the list of arguments of the kernel's rule.
+The value is a tile, in the order of ``FIELDS``. Two tables are asked in turn: first the file that the environment
+variable ``GPT2FAST_TILES`` names (``gpt2fast tune`` writes such a file), then the project's own ``tiles.json``. If
+neither has an entry, the rule decides.
 """
 
 import contextlib
@@ -14,7 +16,7 @@ from pathlib import Path
 
 from triton.runtime import driver
 
-# By kernel the fields of a tile: compile-time words of the kernel, and Triton's options of a launch.
+# The fields of each kernel's tile: constants of the kernel (BLOCK_*) and options of Triton's launch.
 FIELDS = {
     "linear_kernel": ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages"),
     "attention_kernel": ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"),
@@ -23,12 +25,12 @@ FIELDS = {
     "attention_backward_bias_kernel": ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages"),
     "decode_attention_kernel": ("BLOCK_S", "num_warps", "num_stages"),
 }
-KNOWN: dict[str, "Tiles"] = {}  # of the kernels that were imported
+KNOWN: dict[str, "Tiles"] = {}  # by kernel; only kernels whose module was imported are in it
 Tile = tuple[int, ...]
 
 
 class Tiles:
-    """The tiles of a kernel: called with a key, it gives what the tables have, or what the rule makes of the key."""
+    """The tiles of a kernel. A call with a key returns the tile that the tables have for it, or else the rule's."""
 
     def __init__(self, kernel: str, rule: Callable[..., Tile]):
         self.kernel, self.rule, self.fields = kernel, rule, FIELDS[kernel]
@@ -49,7 +51,7 @@ class Tiles:
 
     @contextlib.contextmanager
     def using(self, key: tuple, tile: Tile) -> Iterator[None]:
-        """Inside, the key has this tile."""
+        """A context in which the key has this tile."""
         before = self(*key)
         self._found[key] = tile
         try:
@@ -59,30 +61,30 @@ class Tiles:
 
 
 def tiles(kernel: str) -> Callable[[Callable[..., Tile]], Tiles]:
-    """Makes a rule, from a key to a tile, the ``Tiles`` of ``kernel``."""
+    """A decorator that turns a rule (a function from a key to a tile) into the ``Tiles`` of ``kernel``."""
     return lambda rule: Tiles(kernel, rule)
 
 
 def name_of(key: tuple) -> str:
-    """A key as tables have it: ``(512, False)`` is ``"512, false"``."""
+    """A key as the tables spell it: ``(512, False)`` is ``"512, false"``."""
     return ", ".join(json.dumps(part) for part in key)
 
 
 def architecture() -> str:
-    """Of the current device: ``sm_90``, ``gfx942``."""
+    """The name of the current device's architecture, such as ``sm_90`` or ``gfx942``."""
     target = driver.active.get_current_target()
     return f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
 
 
 def sources() -> list[Path]:
-    """The tables, the first to be asked first."""
+    """The paths of the tables, in the order in which they are asked."""
     own = os.environ.get("GPT2FAST_TILES")
     return [*([Path(own)] if own else []), Path(__file__).with_name("tiles.json")]
 
 
 @functools.cache
 def read(path: Path) -> dict[str, dict[str, dict[str, list[int]]]]:
-    """A table; ValueError naming the file and the entry that is none."""
+    """The table in this file. Raises ValueError, which names the file and the entry, if it is not a valid table."""
     try:
         table = json.loads(path.read_text())
     except (OSError, ValueError) as error:
