@@ -1,5 +1,5 @@
-// cp.async: the source is read at once, the bytes wait in the warp's queue and land when the copy is waited for. Till
-// then the cells that it writes are marked: whoever touches them races with it.
+// cp.async. The source is read at once. The bytes wait in the warp's queue and arrive in shared memory when the warp
+// waits for the copy. Until then the cells that the copy writes are marked, and any access to them is a race.
 #include <cstring>
 
 #include "check.h"
@@ -14,7 +14,7 @@ enum Source : uint8_t { kWhole, kCounted, kIgnored, kKept };  // kIgnored: a pre
 void read_source(Warp& w, const Instruction& i, uint32_t mask, const uint64_t* address, const uint32_t* bytes,
                  Copy& copy) {
   uint8_t* at[kLanes];
-  for (uint32_t rest = mask; rest;) {  // lanes that read equally much
+  for (uint32_t rest = mask; rest;) {  // lanes that read the same number of bytes go together
     uint32_t size = bytes[__builtin_ctz(rest)], same = 0;
     for_lanes(rest, [&](int l) { same |= uint32_t(bytes[l] == size) << l; });
     rest &= ~same;
@@ -24,7 +24,7 @@ void read_source(Warp& w, const Instruction& i, uint32_t mask, const uint64_t* a
   }
 }
 
-// Where the copies go: checked as a write that is under way from now on.
+// Checks the copy's destination, as a write that is in flight from now on. Returns the lanes that may write.
 uint32_t start_write(Warp& w, const Instruction& i, uint32_t mask, const uint64_t* address, uint32_t bytes,
                      Copy& copy) {
   uint8_t* at[kLanes];
@@ -58,7 +58,7 @@ void start_copy(Warp& w, const Instruction& i, uint32_t mask) {
                      w.pc, l);
     for_lanes(oversized, [&](int lane) { size[lane] = bytes; });
   }
-  // Groups are counted by lane: they differ where lanes have parted in between.
+  // Each lane counts its groups. The counts differ if the lanes have diverged in between.
   while (mask) {
     uint32_t group = w.copy_groups[__builtin_ctz(mask)], same = 0;
     for_lanes(mask, [&](int l) { same |= uint32_t(w.copy_groups[l] == group) << l; });
@@ -74,7 +74,7 @@ void start_copy(Warp& w, const Instruction& i, uint32_t mask) {
   }
 }
 
-// The bytes arrive, and count as written by this warp now.
+// The bytes of a copy arrive in shared memory. They count as written by this warp now.
 void land(Warp& w, const Copy& copy, uint32_t mask) {
   Block& block = *w.block;
   block.races.settle();
@@ -90,7 +90,7 @@ void commit(Warp& w, const Instruction&, uint32_t mask) {
   for_lanes(mask, [&](int l) { ++w.copy_groups[l]; });
 }
 
-// immediate: how many of the latest groups may stay under way; -1: nothing, committed or not.
+// immediate: how many of the latest groups may stay in flight; -1: none, and no uncommitted copy either.
 void wait(Warp& w, const Instruction& i, uint32_t mask) {
   for (Copy& copy : w.copies) {
     uint32_t landed = 0;

@@ -1,5 +1,5 @@
-// atom and red. A warp's lanes take their turns in order; what one does is seen at once by all, so that
-// order and scope matter to the search for races only.
+// atom and red. The lanes of a warp execute one after the other, in order. All threads see the result at once, so that
+// memory order and scope matter for the race detection only.
 #include <algorithm>
 #include <cstring>
 
@@ -11,7 +11,7 @@ namespace {
 
 enum Op : uint8_t { kAdd, kMin, kMax, kAnd, kOr, kXor, kExchange, kCompare, kIncrement, kDecrement };
 
-// What an atomic operation makes of the old value with the operands b and, for .cas, c.
+// The new value that an atomic operation computes from the old value, b and, for .cas, c.
 template <class T, Op kOp>
 struct Whole {
   using Bits = T;
@@ -42,7 +42,7 @@ struct Whole {
   }
 };
 
-// .f32 in global memory flushes subnormals, in shared memory it keeps them.
+// An .f32 addition flushes subnormals in global memory and keeps them in shared memory.
 template <bool kFlushed>
 struct AddFloat {
   using Bits = uint32_t;
@@ -60,7 +60,8 @@ struct AddDouble {
   }
 };
 
-// The sum of two f16 or bf16 is rounded once: float holds that of f16 exactly enough, double that of bf16.
+// The sum of two f16 or bf16 must be rounded only once. A float is exact enough for the sum of two f16, and a double
+// for that of two bf16.
 struct AddHalf {
   using Bits = uint16_t;
   static uint16_t apply(uint16_t old, uint16_t b, uint16_t) {
@@ -108,7 +109,7 @@ void atomic(Warp& w, const Instruction& i, uint32_t mask) {
   if (i.mode[0]) each(mask, w.lanes<T>(i.operand[0]), [&](int l) { return result[l]; });
 }
 
-// A generic address adds as the space does that it lies in.
+// An addition at a generic address treats subnormals as the memory space that the address lies in does.
 void add_float_anywhere(Warp& w, const Instruction& i, uint32_t mask) {
   uint64_t address[kLanes];
   addresses(w, i, i.mode[0], address);

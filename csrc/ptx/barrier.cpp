@@ -1,4 +1,4 @@
-// bar.sync, bar.arrive, bar.red and their barrier.* forms; bar.warp.sync; the report of a deadlock.
+// bar.sync, bar.arrive and bar.red, with their barrier.* forms; bar.warp.sync; and the report of a deadlock.
 #include "barrier.h"
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace {
 enum Mode : uint8_t { kSync, kArrive, kPopc, kAnd, kOr };
 enum Flags : uint8_t { kHasCount = 1, kNegated = 2, kAligned = 4 };
 
-// A group that has waited goes on behind the barrier, which counts as executed now.
+// A group that has waited continues after the barrier. The barrier counts as executed now.
 void pass(Warp& w, Group& g) {
   ++w.launch->warp_counts[g.pc];
   w.launch->thread_counts[g.pc] += uint64_t(__builtin_popcount(g.mask));
@@ -20,7 +20,7 @@ void pass(Warp& w, Group& g) {
   w.next_pc = std::min(w.next_pc, g.pc);
 }
 
-// What others did up to these times comes before what the warp does from now on.
+// From now on, everything that the warp does is ordered after what the others did up to these times.
 void come_after(Warp& w, const std::vector<uint32_t>& clock) {
   uint32_t horizon = kNone - 1;
   for (size_t v = 0; v < clock.size(); ++v) {
@@ -50,7 +50,8 @@ void release(Block& block, uint32_t id) {
   b = {};
 }
 
-// Releases a barrier to which all have come but those that have exited; the latter only where it counts all threads.
+// Releases a barrier if all threads have arrived. Threads that have exited count as arrived, unless the instruction
+// gives a number of threads.
 void complete(Block& block, uint32_t id) {
   BarrierState& b = block.barriers[id];
   uint32_t gone = 0;
@@ -67,7 +68,7 @@ void complete(Block& block, uint32_t id) {
   release(block, id);
 }
 
-// A warp arrives; with a count, PTX counts warps, each as 32 threads.
+// A warp arrives with `threads` threads. Where the instruction gives a count, PTX counts each warp as 32 threads.
 void arrive(Warp& w, uint32_t id, uint32_t threads, bool waits) {
   BarrierState& b = w.block->barriers[id];
   ++w.launch->barriers;
@@ -112,12 +113,12 @@ void barrier(Warp& w, const Instruction& i, uint32_t mask) {
   settle_barrier(w);
 }
 
-// Lanes may wait for each other at different places in the program.
+// bar.warp.sync. Lanes may wait for each other at different places in the program.
 void warp_barrier(Warp& w, const Instruction& i, uint32_t mask) {
   const auto* given = w.lanes<uint32_t>(i.operand[0]);
   uint32_t members = given[__builtin_ctz(mask)];
   uint32_t others = mask & ballot([=](int l) { return given[l] != members; });
-  if (others) {  // teams with masks of their own, one after the other
+  if (others) {  // lanes with other member masks execute this later, as teams of their own
     w.split_team(others);
     mask &= ~others;
   }

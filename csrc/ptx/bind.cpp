@@ -1,4 +1,4 @@
-// gpt2fast._ptx: PTX text parsed, launched, and what happened as dicts.
+// The Python module gpt2fast._ptx: it parses PTX text, runs a launch, and returns what happened as dicts.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,7 +13,7 @@ using Dims = std::array<uint32_t, 3>;
 
 py::object or_none(const std::string& s) { return s.empty() ? py::object(py::none()) : py::object(py::str(s)); }
 
-// Bytes that a kernel may have written a part of need not be UTF-8.
+// A kernel may have written parts of this text, so that it need not be valid UTF-8.
 py::str text(const std::string& s) {
   return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(s.data(), py::ssize_t(s.size()), "replace"));
 }
@@ -40,7 +40,8 @@ py::dict to_dict(const Launch& launch, const Error& e) {
   return d;
 }
 
-// (address, bytes, name, initialised): True, False, or a byte for each byte that the launch reads and updates.
+// Takes (address, bytes, name, initialised). `initialised` is True, False, or an array with a byte for each byte of the
+// buffer, which the launch reads and updates.
 Buffer to_buffer(const py::handle& given, std::vector<py::buffer_info>& held) {
   auto tuple = given.cast<py::tuple>();
   if (tuple.size() != 4)

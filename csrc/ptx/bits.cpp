@@ -81,7 +81,7 @@ void decode_is_zero(Decoder& d) {
   d.ins.run = pick_integer<Unary<IsZero>>(t);
 }
 
-// Shifts by the width or more give nothing, or the sign.
+// A shift by the width or more gives 0, or the sign in every bit.
 struct ShiftLeft {
   template <class T>
   static T apply(T a, uint32_t n) {
@@ -112,7 +112,7 @@ void decode_shift(Decoder& d) {
   d.ins.run = pick_integer<Shift<F>>(t);
 }
 
-// Of the 64 bits b:a. left: the upper half of the shifted value, else the lower one.
+// A funnel shift of the 64 bits b:a. Left gives the upper half of the shifted value, right the lower half.
 template <bool kLeft, bool kWrap>
 struct Funnel {
   static uint32_t apply(uint32_t a, uint32_t b, uint32_t n) {
@@ -133,7 +133,7 @@ void decode_funnel(Decoder& d) {
                         : ternary<Funnel<false, false>, U, U, U, U>;
 }
 
-// Bit k of the table is the result for inputs whose bits a, b, c make the number k.
+// lop3: bit k of the table is the result where the bits of a, b and c form the number k.
 PTX_CLONES void look_up(Warp& w, const Instruction& i, uint32_t mask) {
   const auto *a = w.lanes<uint32_t>(i.operand[1]), *b = w.lanes<uint32_t>(i.operand[2]),
              *c = w.lanes<uint32_t>(i.operand[3]);
@@ -195,7 +195,7 @@ void decode_permute(Decoder& d) {
   d.ins.run = permute;
 }
 
-// Bits from b on, c of them (8 bits of each count); above the width they are the sign, or 0.
+// bfe: c bits of a from bit b on (b and c are 8-bit numbers). Bits beyond the width are the sign, or 0.
 template <class T>
 struct Extract {
   static T apply(T a, uint32_t b, uint32_t c) {
@@ -207,7 +207,7 @@ struct Extract {
     if (count >= kBits) return shifted;
     uint32_t rest = kBits - count;
     if (!std::is_signed_v<T>) return T(U(shifted) << rest) >> rest;
-    // The sign is that of the last bit there is.
+    // The sign is the last bit of the field that exists.
     bool negative = U(a) >> std::min(from + count - 1, kBits - 1) & 1;
     U kept = U(shifted) & ((U(1) << count) - 1);
     return T(negative ? kept | ~((U(1) << count) - 1) : kept);
@@ -226,7 +226,7 @@ void decode_extract(Decoder& d) {
                                : ternary<Extract<int64_t>, int64_t, int64_t, uint32_t, uint32_t>;
 }
 
-// operand: d, what is put in, into what, from which bit on, how many
+// operand: d, the bits to insert, the value that they go into, the first bit, the number of bits
 template <class T>
 void insert(Warp& w, const Instruction& i, uint32_t mask) {
   constexpr uint32_t kBits = 8 * sizeof(T);
@@ -270,7 +270,7 @@ struct Reverse {
     return r;
   }
 };
-// The most significant bit that differs from the sign; as a position or as a shift that brings it to the top.
+// bfind: the most significant bit that differs from the sign, as a position or as the shift that moves it to the top.
 template <class T, bool kShiftAmount>
 struct FindBit {
   static uint32_t apply(T a) {
@@ -312,7 +312,7 @@ void decode_find(Decoder& d) {
   d.ins.run = shift ? pick_find<true>(t) : pick_find<false>(t);
 }
 
-// The lower n bits, extended by zeros or by the highest of them.
+// szext: the lower n bits, extended by zeros or by the highest of them.
 template <class T, bool kWrap>
 struct ExtendFrom {
   static uint32_t apply(uint32_t a, uint32_t n) {

@@ -1,4 +1,4 @@
-// Bounds, alignment, provenance and uninitialised contents of memory accesses.
+// Checks memory accesses: bounds, alignment, provenance of the pointer, and reads of uninitialised memory.
 #include "check.h"
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 namespace gpt2fast::ptx {
 namespace {
 
-constexpr size_t kMostUnwritten = 1 << 16;  // reads kept till the end of a block
+constexpr size_t kMostUnwritten = 1 << 16;  // at most so many suspicious reads are kept until the end of a block
 
 const char* verb(Use use) { return use == Use::Read ? "read" : use == Use::Write ? "write" : "atomic operation"; }
 
@@ -22,7 +22,7 @@ std::string what(const char* space, uint32_t bytes, Use use) {
   return std::string(space) + " " + verb(use) + " of " + std::to_string(bytes) + " bytes";
 }
 
-// Reports what is wrong with a lane's access; buffer: nullptr outside all of them.
+// Reports what is wrong with a lane's access. buffer is nullptr if the address is outside of all buffers.
 void report(Warp& w, const char* kind, const std::string& message, int lane, uint64_t address,
             const Buffer* buffer = nullptr) {
   Error* e = w.launch->report(kind, message, w, w.pc, lane);
@@ -67,7 +67,7 @@ bool all_written(const uint8_t* shadow, uint32_t bytes) {
   return true;
 }
 
-// Nothing covers this address: which buffer is next to it?
+// No buffer contains this address. Says which one is nearest.
 std::string nearest(const Launch& launch, uint64_t address, uint32_t bytes, uint16_t pointer) {
   auto describe = [&](const Buffer& b) {
     std::string size = " buffer '" + b.name + "' (" + std::to_string(b.bytes) + " bytes)";
@@ -133,7 +133,7 @@ uint32_t in_one_buffer(Warp& w, const Instruction& ins, uint32_t buffer, uint32_
   if (use != Use::Write) launch.polled = w.pc;
   if (launch.global_races.on() && !b.read_only) launch.global_races.check(w, ins, buffer, mask, address, bytes, use);
   uint64_t sectors = 0;
-  Counts constant;  // not counted as global
+  Counts constant;  // discarded: constant memory does not count as global
   count_global(ins.space == Space::Const ? constant : launch.global_counts[w.pc], mask, address, bytes, &sectors);
   uint64_t total = uint64_t(__builtin_popcount(mask)) * bytes;
   if (use != Use::Write) b.traffic.read_bytes += total, b.traffic.read_sectors += sectors;
@@ -213,7 +213,7 @@ uint32_t access_global(Warp& w, const Instruction& ins, uint32_t mask, const uin
   if (b != kNone && holds(launch.buffers[b])) return hint = b, in_one_buffer(w, ins, b, mask, address, bytes, use);
   uint32_t good = 0, rest = mask;
   bool first = true;
-  while (rest) {  // several buffers, or outside them
+  while (rest) {  // the lanes access several buffers, or lie outside of them
     int lane = __builtin_ctz(rest);
     b = find(launch, address[lane], bytes);
     if (b == kNone) {
@@ -285,7 +285,7 @@ uint32_t access_shared(Warp& w, const Instruction& ins, uint32_t mask, const uin
   return good;
 }
 
-// A read that some write races with is said already: which came first is chance.
+// A read that races with a write is not reported here: the race is reported, and the order of the two is chance.
 void report_unwritten(Block& block) {
   Launch& launch = *block.launch;
   for (const UnwrittenRead& r : block.unwritten) {

@@ -1,4 +1,4 @@
-// A function compiled for several instruction sets, of which the loader takes the best that the processor has.
+// PTX_CLONES compiles a function for several instruction sets. The loader takes the best one that the processor has.
 #pragma once
 #include <cstdint>  // defines __GLIBC__
 

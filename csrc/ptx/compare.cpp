@@ -6,7 +6,7 @@ namespace {
 
 enum Comparison : int { kEq, kNe, kLt, kLe, kGt, kGe, kEqu, kNeu, kLtu, kLeu, kGtu, kGeu, kNum, kNan };
 
-// The unordered forms are true of NaN, where all ordered ones are false, .ne too.
+// With a NaN, the unordered forms are true and all ordered ones are false, including .ne.
 template <int kOp>
 struct Compare {
   template <class T>
@@ -45,7 +45,7 @@ struct Compare {
   }
 };
 
-// How a register's bits are read.
+// How the bits of a register are interpreted.
 template <class T>
 struct Plain {
   using Bits = T;
@@ -90,7 +90,7 @@ uint32_t combined(const Instruction& i, uint32_t result, uint32_t with) {
   }
 }
 
-// operand: p [q] a b [c]. q is the opposite of the comparison, or of a pair the upper half's result.
+// operand: p [q] a b [c]. q is the opposite of the comparison. For pairs, q is the result of the upper half.
 template <int kOp, class V, class Upper>
 PTX_CLONES void set_predicates(Warp& w, const Instruction& i, uint32_t mask) {
   const uint32_t* o = i.operand + 1 + i.mode[kSecond];

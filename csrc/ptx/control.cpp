@@ -1,4 +1,5 @@
-// Branches, calls, returns, traps, fences; the functions that compilers leave to the driver: vprintf, __assertfail.
+// Branches, calls, returns, traps and fences, and the functions that the driver supplies to compiled code: vprintf and
+// __assertfail.
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -108,7 +109,8 @@ void assert_fail(Warp& w, const Instruction& i, uint32_t mask) {
   w.event = Event::Stop;
 }
 
-// One conversion of printf's format for the packed argument at `at`: 8 bytes for doubles and 64-bit integers, else 4.
+// Prints one conversion of a printf format. Its argument is at `at` in the packed arguments: doubles and 64-bit
+// integers have 8 bytes, all others 4.
 std::string print_one(Warp& w, int lane, const std::string& spec, uint64_t args, uint32_t* at) {
   char kind = spec.back();
   bool real = std::string("aAeEfFgG").find(kind) != std::string::npos;
@@ -239,7 +241,8 @@ void plain(Decoder& d) {
   d.ins.run = run;
 }
 
-// Memory is in program order here already: a fence matters to the search for races only. mode[0]: for all blocks.
+// Memory is in program order here anyway, so that a fence matters for the race detection only. mode[0]: the fence is
+// for all blocks.
 void fence(Warp& w, const Instruction& i, uint32_t) {
   if (w.launch->global_races.on()) w.launch->global_races.fence(w, i.mode[0]);
 }

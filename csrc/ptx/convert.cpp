@@ -1,4 +1,4 @@
-// cvt: the usual conversions as loops over lanes, all others value by value.
+// cvt. The usual conversions are loops over lanes that the compiler vectorises; all others go value by value.
 #include <algorithm>
 #include <limits>
 
@@ -44,7 +44,7 @@ Wide integer_value(Type t, uint64_t bits) {
   return is_signed(t) ? Wide(int64_t(bits << shift) >> shift) : Wide(bits << shift >> shift);
 }
 
-// The nearest value that an integer type has.
+// The value of an integer type that is nearest to x.
 Wide clamped(Type t, Wide x) {
   int bits = bits_of(t);
   Wide most = is_signed(t) ? (Wide(1) << (bits - 1)) - 1 : (Wide(1) << bits) - 1;
@@ -157,7 +157,7 @@ void convert(Warp& w, const Instruction& i, uint32_t mask) {
   });
 }
 
-// d = {a, b} with a in the upper half.
+// d = {a, b}: a goes into the upper half.
 void convert_pair(Warp& w, const Instruction& i, uint32_t mask) {
   const auto *a = w.lanes<uint32_t>(i.operand[1]), *b = w.lanes<uint32_t>(i.operand[2]);
   Type to = i.type == Type::F16x2 ? Type::F16 : Type::BF16;
@@ -167,7 +167,7 @@ void convert_pair(Warp& w, const Instruction& i, uint32_t mask) {
   });
 }
 
-// The usual ones.
+// The usual conversions.
 struct Cast {
   template <class T>
   static T apply(T a) {
@@ -203,7 +203,7 @@ Handler pick_extension(int to_bits) {
                          : unary<Cast, uint64_t, From>;
 }
 
-// Between integers whose registers are as wide as they.
+// Conversions between integers whose registers are as wide as the types.
 Handler pick_extension(Type from, int to_bits) {
   switch (from) {
     case Type::U16:

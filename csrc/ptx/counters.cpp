@@ -1,4 +1,5 @@
-// Sectors of 32 bytes that a request to global memory moves, and the passes that one to shared memory takes.
+// Counts the 32-byte sectors that a request to global memory moves, and the passes that a request to shared memory
+// takes.
 #include <algorithm>
 
 #include "check.h"
@@ -15,8 +16,9 @@ void add(Counts& c, uint64_t bytes, uint64_t sectors, uint64_t ideal) {
   c.ideal_sectors += ideal;
 }
 
-// Passes over the banks for n pieces of `words` words of 4 bytes each: the most different pieces that one bank is asked
-// for. Pieces are aligned to their size, so that those which share a bank share all of theirs.
+// The passes over the banks for n pieces of `words` 4-byte words each: the largest number of different pieces that one
+// bank must deliver. Pieces are aligned to their size, so that two pieces with one common bank have all banks in
+// common.
 uint32_t passes(const uint32_t* pieces, int n, uint32_t words) {
   uint32_t places = 32 / words, seen = 0, first[32];
   bool conflict = false;
@@ -76,7 +78,7 @@ void count_global(Counts& c, uint32_t mask, const uint64_t* address, uint32_t by
   add(c, total, sectors, (distinct + kSector - 1) / kSector);
 }
 
-// Pieces of 8 bytes go by half warps, of 16 bytes by quarter warps.
+// Accesses of 8 bytes are served by half warps, those of 16 bytes by quarter warps.
 void count_shared(Counts& c, uint32_t mask, const uint64_t* address, uint32_t bytes) {
   ++c.requests;
   c.bytes += uint64_t(__builtin_popcount(mask)) * bytes;

@@ -1,4 +1,4 @@
-// Reads PTX text: skips blanks and comments, keeps the line number, and throws what is wrong with the line it is at.
+// Reads PTX text: it skips blanks and comments, keeps the line number, and throws errors that name the current line.
 #pragma once
 #include <cctype>
 #include <string>
@@ -12,7 +12,9 @@ struct Cursor {
   const std::string& text;
   size_t at = 0;
   uint32_t line = 1;
-  uint32_t inline_asm = 0, inline_asms = 0;  // which of them this is in, by the comments that compilers put around
+  // The number of the inline assembly that the cursor is in (0: none), and how many there were. Compilers put comments
+  // around inline assembly.
+  uint32_t inline_asm = 0, inline_asms = 0;
 
   explicit Cursor(const std::string& t) : text(t) {}
 
@@ -62,7 +64,7 @@ struct Cursor {
     return std::isalnum(static_cast<unsigned char>(c)) || c == '_' || c == '$' || c == '%';
   }
 
-  // An identifier: letters, digits, _ $ %. Empty when there is none.
+  // An identifier: letters, digits, _ $ %. It is empty if there is none.
   std::string word() {
     skip();
     size_t begin = at;
@@ -84,7 +86,7 @@ struct Cursor {
     return text.substr(begin, at - begin);
   }
 
-  // One name with the dot before it: ".reg" of ".reg.b16".
+  // One name with its dot: ".reg" of ".reg.b16".
   std::string directive() {
     skip();
     if (peek() != '.') return "";

@@ -1,5 +1,5 @@
-// One instruction from text to Instruction: a decoder per opcode takes modifiers and operands one after the other;
-// what no decoder took is an error that names it.
+// Translates an instruction from text to an Instruction. Each opcode has a decoder, which takes the modifiers and the
+// operands one after the other. If anything is left over, that is an error, and the error names it.
 #pragma once
 #include <functional>
 #include <initializer_list>
@@ -23,7 +23,7 @@ struct Symbol {
 struct Operand {
   enum What : uint8_t { Name, Integer, Real, Vector, Address, Sink } what = Sink;
   std::string name;            // Name; Address: its base, or empty
-  std::string pair;            // of a|b
+  std::string pair;            // b in a|b
   bool negated = false;        // !a
   int64_t integer = 0;         // Integer; Address: what is added
   double real = 0;             // Real
@@ -33,7 +33,7 @@ struct Operand {
 
 class Scopes;
 
-// What decoders need of the function that they are in.
+// What decoders need to know about the function that they are in.
 struct FunctionState {
   Module& module;
   Function& function;
@@ -45,7 +45,7 @@ struct FunctionState {
   std::map<std::pair<int, uint64_t>, uint32_t> constants;
   std::map<std::pair<int, uint64_t>, uint32_t> specials;
   std::unordered_map<uint64_t, uint16_t> pointer_slots;
-  uint32_t scratch[3] = {0, 0, 0};  // sinks of 32 and 64 bits, of a predicate
+  uint32_t scratch[3] = {0, 0, 0};  // registers for unwanted results: 32 bits, 64 bits, a predicate
 
   uint32_t constant(uint64_t value, int bits);
   uint32_t special(Special what, int bits, uint64_t plus = 0);
@@ -59,7 +59,7 @@ class Scopes {
   void close();
   uint32_t current() const { return stack_.back(); }
   uint32_t parent(uint32_t scope) const { return parents_[scope]; }
-  bool declare(const std::string& name, const Symbol& symbol);  // false: it is there already
+  bool declare(const std::string& name, const Symbol& symbol);  // false: the name is declared already
   const Symbol* find(const std::string& name) const;
 
  private:
@@ -84,7 +84,7 @@ class Decoder {
   std::string next_modifier() const { return modifiers_.empty() ? "" : modifiers_.front(); }
   void drop_modifier() { modifiers_.erase(modifiers_.begin()); }
   Type type(std::initializer_list<Type> allowed = {});
-  int rounding();  // kNearest when none is written
+  int rounding();  // kNearest if no mode is written
   bool rounding_at(int* rounding);
 
   // Operands, one after the other
@@ -92,11 +92,11 @@ class Decoder {
   Operand& operand();
   void write(Type t);             // a register of that width
   void read(Type t);              // a register of that width, or an immediate
-  int write_any(int least_bits);  // a register at least so wide; its width
+  int write_any(int least_bits);  // a register with at least so many bits; returns its width
   int read_any(Type t);
   void write_predicate();
-  bool read_predicate();                       // true: negated
-  int read_vector(Type t, bool exact = true);  // {…} or one: how many; the width of the registers in width
+  bool read_predicate();                       // returns true if it is negated
+  int read_vector(Type t, bool exact = true);  // {…} or one register; returns how many, width gets their width
   int write_vector(Type t, bool exact = true);
   int width = 0;
   void address(Space space);
@@ -106,9 +106,9 @@ class Decoder {
   void add(uint32_t offset) { state.pool.push_back(offset); }
   bool is_register(const Operand& operand) const;
   const Symbol* symbol(const Operand& operand) const;
-  // The result's pointer slot, which the handler then sets itself.
+  // The result's pointer slot, for a handler that sets it itself.
   uint16_t own_pointer() { return std::exchange(pointer_of_result_, uint16_t{0}); }
-  // The result is a pointer into whatever the operands point to.
+  // The result is a pointer into the same buffer as the operands.
   void carries_pointer() { carries_ = true; }
 
   const std::string& opcode() const { return opcode_; }
@@ -133,8 +133,8 @@ using Decode = void (*)(Decoder&);
 using Opcodes = std::unordered_map<std::string, Decode>;
 const Opcodes& opcodes();
 
-// Each defines the opcodes of its file. One that means different things by its last type is there as add.int, add.float
-// (f32, f64) and add.half (f16, bf16 and their pairs).
+// Each function adds the opcodes of its file. An opcode that depends on its last type has several entries: add.int,
+// add.float (f32, f64) and add.half (f16, bf16 and their pairs).
 void add_integer(Opcodes& table);
 void add_bits(Opcodes& table);
 void add_moves(Opcodes& table);

@@ -1,4 +1,5 @@
-// .f32 and .f64: add, sub, mul, fma, mad, div, rcp, sqrt in all rounding modes, min, max, abs, neg, copysign, testp.
+// Arithmetic of .f32 and .f64: add, sub, mul, fma, mad, div, rcp and sqrt in all rounding modes; min, max, abs, neg,
+// copysign and testp.
 #include <cfenv>
 
 #include "lanes.h"
@@ -7,7 +8,8 @@
 namespace gpt2fast::ptx {
 namespace {
 
-// double in another rounding mode: by the processor's, for an operation that the compiler cannot move.
+// Computes a double in another rounding mode. It sets the processor's mode, and keeps the compiler from moving the
+// operation out.
 template <class F>
 double in_mode(int mode, F f) {
   if (mode == kNearest) return f();
@@ -92,14 +94,15 @@ struct Root {
   }
 };
 
-// .f64 passes on the first NaN that it is given, quiet, whatever order the compiler puts the operands in.
+// The result of an .f64 operation with NaNs is the first NaN operand, made quiet. The compiler may swap the operands,
+// so this is done by hand.
 inline double first_nan() { return bit_cast<double>(uint64_t{0xfff8} << 48); }
 template <class... T>
 double first_nan(double a, T... rest) {
   return a != a ? bit_cast<double>(bit_cast<uint64_t>(a) | uint64_t{1} << 51) : first_nan(rest...);
 }
 
-// Subnormals of .f32 go before and after; the result goes into [0, 1].
+// .ftz flushes subnormals of .f32 before and after the operation. .sat limits the result to [0, 1].
 template <class F, bool kFlush, bool kSaturate>
 struct Finished {
   template <class... T>
@@ -155,7 +158,7 @@ Type float_type(Decoder& d, bool flushed, bool saturated) {
   return t;
 }
 
-// needs_mode: PTX has no default for it.
+// kNeedsMode: the rounding mode must be written, since PTX has no default for it.
 template <template <int> class F, int kSources, bool kNeedsMode, bool kMaySaturate = true>
 void decode(Decoder& d) {
   int mode = kNearest;
@@ -179,7 +182,7 @@ struct Absolute {
   static double apply(double a) { return std::fabs(a); }
 };
 
-// Signs of NaN are kept as they are: nothing is made canonical.
+// The sign of a NaN is kept, and NaNs are not made canonical.
 template <class F, bool kFlush>
 struct OfSign {
   template <class T>
@@ -206,7 +209,7 @@ struct Extreme {
     return kMax ? maximum(a, b, kNan) : minimum(a, b, kNan);
   }
 };
-// Of the absolute values, with the product of the signs.
+// .xorsign.abs: the minimum or maximum of the absolute values, with the product of the signs.
 template <bool kMax, bool kNan>
 struct ExtremeSigned {
   static float apply(float a, float b) {
@@ -298,7 +301,7 @@ void add_floating(Opcodes& table) {
   table["testp"] = decode_test;
 }
 
-// div, rcp and sqrt have approximate forms too, which special.cpp takes.
+// special.cpp has the approximate forms of div, rcp and sqrt.
 void decode_divide(Decoder& d) { decode<Divide, 2, true, false>(d); }
 void decode_reciprocal(Decoder& d) { decode<Reciprocal, 1, true, false>(d); }
 void decode_root(Decoder& d) { decode<Root, 1, true, false>(d); }

@@ -8,10 +8,10 @@
 namespace gpt2fast::ptx {
 namespace {
 
-constexpr int kPageShift = 12;             // cells of a page
-constexpr size_t kMostAccesses = 1 << 24;  // then what was before a block is forgotten
+constexpr int kPageShift = 12;             // a page has 2^12 cells
+constexpr size_t kMostAccesses = 1 << 24;  // above that, a new block forgets what was before it
 constexpr uint32_t kMostNumbers = 1u << 31;
-constexpr size_t kMostPages = 1024;  // that are kept from launch to launch: 64 MiB
+constexpr size_t kMostPages = 1024;  // so many pages, 64 MiB, are kept from launch to launch
 
 const char* verb(Use use) { return use == Use::Read ? "read" : use == Use::Write ? "write" : "atomic operation"; }
 
@@ -49,7 +49,7 @@ void GlobalRaces::start(size_t buffers, size_t instructions, int grain_shift, ui
   same_value_ = same_value;
 }
 
-// All that was done so far is in order before what follows.
+// Forgets all accesses so far: they count as ordered before everything that follows.
 void GlobalRaces::forget() {
   base_ += uint32_t(accesses_.size());
   if (base_ > kMostNumbers) {
@@ -99,7 +99,8 @@ bool GlobalRaces::ordered(const Warp& w, const Access& other) const {
   return has(joined_, other.block) && other.stamp <= published_[other.block][other.warp];
 }
 
-// Two accesses that are both atomic, or nearly (volatile, relaxed), never race where both say so to each other's block.
+// Two accesses that are both strong (atomic, volatile, relaxed, ...) never race if the scope of each includes the
+// other's block. All others race unless they are ordered.
 bool GlobalRaces::fine(const Warp& w, const Access& self, uint32_t index) {
   const Access& other = at(index);
   uint8_t both = self.order & other.order;
@@ -107,9 +108,9 @@ bool GlobalRaces::fine(const Warp& w, const Access& self, uint32_t index) {
   return ordered(w, other);
 }
 
-// Triton lets several warps load the same elements where there are fewer than threads, and one of them store what it
-// made of them. Whether the others load before or after that store is left open, and what they got goes nowhere. So a
-// load that the storing warp executed too, with the same instruction, does not race with its store.
+// If there are fewer elements than threads, Triton lets several warps load the same elements, and one of these warps
+// stores the results. The other warps may load before or after that store; nothing uses what they loaded. So a load
+// does not race with the store if the storing warp has executed the same load instruction too.
 bool GlobalRaces::replicated(const Warp& w, const Cell& c, uint32_t pc, bool by_self) const {
   for (uint32_t reader : {c.reader, c.other_warp}) {
     if (reader <= base_) continue;
@@ -129,7 +130,7 @@ void GlobalRaces::check_lanes(Warp& w, uint32_t self, uint32_t buffer, uint32_t 
     shadow.first_page = b.address >> shift_ >> kPageShift;
     shadow.pages.resize(((b.address + b.bytes) >> shift_ >> kPageShift) - shadow.first_page + 1);
   }
-  // good: the last access that was found to be in order before this one, as it is for many cells.
+  // good: the last access that was found to be ordered before this one. It often repeats from cell to cell.
   uint32_t good = self, base = base_;
   auto races = [&](uint32_t other) {
     if (other <= base || other == good) return false;
@@ -137,7 +138,8 @@ void GlobalRaces::check_lanes(Warp& w, uint32_t self, uint32_t buffer, uint32_t 
     good = other;
     return false;
   };
-  // Lanes that all access one place hold a scalar, which every warp goes on to use.
+  // Whether the lanes access different places. If all access the same place, the value is a scalar, which every warp
+  // uses: the exception for Triton's replicated loads does not hold then.
   auto vector = [&] {
     uint64_t first = address[__builtin_ctz(mask)], differ = 0;
     for_lanes(mask, [&](int l) { differ |= address[l] ^ first; });
@@ -146,7 +148,7 @@ void GlobalRaces::check_lanes(Warp& w, uint32_t self, uint32_t buffer, uint32_t 
   uint64_t number = kNone;
   Cell* cells = nullptr;
   uint32_t count = (bytes + (1u << shift_) - 1) >> shift_, last = base;
-  uint32_t Cell::* moved = nullptr;  // where a cell keeps `last`, when another reader comes
+  uint32_t Cell::* moved = nullptr;  // the field of a cell that `last` moves to when another reader comes
   for (uint32_t rest = mask; rest; rest &= rest - 1) {
     int lane = __builtin_ctz(rest);
     uint64_t first = address[lane] >> shift_;
@@ -228,7 +230,7 @@ void GlobalRaces::settle() {
   suspects_.clear();
 }
 
-// Later accesses have a later stamp, so that the fence does not cover them.
+// Accesses after the fence get a later stamp, so that the fence does not cover them.
 void GlobalRaces::fence(Warp& w, bool wide) {
   any_fence_ = true;
   uint32_t& stamp = w.clock[w.index];
@@ -253,7 +255,8 @@ void GlobalRaces::join(Warp& w, uint64_t address) {
   }
 }
 
-// Others that join this block come after what a fence has covered, as far as this warp is ordered after it.
+// Whoever joins this block later is ordered after the accesses that a fence has covered, as far as this warp itself is
+// ordered after them.
 void GlobalRaces::publish(Warp& w, uint64_t address) {
   Publication& p = publications_[address];
   p.block = block_;

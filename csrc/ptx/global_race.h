@@ -1,6 +1,7 @@
-// Races in global memory, between the blocks of a launch and between the warps of a block. Blocks run one after the
-// other here, so an access of an earlier block is in order only where this block has joined it: the earlier one wrote,
-// fenced and then stored or added something atomically, and this block has read that atomically.
+// Finds races in global memory, between the blocks of a launch and between the warps of a block. Blocks run one after
+// the other here, but on a GPU they do not. So an access of an earlier block counts as ordered only if this block has
+// joined the earlier one: the earlier block wrote, executed a fence, and then stored or added something atomically, and
+// this block has read that atomically.
 #pragma once
 #include <memory>
 #include <unordered_map>
@@ -15,35 +16,36 @@ struct Buffer;
 class GlobalRaces {
  public:
   ~GlobalRaces();
-  // grain_shift: of the least piece that the kernel's instructions access.
+  // grain_shift: the log2 of the smallest size in bytes that the kernel's instructions access.
   void start(size_t buffers, size_t instructions, int grain_shift, uint32_t warps, bool same_value);
   void start_block(uint32_t block);
   bool on() const { return !shadows_.empty(); }
 
-  // Accesses of the lanes in mask, which lie within the buffer; before they happen.
+  // Checks the accesses of the lanes in mask, before they happen. They must lie within the buffer.
   void check(Warp& w, const Instruction& ins, uint32_t buffer, uint32_t mask, const uint64_t* address, uint32_t bytes,
              Use use);
-  // What the warp has done or is ordered after may be published from now on; wide: to other blocks too.
+  // From now on the warp may publish what it has done and what it is ordered after. wide: to other blocks too.
   void fence(Warp& w, bool wide);
-  // Looks at what suspicious writes have left; before memory changes again, and at the end of a block.
+  // Looks at the bytes that suspicious writes have left. It is called before memory changes again, and at the end of a
+  // block.
   void settle();
 
  private:
-  // One instruction that one warp executed: what a cell remembers of its writer and its readers is such an index.
+  // One instruction that one warp executed. A cell refers to its writer and its readers by the numbers of accesses.
   struct Access {
     uint32_t block, stamp, pc;
     uint16_t warp;
     uint8_t order;
     Use use;
   };
-  // The smallest piece of memory. Up to base_: nobody, or somebody of a launch before this one.
+  // The record of the smallest piece of memory. A number up to base_ means nobody, or an access of an earlier launch.
   struct Cell {
     uint32_t writer;
     uint32_t reader;       // the last one
     uint32_t other_warp;   // a reader before it, of another warp of its block
     uint32_t other_block;  // a reader of another block
   };
-  // A second write without order, which is none if it left the bytes as they were.
+  // A write that is not ordered after another write. It is no race if it leaves the bytes as they were.
   struct Suspect {
     Warp* warp;
     int lane;
@@ -53,11 +55,12 @@ class GlobalRaces {
     Access other;
     uint64_t content[2];
   };
-  struct Shadow {  // pages of cells, by the address
+  struct Shadow {  // a buffer's pages of cells, by address
     uint64_t first_page = 0;
     std::vector<std::unique_ptr<Cell[]>> pages;
   };
-  // Pages go from one launch to the next as they are: new accesses have greater numbers than all that is in them.
+  // Pages are reused by the next launch without clearing: new accesses have greater numbers than all those in the
+  // pages.
   struct Pool {
     std::vector<std::unique_ptr<Cell[]>> pages;
     uint32_t next = 0;
@@ -65,7 +68,7 @@ class GlobalRaces {
   static Pool& pool();
   const Access& at(uint32_t number) const { return accesses_[number - base_]; }
 
-  using Blocks = std::vector<uint64_t>;  // a bit for each
+  using Blocks = std::vector<uint64_t>;  // a bit for each block
   // What an atomic access at an address has published.
   struct Publication {
     std::shared_ptr<const Blocks> blocks;
@@ -91,15 +94,15 @@ class GlobalRaces {
   std::vector<Suspect> suspects_;
   int shift_ = 2;
   uint32_t base_ = 0;               // the number of accesses_[0], which stands for nobody
-  uint32_t warps_ = 0, block_ = 0;  // block_: the running one's number
+  uint32_t warps_ = 0, block_ = 0;  // block_: the number of the running block
   bool same_value_ = false;
 
-  Blocks joined_;  // the earlier blocks that this one comes after
+  Blocks joined_;  // the earlier blocks that this block is ordered after
   std::shared_ptr<const Blocks> last_joined_;
-  std::shared_ptr<const Blocks> snapshot_;      // of joined_, with this block; made when it is published
-  std::vector<uint32_t> fenced_, fenced_here_;  // per warp: the last stamp before a fence for all, for its block
+  std::shared_ptr<const Blocks> snapshot_;      // joined_ and this block, copied when it is published
+  std::vector<uint32_t> fenced_, fenced_here_;  // per warp: the last stamp before a fence for all blocks, for its block
   bool any_fence_ = false;
-  std::vector<std::vector<uint32_t>> published_;  // per block and warp: what others that join it come after
+  std::vector<std::vector<uint32_t>> published_;  // per block and warp: the stamp that those who join are ordered after
   std::unordered_map<uint64_t, Publication> publications_;
 };
 

@@ -1,4 +1,4 @@
-// The groups of lanes of a warp: where they part, wait and meet again.
+// The groups of lanes of a warp: how they diverge, wait and meet again.
 #include <algorithm>
 
 #include "machine.h"
@@ -21,7 +21,7 @@ void Warp::split(uint32_t mask, uint32_t target) {
 }
 
 void Warp::split_team(uint32_t mask) {
-  launch->thread_counts[pc] -= uint64_t(__builtin_popcount(mask));  // they are counted when they come to it again
+  launch->thread_counts[pc] -= uint64_t(__builtin_popcount(mask));  // they count when they execute it later
   split(mask, pc);
 }
 
@@ -63,7 +63,8 @@ bool Warp::choose() {
   return true;
 }
 
-// Lanes that spin at a low program counter may wait for others of their warp: now and then these have their turn.
+// Lanes that spin at a low program counter may be waiting for other lanes of their warp. So the others get a turn now
+// and then.
 bool Warp::choose_others() {
   choose();
   size_t last = groups.size();
@@ -75,19 +76,19 @@ bool Warp::choose_others() {
   split(active, pc);
   pc = chosen.pc;
   active = chosen.mask;
-  next_pc = kNone;  // nobody takes over before the turn ends
+  next_pc = kNone;  // no other group takes over before the turn ends
   return true;
 }
 
 void Warp::exit(uint32_t mask) {
   exited |= mask;
   active &= ~mask;
-  // Whoever waits for these lanes looks again.
+  // Groups that wait for these lanes check again whether they must wait.
   for (Group& g : groups)
     if (g.state == Group::AtWarp) g.state = Group::Ready;
 }
 
-// Stops the launch: nothing sensible can follow.
+// Reports an error after which nothing sensible can follow, and stops the launch.
 bool Warp::refuse(const std::string& why, uint32_t mask) {
   launch->report("warp", why, *this, pc, __builtin_ctz(mask));
   launch->stop();
@@ -109,7 +110,7 @@ bool Warp::gather(uint32_t members, uint32_t mask) {
     park(Group::AtWarp, members);
     return false;
   }
-  // All are here: they go on as one group, at this instruction again.
+  // All lanes are here: they execute this instruction again, as one group.
   for (Group& g : groups)
     if (g.state == Group::AtWarp && g.pc == pc) g.state = Group::Ready;
   next_pc = pc;

@@ -1,4 +1,5 @@
-// .f16, .bf16 and their pairs: add, sub, mul, fma, min, max, abs, neg, ex2, tanh; results rounded once.
+// Arithmetic of .f16, .bf16 and their pairs: add, sub, mul, fma, min, max, abs, neg, ex2 and tanh. Every result is
+// rounded once.
 #include <algorithm>
 
 #include "lanes.h"
@@ -6,12 +7,12 @@
 namespace gpt2fast::ptx {
 namespace {
 
-// A format: its values are floats exactly; round takes a double that was rounded to odd, or is exact.
+// A 16-bit format. Each of its values is exactly a float. round takes a double that is exact or was rounded to odd.
 struct F16 {
   static constexpr uint16_t kNan = 0x7fff;
   static float value(uint16_t x) { return half_to_float(x); }
   static uint16_t round(double x) { return uint16_t(narrow<5, 10>(x)); }
-  // Sums and products of two are floats whose rounding again is that of the exact result.
+  // The sum or product of two values, computed as a float and rounded again, equals the exact result rounded once.
   static uint16_t round_sum(float x) { return float_to_half(x); }
   static uint16_t flush(uint16_t x) { return x & 0x7c00 ? x : uint16_t(x & 0x8000); }
 };
@@ -91,7 +92,7 @@ struct Tangent {
 
 enum Finish : int { kAsIs, kFlush, kSaturate, kFlushSaturate, kRelu, kFlushRelu };
 
-// One value, with what comes before and after the operation.
+// The operation on one value, with flushing before it and what kFinish asks after it.
 template <class F, class H, int kFinish>
 struct One {
   static constexpr bool kFlushes = kFinish == kFlush || kFinish == kFlushSaturate || kFinish == kFlushRelu;
@@ -138,7 +139,7 @@ Handler pick(Type t) {
   }
 }
 
-// What .ftz, .sat and .relu an operation may have.
+// Which of .ftz, .sat and .relu an operation may have.
 enum Allowed : int { kNothing = 0, kFtz = 1, kSat = 2, kMayRelu = 4 };
 
 template <class F, int kSources, int kAllowed>
@@ -182,7 +183,7 @@ void decode_extreme(Decoder& d) {
 template <class F>
 void decode_special(Decoder& d) {
   if (!d.take("approx")) d.fail("expected .approx");
-  d.take("ftz");  // .bf16 has subnormals of float, which exp2 turns into 1
+  d.take("ftz");  // it changes nothing: a subnormal of .bf16 is a subnormal float, and exp2 of it is 1
   decode<F, 1, kNothing>(d);
   d.ins.kind = Class::Special;
 }

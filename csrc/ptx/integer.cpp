@@ -75,7 +75,7 @@ struct ProductPlus {
     return Add::apply(Twice<T>(a) * Twice<T>(b), c);
   }
 };
-// By zero: PTX leaves it open; these are what the hardware gives.
+// PTX leaves the result of a division by zero open. These are the results of the hardware.
 struct Divide {
   template <class T>
   static T apply(T a, T b) {
@@ -142,7 +142,7 @@ void signed_only(Decoder& d) {
   d.ins.run = pick_integer<Unary<F>>(t);
 }
 
-// add.cc, addc{.cc}, sub.cc, subc{.cc}. mode: reads the carry, writes it.
+// add.cc, addc{.cc}, sub.cc, subc{.cc}. mode: whether it reads the carry, and whether it writes it.
 template <class T, bool kSubtract>
 void with_carry(Warp& w, const Instruction& i, uint32_t mask) {
   const T *a = w.lanes<T>(i.operand[1]), *b = w.lanes<T>(i.operand[2]);
@@ -156,7 +156,7 @@ void with_carry(Warp& w, const Instruction& i, uint32_t mask) {
   });
 }
 
-// mad.cc, madc{.cc}: the carry of adding c to a half of the product.
+// mad.cc, madc{.cc}. The carry is that of adding c to one half of the product.
 template <class T, class Half>
 void product_with_carry(Warp& w, const Instruction& i, uint32_t mask) {
   const T *a = w.lanes<T>(i.operand[1]), *b = w.lanes<T>(i.operand[2]), *c = w.lanes<T>(i.operand[3]);
@@ -260,7 +260,8 @@ void decode_multiply_add_with_carry(Decoder& d) {
   decode_product_with_carry(d, part == 1, true, writes);
 }
 
-// dp4a: four products of bytes; dp2a: two of a half of a with a byte of b, the upper or the lower two.
+// dp4a adds four products of bytes. dp2a adds two products, each of a 16-bit half of a and a byte of b; it takes the
+// upper or the lower two bytes of b.
 template <class A, class B>
 struct DotBytes {
   static uint32_t apply(uint32_t a, uint32_t b, uint32_t c) {
@@ -303,7 +304,7 @@ void decode_dot_halves(Decoder& d) {
   d.ins.run = part ? pick_dot_halves<16>(a, b) : pick_dot_halves<0>(a, b);
 }
 
-// Of 24 bits: the lower 32 bits of the product's 48, or the upper.
+// mul24 and mad24: the lower or the upper 32 of the product's 48 bits.
 template <class T, bool kHigh>
 struct Product24 {
   static T apply(T a, T b) {

@@ -1,4 +1,4 @@
-// Handlers for instructions that treat each lane alone: d = F::apply(a, …), operands in the order of the PTX.
+// Handlers for instructions that treat each lane alone: d = F::apply(a, …), with the operands in PTX's order.
 #pragma once
 #include "clones.h"
 #include "decode.h"
@@ -27,13 +27,13 @@ PTX_CLONES void ternary(Warp& w, const Instruction& i, uint32_t mask) {
   each(mask, w.lanes<D>(i.operand[0]), [=](int l) { return D(F::apply(a[l], b[l], c[l])); });
 }
 
-// d, a, b, … all of type t.
+// Decodes d, a, b, …, all of type t.
 inline void same_operands(Decoder& d, Type t, int sources) {
   d.write(t);
   for (int k = 0; k < sources; ++k) d.read(t);
 }
 
-// The integer type of the operands' width and sign: pick<Make>(t) is Make::handler<T>().
+// pick<Make>(t) is Make::handler<T>(), where T is the C++ integer with the width and sign of t.
 template <class Make>
 Handler pick_integer(Type t) {
   switch (bits_of(t)) {

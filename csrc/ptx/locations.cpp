@@ -13,7 +13,7 @@ Locations::Place Locations::place(Cursor& cursor) {
 // file line column [, function_name label [+ offset], inlined_at file line column]
 void Locations::read(Cursor& cursor) {
   Place p = place(cursor);
-  // Within inline assembly LLVM counts the assembly's own lines on from the statement's: the statement's stays.
+  // Inside inline assembly, LLVM counts on from the statement's line. The line of the statement is kept instead.
   bool stays = cursor.inline_asm && cursor.inline_asm == last_asm_;
   last_asm_ = cursor.inline_asm;
   while (cursor.peek() == ' ' || cursor.peek() == '\t') cursor.advance();

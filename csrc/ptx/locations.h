@@ -1,5 +1,5 @@
-// Source lines of a function's instructions, by .loc directives. Code that was inlined from another file, a library's
-// mostly, counts as the line of the kernel's file that called it.
+// The source lines of a function's instructions, from .loc directives. Code that was inlined from another file (mostly
+// from a library) counts as the line of the kernel's file that called it.
 #pragma once
 #include <map>
 #include <tuple>
@@ -10,7 +10,7 @@ namespace gpt2fast::ptx {
 
 class Locations {
  public:
-  void read(Cursor& cursor);                // behind ".loc"
+  void read(Cursor& cursor);                // the cursor is after ".loc"
   void note() { noted_.push_back(last_); }  // an instruction begins
   void give(std::vector<Instruction>& code) const;
 

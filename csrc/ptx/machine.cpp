@@ -1,4 +1,5 @@
-// Runs a launch: blocks in order, a block's warps in turn, of a warp the lanes with the least program counter.
+// Runs a launch. Blocks run one after the other. The warps of a block take turns. Of a warp, the lanes with the lowest
+// program counter run.
 #include "machine.h"
 
 #include <algorithm>
@@ -11,9 +12,9 @@
 namespace gpt2fast::ptx {
 namespace {
 
-constexpr uint64_t kTurn = 4096;    // instructions of a warp before the next one's turn
-constexpr uint32_t kPatience = 16;  // turns before another group of a warp's lanes has one
-constexpr uint64_t kMostThreads = 1024, kMostShared = 163 * 1024;  // of a block on sm_80
+constexpr uint64_t kTurn = 4096;    // instructions that a warp executes before it is the next warp's turn
+constexpr uint32_t kPatience = 16;  // turns of one group of a warp's lanes before another group gets one
+constexpr uint64_t kMostThreads = 1024, kMostShared = 163 * 1024;  // limits of a block on sm_80
 constexpr std::array<uint32_t, 3> kMostBlocks{0x7fffffff, 65535, 65535}, kLargestBlock{1024, 1024, 64};
 
 std::string sizes(const std::array<uint32_t, 3>& a) {
@@ -80,7 +81,7 @@ Launch::Launch(const Module& m, const std::string& name, LaunchConfig c)
     for (uint32_t callee : f.calls) need(module.functions[callee]);
   };
   need(kernel);
-  int grain = 4;  // shift of the least piece of global memory that is accessed
+  int grain = 4;  // log2 of the smallest access to global memory, in bytes
   for (uint32_t index : entry_functions_) {
     const Function& f = module.functions[index];
     if (!f.error.empty()) throw std::invalid_argument(f.error);
@@ -256,7 +257,7 @@ void Launch::start_block() {
   for (Warp& w : block.warps) start_warp(w);
 }
 
-// Runs one warp for a turn. False: it can do nothing until another warp does.
+// Runs one warp for a turn. Returns false if the warp can do nothing until another warp does something.
 bool Launch::step(Warp& w, uint64_t quantum) {
   const Instruction* code = module.code.data();
   bool fair = w.full_turns >= kPatience;
@@ -288,7 +289,7 @@ bool Launch::step(Warp& w, uint64_t quantum) {
       if (w.event != Event::None) {
         Event event = w.event;
         w.event = Event::None;
-        if (event == Event::Block) {  // counted when it has passed
+        if (event == Event::Block) {  // the instruction counts when the warp has passed it
           --warp_counts[pc];
           thread_counts[pc] -= uint64_t(__builtin_popcount(mask));
         }

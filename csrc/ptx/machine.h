@@ -1,5 +1,5 @@
-// The running machine: warps with their registers and groups of lanes, a block with its shared memory and barriers,
-// a launch with its buffers, counters and errors.
+// The state of a running launch. A Launch has buffers, counters and errors, and runs one Block at a time. A Block has
+// shared memory, barriers and warps. A Warp has registers and groups of lanes.
 #pragma once
 #include <array>
 #include <deque>
@@ -11,11 +11,11 @@
 
 namespace gpt2fast::ptx {
 
-struct Counts {  // of memory accesses
+struct Counts {  // counters of memory accesses
   uint64_t requests = 0, bytes = 0, sectors = 0, ideal_sectors = 0, wavefronts = 0, bank_conflicts = 0;
 };
 
-struct Traffic {  // of a buffer
+struct Traffic {  // what was moved from and to a buffer
   uint64_t read_bytes = 0, written_bytes = 0, read_sectors = 0, written_sectors = 0;
 };
 
@@ -23,14 +23,15 @@ struct Buffer {
   uint64_t address = 0, bytes = 0;
   std::string name;
   bool read_only = false;
-  uint8_t* written = nullptr;        // a byte for each byte, 0 where nothing wrote yet; none: all is initialised
+  // A byte for each byte of the buffer, 0 where nothing has written yet. Null: the whole buffer is initialised.
+  uint8_t* written = nullptr;
   std::vector<uint8_t> own_written;  // used where `written` is not given
   Traffic traffic;
 };
 
 struct Error {
   std::string kind, message;
-  uint64_t count = 1;  // how many times this was found between these places
+  uint64_t count = 1;  // how often this was found at these places
   uint32_t pc = kNone, other_pc = kNone;
   std::array<uint32_t, 3> thread{}, block{};
   bool has_thread = false, has_address = false, has_offset = false;
@@ -45,10 +46,10 @@ struct LaunchConfig {
   std::vector<Buffer> buffers;
   uint64_t budget = 0;
   bool memcheck = true, racecheck = true;
-  bool same_value_races = false;  // blocks that store the same in one place race too
+  bool same_value_races = false;  // whether blocks that store the same value in the same place race too
 };
 
-// Lanes at one program counter that do not run: they are behind, or wait.
+// Lanes at one program counter that are not running: they are behind, or they wait.
 struct Group {
   enum State : uint8_t { Ready, AtBarrier, AtWarp };
   uint32_t pc = 0, mask = 0;
@@ -58,7 +59,7 @@ struct Group {
 
 enum class Event : uint8_t { None, Jump, Block, Stop };
 
-// A cp.async instruction of a warp, under way until it is waited for.
+// A cp.async instruction of a warp. It is in flight until the warp waits for it.
 struct Copy {
   uint32_t pc = 0, mask = 0, group = 0, bytes = 0;
   uint32_t target[kLanes];  // in shared memory
@@ -74,18 +75,18 @@ struct Warp {
   uint8_t* registers = nullptr;
   uint16_t* pointers = nullptr;  // per slot: 1 + the buffer that the register points into, 0 for unknown
   uint32_t index = 0;
-  uint32_t pc = 0, active = 0;  // the group that runs
-  uint32_t next_pc = kNone;     // least of the ready groups that do not run
+  uint32_t pc = 0, active = 0;  // the running group: its program counter and its lanes
+  uint32_t next_pc = kNone;     // the lowest program counter of the ready groups that do not run
   uint32_t exited = 0, present = 0;
-  uint32_t full_turns = 0;  // in a row that other ready groups have waited through
+  uint32_t full_turns = 0;  // how many turns in a row other ready groups have waited
   uint32_t carry = 0;       // the condition code of add.cc and sub.cc
   Event event = Event::None;
   std::vector<Group> groups;
   std::vector<uint32_t> calls[kLanes];
   std::deque<Copy> copies;
-  uint32_t copy_groups[kLanes] = {};  // committed so far
-  std::vector<uint32_t> clock;        // of every warp: what this warp is ordered after
-  uint32_t horizon = 0;               // the least of the other warps'
+  uint32_t copy_groups[kLanes] = {};  // how many groups of copies each lane has committed
+  std::vector<uint32_t> clock;        // a vector clock: the time of each warp up to which this warp is ordered after it
+  uint32_t horizon = 0;               // the least of the other warps' times in clock
   uint32_t met_at[kLanes] = {};       // when each lane last met others at a barrier, in the time of Races
 
   template <class T>
@@ -107,18 +108,18 @@ struct Warp {
   bool choose_others();
   bool choose();  // the ready group with the least pc; false: none
   void exit(uint32_t mask);
-  // Brings the lanes that an instruction is for together at it. False: the group waits for the others.
+  // Brings all lanes that an instruction needs together at it. False: the group waits for the others.
   bool gather(uint32_t members, uint32_t mask);
-  bool gather_all(uint32_t mask);  // the whole warp, without which the instruction is undefined
+  bool gather_all(uint32_t mask);  // for instructions that are undefined unless the whole warp executes them
   bool refuse(const std::string& why, uint32_t mask);
 };
 
 struct BarrierState {
   uint32_t arrived = 0, expected = 0, voters = 0, count_true = 0;
-  bool counted = false;  // by a number of threads that the instruction gives
+  bool counted = false;  // whether the instruction gives a number of threads
   uint32_t pc = kNone;
   std::vector<uint32_t> waiting;  // warps
-  std::vector<uint32_t> clock;    // what those that arrived had done by then
+  std::vector<uint32_t> clock;    // the latest times in the clocks of the warps that have arrived
 };
 
 // A read of shared memory before anything was written there.
@@ -149,26 +150,26 @@ struct Launch {
   Block block;
   uint32_t threads = 0, warps = 0, shared_bytes = 0;
   Zeros<uint64_t> warp_counts, thread_counts;  // per pc
-  Zeros<Counts> global_counts, shared_counts;  // per pc: the parts of its accesses that fall there
+  Zeros<Counts> global_counts, shared_counts;  // per pc: its accesses to global and to shared memory
   Zeros<uint32_t> hint;                        // per pc: the buffer of the last access
   uint64_t instructions = 0, barriers = 0, divergent_branches = 0, tensor_flops = 0;
   GlobalRaces global_races;
-  std::vector<Error> errors, notes;  // notes: what is no error, but worth knowing
+  std::vector<Error> errors, notes;  // a note is not an error, but worth knowing
   uint64_t error_count = 0;
-  std::unordered_map<uint64_t, size_t> reported;  // their index in errors
-  bool wrote = false;                             // in this turn: memory that others see has changed
-  uint64_t quiet = 0;                             // instructions since then
-  uint32_t polled = kNone;                        // the last read of global memory in this turn
+  std::unordered_map<uint64_t, size_t> reported;  // from the key of a finding to its index in errors
+  bool wrote = false;                             // whether memory that others see has changed in this turn
+  uint64_t quiet = 0;                             // instructions since such memory last changed
+  uint32_t polled = kNone;                        // the pc of the last read of global memory in this turn
   bool stopped = false;
   std::string output;  // of printf
 
   Launch(const Module& module, const std::string& kernel, LaunchConfig config);
   void run();
 
-  // Adds one error per kind and source lines; the rest is only counted, and gives no pointer.
+  // Adds an error, one for each kind and pair of source lines. Repeated ones are only counted, and the result is null.
   Error* report(const char* kind, const std::string& message, const Warp& warp, uint32_t pc, int lane,
                 uint32_t other_pc = kNone);
-  // Counts a finding that is reported already; for those who would spend long on the message.
+  // If the finding is reported already, counts it and returns true. Callers use it to avoid building a long message.
   bool repeats(const char* kind, uint32_t pc, uint32_t other_pc = kNone);
   void note(const char* kind, const std::string& message, const Warp& warp, uint32_t pc);
   void stop() { stopped = true; }
@@ -188,10 +189,10 @@ struct Launch {
 
   Zeros<uint8_t> register_file_;
   Zeros<uint16_t> pointer_file_;
-  std::vector<uint32_t> entry_functions_;  // whose constants the kernel needs
+  std::vector<uint32_t> entry_functions_;  // the functions whose constants the kernel needs
 };
 
-// For all lanes in mask; the whole warp as one loop that the compiler makes vectors of.
+// d[l] = f(l) for all lanes in mask. For a whole warp this is one loop, which the compiler vectorises.
 template <class D, class F>
 [[gnu::always_inline]] inline void each(uint32_t mask, D* d, F f) {
   if (mask == kAllLanes) {

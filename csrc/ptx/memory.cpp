@@ -1,4 +1,4 @@
-// ld and st of every space, cvta, isspacep, prefetch and the cache policies, which change nothing here.
+// ld and st of every memory space, cvta, isspacep, prefetch and cache policies. The last two change nothing here.
 #include "check.h"
 #include "decode.h"
 
@@ -24,7 +24,7 @@ void load(Warp& w, const Instruction& i, uint32_t mask) {
   }
 }
 
-// A parameter of the kernel is the same for all lanes, and in bounds as decoded.
+// A kernel parameter is the same for all lanes. The decoder has checked its bounds.
 template <class S, class D>
 void load_param(Warp& w, const Instruction& i, uint32_t mask) {
   const uint8_t* base = w.launch->config.params.data() + i.immediate;
@@ -94,8 +94,8 @@ Handler pick_store(Type t, int width) {
   }
 }
 
-// Order, scope and caching: accesses here happen in program order and at once. Order and scope are kept for the search
-// for races.
+// The modifiers for memory order, scope and caching. Accesses happen in program order and at once here, so that order
+// and scope matter for the race detection only.
 void memory_modifiers(Decoder& d) {
   if (d.take("volatile") || d.take("relaxed") || d.take("acquire")) d.ins.order |= kStrong;
   if (d.take("release")) d.ins.order |= kStrong | kRelease;
@@ -246,7 +246,7 @@ void decode_prefetch(Decoder& d) {
   d.ins.run = nothing;
 }
 
-// A cache policy is a number that only loads and stores look at, and they do not.
+// A cache policy is a number that only loads and stores use, and here they ignore it.
 void policy(Warp& w, const Instruction& i, uint32_t mask) {
   each(mask, w.lanes<uint64_t>(i.operand[0]), [](int) { return uint64_t{0}; });
 }

@@ -16,7 +16,7 @@ void move_predicate(Warp& w, const Instruction& i, uint32_t mask) {
   set_predicate(w.predicate(i.operand[0]), mask, i.mode[0] ? ~a : a);
 }
 
-// d = {a, b, …}: elements parts of the width of P, the first lowest.
+// d = {a, b, …}: `elements` parts of P's width; the first part is the lowest.
 template <class D, class P>
 PTX_CLONES void pack(Warp& w, const Instruction& i, uint32_t mask) {
   constexpr int kParts = sizeof(D) / sizeof(P);
@@ -29,7 +29,7 @@ PTX_CLONES void pack(Warp& w, const Instruction& i, uint32_t mask) {
   });
 }
 
-// {a, b, …} = s. A part may be the register that is read.
+// {a, b, …} = s. A part may be the same register as s.
 template <class S, class P>
 PTX_CLONES void unpack(Warp& w, const Instruction& i, uint32_t mask) {
   constexpr int kParts = sizeof(S) / sizeof(P);
@@ -39,14 +39,15 @@ PTX_CLONES void unpack(Warp& w, const Instruction& i, uint32_t mask) {
     each(mask, w.lanes<P>(i.operand[k]), [&](int l) { return P(s[l] >> (8 * sizeof(P) * size_t(k))); });
 }
 
-// Time: what the launch has executed so far, so that it repeats. The upper half is mode[0].
+// The clock is the number of instructions that the launch has executed, so that every run gives the same values.
+// mode[0]: the upper half.
 template <class T>
 void read_clock(Warp& w, const Instruction& i, uint32_t mask) {
   T now = T(w.launch->instructions >> (i.mode[0] ? 32 : 0));
   each(mask, w.lanes<T>(i.operand[0]), [=](int) { return now; });
 }
 
-// 0 for other operands, else the clock's width.
+// The width of the clock that the operand names, or 0 if it names none.
 int clock_bits(const Operand& o) {
   const std::string& n = o.name;
   if (n == "%clock" || n == "%clock_hi" || n == "%globaltimer_lo" || n == "%globaltimer_hi") return 32;

@@ -1,4 +1,4 @@
-// Number formats: exact conversions among float16, bfloat16, float32 and float64, rounding in all modes.
+// Number formats: conversions among float16, bfloat16, float32 and float64, rounded correctly in every mode.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -51,7 +51,7 @@ inline uint64_t narrow_parts(bool negative, uint64_t m, int scale, int mode, boo
   return sign | bits;
 }
 
-// A double as a float of E exponent and M mantissa bits. NaN is all ones but the sign.
+// A double as a float of E exponent and M mantissa bits. The bits of a NaN are all ones, except for the sign.
 template <int E, int M>
 inline uint64_t narrow(double x, int mode = kNearest) {
   auto bits = bit_cast<uint64_t>(x);
@@ -68,13 +68,14 @@ inline uint64_t narrow(double x, int mode = kNearest) {
 
 inline float half_to_float(uint16_t h) {
   uint32_t sign = uint32_t(h & 0x8000) << 16, magnitude = uint32_t(h & 0x7fff) << 13;
-  // Exponents are rebased by a product, which makes subnormals right too; infinities and NaNs get all exponent bits.
+  // A multiplication rebases the exponent, which is right for subnormals too. Infinities and NaNs get all exponent
+  // bits.
   float f = bit_cast<float>(magnitude) * 0x1p112f;
   uint32_t bits = bit_cast<uint32_t>(f) | (magnitude >= 0x0f800000u ? 0x7f800000u : 0);
   return bit_cast<float>(bits | sign);
 }
 
-// To nearest even; NaN becomes 0x7fff.
+// Rounds to nearest even. NaN becomes 0x7fff.
 inline uint16_t float_to_half(float x) {
   auto bits = bit_cast<uint32_t>(x);
   uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
@@ -114,10 +115,10 @@ inline float flush(float x) {
 inline double flush(double x) { return x; }
 template <class T>
 inline T saturate(T x) {
-  return x > T(0) ? (x < T(1) ? x : T(1)) : T(0);  // NaN too becomes +0
+  return x > T(0) ? (x < T(1) ? x : T(1)) : T(0);  // NaN becomes +0 too
 }
 
-// PTX min and max: a number wins over NaN, -0 is below +0; with nan, NaN wins.
+// PTX's min and max. -0 is below +0. A number wins over NaN; with .nan, NaN wins.
 template <class T>
 inline T minimum(T a, T b, bool nan) {
   bool a_nan = a != a, b_nan = b != b;

@@ -260,7 +260,7 @@ void Parser::function(bool entry) {
     s.value = index;
     declare(f.name, s);
     module_.functions.push_back(std::move(f));
-  } else {  // the place of the parameters stays, their names are those of the definition
+  } else {  // the parameters stay where the declaration put them; they get the names of the definition
     Function& declared = module_.functions[index];
     if (declared.params.size() != params.size() || declared.results.size() != results.size())
       cursor_.fail(f.name + " is defined with other parameters than declared");
@@ -278,7 +278,8 @@ uint64_t Parser::local_place(uint64_t bytes, uint64_t align) {
   return place;
 }
 
-// Callees come first, so that lanes inside a call have the lowest program counters and are waited for.
+// Puts callees before callers. Lanes inside a call then have the lowest program counters, so that the others wait for
+// them.
 void Parser::link() {
   std::vector<int> state(module_.functions.size(), 0);
   std::vector<Body*> order, body_of(module_.functions.size(), nullptr);

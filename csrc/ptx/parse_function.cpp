@@ -58,7 +58,7 @@ void Parser::body(uint32_t index) {
     if (it == labels_.end()) cursor_.fail_at(body.code[at].line, "unknown label " + label);
     body.targets.emplace_back(at, it->second);
   }
-  // Running off the end returns, as ret does.
+  // The end of a function returns, as ret does.
   if (body.code.empty() || body.code.back().guard != kNone || !labels_.empty()) {
     Instruction last;
     last.line = cursor_.line;
@@ -195,7 +195,7 @@ void Parser::instruction(FunctionState& state, Body& body, std::string opcode, u
   size_t branches = state.branches.size();
   try {
     decoder.decode();
-  } catch (const SyntaxError& e) {  // refuses the kernels that can come to it, when they are launched
+  } catch (const SyntaxError& e) {  // a kernel that can reach this instruction is refused at its launch
     if (error.empty()) error = e.what();
   }
   for (; branches < state.branches.size(); ++branches) {

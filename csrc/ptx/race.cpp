@@ -9,8 +9,8 @@
 namespace gpt2fast::ptx {
 namespace {
 
-constexpr uint8_t kMany = kLanes;            // in place of a lane
-constexpr uint32_t kInFlight = 0xffffffffu;  // as the stamp of a write: a cp.async that nobody has waited for
+constexpr uint8_t kMany = kLanes;            // instead of a lane: several lanes
+constexpr uint32_t kInFlight = 0xffffffffu;  // the stamp of a cp.async that nobody has waited for yet
 
 const char* verb(bool write, bool atomic) { return atomic ? "atomic operation" : write ? "write" : "read"; }
 
@@ -68,7 +68,7 @@ void Races::resize(const uint8_t* memory, size_t bytes, int grain_shift, uint32_
   lane_read_.assign(cells_ * warps, kMany);
 }
 
-// What the last block did is in order before this one: all stamps of then are past.
+// Everything that the last block did is ordered before this block, so that its stamps are forgotten.
 void Races::start_block() {
   std::fill(written_.begin(), written_.end(), 0);
   std::fill(read_.begin(), read_.end(), 0);
@@ -90,8 +90,8 @@ bool Races::found(uint64_t offset, uint32_t bytes) const {
   return false;
 }
 
-// Notes the accesses to cells that nobody can race for: all that was done there lies before the warp's horizon. Returns
-// the other lanes.
+// The fast path. It notes accesses to cells where no race is possible, because everything done there lies before the
+// warp's horizon. Returns the other lanes.
 template <int kCells>
 PTX_CLONES uint32_t Races::check_ordered(Warp& w, uint32_t mask, const uint64_t* offset, Use use) {
   uint32_t horizon = w.horizon, stamp = w.clock[w.index], pc = w.pc, now = now_, left = 0;
@@ -193,14 +193,14 @@ void Races::check_lane(Warp& w, int lane, uint64_t offset, uint32_t bytes, Use u
       }
     }
     if (copy)
-      lane_wrote_at_[cell] = 0;  // what the lanes do before they wait for it is reported as such
+      lane_wrote_at_[cell] = 0;  // accesses before the copy is waited for are reported by report_in_flight
     else
       note_lane(w, lane, cell, use);
   }
 }
 
-// Another lane's write, or read where this one writes, since the lane last met others. The writes of one instruction to
-// one place are no conflict: one of them wins.
+// Looks for a conflict between lanes since this lane last met others: another lane's write, or another lane's read if
+// this lane writes. If one instruction writes one place from several lanes, that is no conflict: one of them wins.
 void Races::check_lanes(Warp& w, int lane, size_t cell, uint64_t offset, Use use) {
   const Writer writer = writer_[cell];
   uint32_t met_at = w.met_at[lane], wrote_at = lane_wrote_at_[cell];
@@ -230,7 +230,7 @@ void Races::note_lane(Warp& w, int lane, size_t cell, Use use) {
 void Races::land(Warp& w, uint32_t pc, uint64_t offset, uint32_t bytes) {
   auto [first, last] = cells(offset, bytes);
   for (size_t cell = first; cell <= last; ++cell) {
-    if (written_[cell] == kInFlight && writer_[cell].pc != pc) continue;  // another one is still under way there
+    if (written_[cell] == kInFlight && writer_[cell].pc != pc) continue;  // another copy is still in flight there
     written_[cell] = w.clock[w.index];
     writer_[cell] = {pc, uint16_t(w.index), false};
   }

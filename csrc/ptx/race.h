@@ -1,6 +1,7 @@
-// Races in shared memory. Between warps: an access is in order after another when a barrier that both took part in, or
-// a chain of such barriers, lies between them (vector clocks). Between lanes of a warp: when both came to a barrier or
-// to a bar.warp.sync in between. That lanes run in step here is no order: GPUs since Volta do not promise it.
+// Finds races in shared memory. Accesses of two warps are ordered if there is a barrier that both warps took part in,
+// or a chain of such barriers, between them (vector clocks). Accesses of two lanes of a warp are ordered if both lanes
+// came to a barrier or to a bar.warp.sync in between. Lanes run in step here, but that does not count as order: GPUs
+// since Volta do not promise it.
 #pragma once
 #include "module.h"
 
@@ -11,24 +12,26 @@ class Races {
   void resize(const uint8_t* memory, size_t bytes, int grain_shift, uint32_t warps);
   void start_block();
 
-  // Accesses of the lanes in mask, which lie within shared memory; copy: a cp.async starts to write.
+  // Checks the accesses of the lanes in mask. They must lie within shared memory. copy: a cp.async starts to write.
   void check(Warp& w, uint32_t mask, const uint64_t* offset, uint32_t bytes, Use use, bool copy = false);
-  // These lanes of a warp have met: what each of them did so far is in order before what the others do from now on.
+  // These lanes of a warp have met. What each of them did so far is ordered before what the others do from now on.
   void meet(Warp& w, uint32_t lanes);
-  // What a cp.async at pc wrote has been waited for: it counts as written by the warp now.
+  // The warp has waited for the cp.async at pc. What it wrote counts as written by the warp now.
   void land(Warp& w, uint32_t pc, uint64_t offset, uint32_t bytes);
-  // Looks at what suspicious writes have left; before shared memory changes again, and at the end of a block.
+  // Looks at the bytes that suspicious writes have left. It is called before shared memory changes again, and at the
+  // end of a block.
   void settle();
-  bool found(uint64_t offset, uint32_t bytes) const;  // a race in this block
+  bool found(uint64_t offset, uint32_t bytes) const;  // whether a race was found there in this block
 
  private:
-  // A cell is the smallest piece that the module's instructions access. Stamps are times of the accessing warp's clock.
+  // A cell is the smallest piece that the module's instructions access. A stamp is a time of the accessing warp's
+  // clock.
   struct Writer {
     uint32_t pc;
     uint16_t warp;
     bool atomic;
   };
-  // A second write without order, which is none if it left the bytes as they were.
+  // A write that is not ordered after another write. It is no race if it leaves the bytes as they were.
   struct Suspect {
     Warp* warp;
     int lane;
@@ -62,8 +65,8 @@ class Races {
   std::vector<Writer> writer_;                  // per cell
   std::vector<uint8_t> raced_;                  // per cell
   std::vector<uint32_t> read_stamp_, read_pc_;  // per warp and cell
-  // Of the lanes of a warp: the last one that wrote a cell, the one that read it or kMany, and when they did. Time here
-  // counts the instructions that access shared memory.
+  // For conflicts between lanes of a warp: the lane that last wrote a cell, the lane that read it (or kMany), and when.
+  // Time here is the number of instructions that have accessed shared memory.
   uint32_t now_ = 0;
   std::vector<uint32_t> lane_wrote_at_, lane_read_at_;  // per cell; per warp and cell
   std::vector<uint8_t> lane_wrote_, lane_read_;         // per cell; per warp and cell

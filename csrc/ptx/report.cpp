@@ -1,4 +1,4 @@
-// Findings of a launch: one for each kind and pair of places, the rest only counted.
+// The findings of a launch. There is one for each kind and pair of places; repeated ones are only counted.
 #include <algorithm>
 #include <functional>
 
@@ -12,8 +12,8 @@ constexpr uint64_t kSpin = 1'000'000;  // instructions
 
 }  // namespace
 
-// Findings of one source line, or of one pair of lines, are one, however many instructions it has; without source lines
-// each stands for itself.
+// The key of a finding. Findings of one source line, or of one pair of lines, have the same key, however many
+// instructions the line has. Without source lines each instruction counts for itself.
 uint64_t Launch::key(const char* kind, uint32_t pc, uint32_t other_pc) const {
   auto place = [&](uint32_t at) {
     if (at == kNone) return std::string();
@@ -70,7 +70,8 @@ void Launch::note(const char* kind, const std::string& message, const Warp& warp
   e.block = block.id;
 }
 
-// A block that reads the same again and again, while nothing changes what it reads, waits for another one.
+// Reports that the budget of instructions is used up. A block that reads the same place again and again, while nothing
+// changes it, is waiting for another block.
 void Launch::report_budget(const Warp& w) {
   std::string message = "the launch was stopped after " + std::to_string(config.budget) + " warp instructions";
   uint64_t blocks = uint64_t(config.grid[0]) * config.grid[1] * config.grid[2];

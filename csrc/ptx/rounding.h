@@ -1,10 +1,11 @@
-// Results of +, *, fma, / and square roots rounded in any mode: exactly computed as a double rounded to odd first.
+// Results of +, *, fma, / and square roots in float32, rounded in any mode. The exact result is first rounded to odd,
+// as a double. Rounding that to float32 gives the same as rounding the exact result once.
 #pragma once
 #include "numbers.h"
 
 namespace gpt2fast::ptx {
 
-// x, of which `rest` more is known to be left out, rounded to odd.
+// x + rest, rounded to odd, where x is a double and rest is the small part that x leaves out.
 inline double to_odd(double x, double rest) {
   auto bits = bit_cast<uint64_t>(x);
   if (rest == 0 || rest != rest || (bits & 1) || (bits << 1 >> 53) == 2047) return x;
@@ -19,7 +20,7 @@ inline float round_to_float(double x) {
 
 template <int kMode>
 inline float add_rounded(float a, float b) {
-  float exact_zero = kMode == kDown ? -0.0f : 0.0f;  // of x - x
+  float exact_zero = kMode == kDown ? -0.0f : 0.0f;  // the result of x - x
   if (a == -b && a != 0 && std::isfinite(a)) return exact_zero;
   if (a == 0 && b == 0 && std::signbit(a) != std::signbit(b)) return exact_zero;
   return round_to_float<kMode>(add_to_odd(a, b));

@@ -1,5 +1,5 @@
-// Approximations: div, rcp, sqrt, rsqrt, ex2, lg2, sin, cos, tanh. PTX gives bounds for their errors; these are
-// computed as exactly as the host's library does, which is well within them, and are not bit-equal to a GPU's.
+// Approximate functions: div, rcp, sqrt, rsqrt, ex2, lg2, sin, cos, tanh. PTX gives bounds for their errors. Here the
+// host's math library computes them, which is well within the bounds; the bits are not those of a GPU.
 #include "lanes.h"
 
 namespace gpt2fast::ptx {
@@ -10,7 +10,7 @@ void decode_root(Decoder& d);
 
 namespace {
 
-// a * (1 / b), where the reciprocal of a large b is 0.
+// a * (1 / b). The reciprocal of a large b is 0.
 struct Quotient {
   static float apply(float a, float b) {
     bool large = std::fabs(b) > 0x1p126f && std::fabs(b) < INFINITY;
@@ -76,7 +76,7 @@ void approximate(Decoder& d) {
   decode<F, 1>(d);
 }
 
-// .approx.ftz.f64: of the upper 32 bits only, and no more than these of the result.
+// .approx.ftz.f64 uses only the upper 32 bits of its operand and gives only the upper 32 bits of the result.
 template <class F>
 struct Upper {
   static double apply(double a) {

@@ -1,5 +1,6 @@
-// mma.sync, movmatrix. Registers of a fragment are tiles as they lie: the 32 lanes of one are 8 rows of 16 bytes, so
-// that of A register 2 * kb + h holds rows 8 * h… and the kb-th columns, of B register kb the kb-th rows, transposed.
+// mma.sync and movmatrix. A register of a fragment is a tile: its 32 lanes are 8 rows of 16 bytes. Register 2 * kb + h
+// of A holds 8 rows from row 8 * h on, and the kb-th group of columns. Register kb of B holds the kb-th group of rows,
+// transposed.
 #include <cstring>
 
 #include "machine.h"
@@ -10,8 +11,8 @@ namespace {
 
 constexpr int kColumns = 8;  // of B and D, in all shapes
 
-// Accumulators between registers and a dense matrix. .f32 and .s32: lane (g, t) has columns 2t and 2t + 1 of row
-// 8 * h + g in registers 2 * h and 2 * h + 1; .f16: one register has both.
+// Copies accumulators between registers and a dense matrix. For .f32 and .s32, lane (g, t) has columns 2t and 2t + 1 of
+// row 8 * h + g in registers 2 * h and 2 * h + 1. For .f16, one register has both columns.
 template <class C, int M>
 void read_accumulators(const Warp& w, const uint32_t* operand, C* c) {
   for (int h = 0; h < M / 8; ++h) {
@@ -30,7 +31,7 @@ void write_accumulators(Warp& w, const uint32_t* operand, const C* c) {
   }
 }
 
-// A and B as float: products of f16, bf16, tf32 and 8-bit integers are exact.
+// A and B as float. The products of two f16, bf16, tf32 or 8-bit integers are exact in float.
 template <class E, int M, int K>
 void read_factors(const Warp& w, const uint32_t* a_operand, const uint32_t* b_operand, float* a, float* b) {
   constexpr int W = 16 / int(sizeof(typename E::Bits));  // columns of a register of A, rows of one of B
@@ -65,7 +66,7 @@ PTX_CLONES void mma_f32(Warp& w, const Instruction& i, uint32_t mask) {
   w.launch->tensor_flops += 2 * M * K * kColumns;
 }
 
-// Accumulators of .f16: summed as float, rounded once.
+// Accumulators of .f16 are summed as float and rounded once.
 template <int M, int K>
 PTX_CLONES void mma_f16(Warp& w, const Instruction& i, uint32_t mask) {
   if (!w.gather_all(mask)) return;
@@ -81,7 +82,7 @@ PTX_CLONES void mma_f16(Warp& w, const Instruction& i, uint32_t mask) {
   w.launch->tensor_flops += 2 * M * K * kColumns;
 }
 
-// The sum of the products stays below 2^24: float holds it exactly. mode[0]: .satfinite.
+// The sum of the products stays below 2^24, so that float holds it exactly. mode[0]: .satfinite.
 template <class E, int M, int K>
 PTX_CLONES void mma_s32(Warp& w, const Instruction& i, uint32_t mask) {
   if (!w.gather_all(mask)) return;

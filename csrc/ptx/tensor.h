@@ -1,4 +1,4 @@
-// Tiles of matrices: from the registers of a fragment to dense floats, transposed, multiplied.
+// Tiles of matrices: read from the registers of a fragment into dense floats, transposed and multiplied.
 #pragma once
 #include "clones.h"
 #include "decode.h"
@@ -7,7 +7,7 @@ namespace gpt2fast::ptx {
 
 void decode_load_matrix(Decoder& d);  // tensor_load.cpp
 
-// Elements of A as they lie in registers; Other: those of B.
+// The elements of A, as they lie in registers. Other is the type of B's elements.
 struct Half {
   using Bits = uint16_t;
   using Other = Half;
@@ -18,7 +18,7 @@ struct Bfloat {
   using Other = Bfloat;
   static float value(Bits b) { return bfloat_to_float(b); }
 };
-struct Tensor32 {  // .tf32: the low 13 bits are not looked at
+struct Tensor32 {  // .tf32: the low 13 bits are ignored
   using Bits = uint32_t;
   using Other = Tensor32;
   static float value(Bits b) { return bit_cast<float>(b & 0xffffe000u); }
@@ -30,20 +30,20 @@ struct Byte {
   static float value(Bits b) { return float(b); }
 };
 
-// 16 bytes a row, 8 rows.
+// Reads a tile: 8 rows of 16 bytes.
 template <class E>
 inline void widen(const typename E::Bits* from, float* to) {
   for (int i = 0; i < int(128 / sizeof(typename E::Bits)); ++i) to[i] = E::value(from[i]);
 }
 
-// From 8 rows of W to W rows of 8.
+// Transposes 8 rows of W to W rows of 8.
 template <int W, class T>
 inline void transpose(const T* from, T* to) {
   for (int r = 0; r < W; ++r)
     for (int c = 0; c < 8; ++c) to[8 * r + c] = from[W * c + r];
 }
 
-// c[M][8] += a[M][K] * b[K][8], the products added one after the other, k upwards.
+// c[M][8] += a[M][K] * b[K][8]. The products are added one after the other, in ascending order of k.
 template <int M, int K>
 inline void multiply_add(const float* a, const float* b, float* c) {
   using Row = float __attribute__((vector_size(32)));

@@ -1,5 +1,5 @@
-// ldmatrix: 8 lanes give the addresses of the 8 rows of a matrix; a register gets the matrix as it lies, 16 bytes a
-// row, so that lane (g, t) has elements 2t and 2t + 1 of row g.
+// ldmatrix. Eight lanes give the addresses of the 8 rows of a matrix, of 16 bytes each. A register gets the matrix row
+// by row, so that lane (g, t) has elements 2t and 2t + 1 of row g.
 #include <cstring>
 
 #include "check.h"

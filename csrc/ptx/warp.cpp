@@ -1,5 +1,5 @@
 // Exchange within a warp: shfl.sync, vote.sync, match.sync, redux.sync, activemask. The lanes of a member mask wait for
-// each other at the instruction; lanes that have exited are not waited for.
+// each other at the instruction, but not for lanes that have exited.
 #include <algorithm>
 
 #include "decode.h"
@@ -8,11 +8,11 @@
 namespace gpt2fast::ptx {
 namespace {
 
-// What a shuffle gives where PTX leaves it undefined: a NaN in every float format.
+// The result of a shuffle where PTX leaves it undefined. It is a NaN in every float format.
 constexpr uint32_t kUndefined = 0xffffffffu;
 
-// Runs an instruction for the lanes that give the same member mask, each such team on its own: cooperative groups give
-// tiles of a warp their own masks. operand mode[1] is the mask.
+// Runs an instruction for the lanes that give the same member mask. Lanes with another mask are another team, which
+// runs on its own: cooperative groups give each tile of a warp its own mask. Operand number mode[1] is the mask.
 template <Handler kBody>
 void by_teams(Warp& w, const Instruction& i, uint32_t mask) {
   const auto* given = w.lanes<uint32_t>(i.operand[i.mode[1]]);
@@ -30,7 +30,7 @@ void by_teams(Warp& w, const Instruction& i, uint32_t mask) {
     team = team_of(rest);
     complete = complete && (given[__builtin_ctz(team)] & w.live()) == team;
   }
-  if (!complete) {  // they go on one team after the other
+  if (!complete) {  // the teams continue one after the other
     w.split_team(mask & ~first);
     if (w.gather(members, first)) kBody(w, i, first);
     return;
@@ -66,7 +66,7 @@ void shuffle(Warp& w, const Instruction& i, uint32_t mask) {
   if (i.mode[0]) set_predicate(w.predicate(i.operand[1]), mask, in_range);
 }
 
-// A destination and, behind '|', a predicate.
+// A destination and, after '|', a predicate.
 void write_pair(Decoder& d) {
   Operand o = d.operand();
   d.write_operand(o, Type::B32, true);

@@ -1,5 +1,5 @@
-// Arrays of zeros that take memory only where they are touched. What a launch knows by register or by instruction is as
-// large as its module, of which it uses one kernel.
+// Arrays of zeros that take memory only where they are touched. A launch has such arrays with an entry for each
+// register or instruction of its module, but it uses only one kernel of the module.
 #pragma once
 #include <sys/mman.h>
 
@@ -11,7 +11,7 @@ namespace gpt2fast::ptx {
 
 template <class T>
 class Zeros {
-  static_assert(std::is_trivially_destructible_v<T>);  // and all bits 0 is T's zero
+  static_assert(std::is_trivially_destructible_v<T>);  // besides, a T whose bits are all 0 must be its zero
 
  public:
   Zeros() = default;
@@ -19,7 +19,7 @@ class Zeros {
   Zeros& operator=(const Zeros&) = delete;
   ~Zeros() { clear(); }
 
-  // The system's fresh pages are zero.
+  // Fresh pages from the system are zero.
   void resize(size_t size) {
     clear();
     if (size == 0) return;
