@@ -27,18 +27,20 @@ def _naive(x, weight, bias, eps=1e-5):
 
 
 def _wide_on_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """On the CPU PyTorch sums 16-bit statistics and weight gradients in 16 bits, which would break the parity rule."""
+    """On the CPU PyTorch's statistics have the dtype of the weight, and 16-bit weight gradients are summed in 16 bits.
+
+    Both would break the parity rule.
+    """
     return tuple(map(widen, tensors)) if tensors[0].device.type == "cpu" else tensors
 
 
 def _fused(x, weight, bias, eps=1e-5):
-    wide = x
-    if x.dtype in (torch.bfloat16, torch.float16):
-        wide, weight, bias = _wide_on_cpu(x, weight, bias)
-    y, mean, rstd = torch.native_layer_norm(wide, x.shape[-1:], weight, bias, eps)
-    if wide is x:
-        return y, mean.squeeze(-1), rstd.squeeze(-1)
-    return y.to(x.dtype), wide.mean(-1), rstd.squeeze(-1)  # the mean of 16-bit numbers can be more exact than that
+    y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], *_wide_on_cpu(weight, bias), eps)
+    if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
+        mean = x.mean(-1, dtype=torch.float32)  # the mean of 16-bit numbers can be more exact than that
+    else:
+        mean = mean.squeeze(-1)
+    return y, mean, rstd.squeeze(-1)
 
 
 @op(
