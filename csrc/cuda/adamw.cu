@@ -191,7 +191,7 @@ cudaError_t adamw_(const AdamwArgs& a, cudaStream_t stream) {
 
 }  // namespace gpt2fast::cuda
 
-// For callers without C++: the struct's fields one by one.
+// The C interface. The arguments are the fields of the struct.
 extern "C" int gpt2fast_adamw_(const int64_t* tensors, const int32_t* programs, const float* step, const float* scale,
                                const int64_t* seed, int64_t P, int64_t aligned, float lr, float beta2, float rest1,
                                float rest2, float log_beta1, float log_beta2, float eps, float decay, int64_t dtype,

@@ -1,9 +1,14 @@
-// out = softmax(scale q k^T + bias) v by FlashAttention-2 (Dao, arXiv:2307.08691): scores live in registers only.
+// out = softmax(scale q k^T + bias) v over the keys that each query sees, and lse = log sum exp(scores). The matrix of
+// scores is never in memory, only a tile of it in registers (FlashAttention-2, Dao, arXiv:2307.08691).
 //
-// A block has a tile of queries of one head, 16 a warp, and walks over tiles of the keys that they see. In 16 bit a
-// tile is copied while the one before is computed. Of each query a warp keeps the greatest score so far, and sums
-// relative to that: of exponentials, and of values times exponentials. A new greatest score shrinks the sums. All is in
-// the layout of C (mma.cuh): a query is a row, its keys or columns of out are spread over 4 lanes.
+// A block has a tile of queries of one head, 16 for each warp, and loops over tiles of the keys that they see. In 16
+// bits, a tile is copied to shared memory while the tile before is computed. For each query a warp keeps the greatest
+// score so far (peak), the sum of e^(score - peak) (total), and the sum of e^(score - peak) times the value (out). A
+// greater peak rescales both sums. All of this has the layout of C in mma.cuh: a query is a row, whose keys or columns
+// of out are spread over 4 lanes.
+//
+// The floor: q, k, v and out are moved once each, and each pair of a query and a key that it sees takes two products of
+// D multiplications. docs/kernels.md counts what the kernel moves and multiplies; docs/how/attention.md explains it.
 #include "attention.cuh"
 #include "kernels.h"
 
@@ -15,13 +20,13 @@ struct Sizes {
   static constexpr bool kWide = kPlanes<T> > 1;  // float32
   static constexpr int kWarps = kWide && kD > 128 ? 2 : 4;
   static constexpr int kThreads = kWarps * kWarp;
-  static constexpr int kQueries = kWarps * kMma;                                    // of a block
-  static constexpr int kKeys = kWide ? (kD > 64 ? 16 : 32) : (kD > 128 ? 32 : 64);  // of a tile
-  static constexpr int kColumns = kWide || kExtras ? (kD < 128 ? kD : 128) : kD;    // of out that a block computes
-  static constexpr int kParts = kD / kColumns;               // blocks for the same queries: registers hold no more
-  static constexpr int kStages = kWide ? 1 : 2;              // tiles that are there at a time
-  static constexpr bool kHoldQueries = !kWide && kD <= 128;  // in registers, else in shared memory
-  // The least blocks of a multiprocessor, for which the compiler keeps to a part of the registers.
+  static constexpr int kQueries = kWarps * kMma;                                    // queries of a block
+  static constexpr int kKeys = kWide ? (kD > 64 ? 16 : 32) : (kD > 128 ? 32 : 64);  // keys of a tile
+  static constexpr int kColumns = kWide || kExtras ? (kD < 128 ? kD : 128) : kD;    // columns of out of a block
+  static constexpr int kParts = kD / kColumns;               // blocks that share the columns of the same queries
+  static constexpr int kStages = kWide ? 1 : 2;              // tiles in shared memory at a time
+  static constexpr bool kHoldQueries = !kWide && kD <= 128;  // queries are in registers, else in shared memory
+  // The number of blocks that must fit on a multiprocessor. It limits the registers that the compiler may use.
   static constexpr int kBlocks = kWide || kD > 128 ? 1 : kD > 64 || kIsBlackwell ? 2 : kD > 32 ? 3 : 4;
   using Queries = Tile<T, kD, kQueries>;
   using Keys = Tile<T, kD, kKeys>;
@@ -31,27 +36,27 @@ struct Sizes {
   static_assert(kSharedBytes <= kMostShared);
 };
 
-// kExtras: there may be a bias or dropout.
+// kAligned: rows are read and written 16 bytes at a time. kExtras: there may be a bias or dropout.
 template <class T, int kD, bool kAligned, bool kExtras>
 __global__ void __launch_bounds__(Sizes<T, kD, kExtras>::kThreads, kAligned ? Sizes<T, kD, kExtras>::kBlocks : 1)
     attention_kernel(AttentionArgs a, int tiles) {
   using Size = Sizes<T, kD, kExtras>;
   constexpr int kKeys = Size::kKeys, kStages = Size::kStages, kThreads = Size::kThreads, kQueries = Size::kQueries;
   constexpr int kColumns = Size::kColumns;
-  constexpr int kSteps = kD / kMma;  // of the product with k
+  constexpr int kSteps = kD / kMma;  // steps of 16 columns in the product q k^T
   constexpr uint64_t kAllBits = ~uint64_t(0) >> (64 - kKeys);
   extern __shared__ __align__(128) uint16_t memory[];
   const uint32_t shared = uint32_t(__cvta_generic_to_shared(memory));
   const auto tile_k = [&](int stage) { return typename Size::Keys{shared + stage * Size::kStageBytes}; };
   const auto tile_v = [&](int stage) { return typename Size::Values{tile_k(stage).start + Size::Keys::kBytes}; };
-  // Queries that are held in registers come through the second stage of k.
+  // Queries that will be held in registers are first copied to the place of the second stage.
   const typename Size::Queries tile_q{tile_k(Size::kHoldQueries ? 1 : kStages).start};
 
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const int part = blockIdx.x % Size::kParts, block = blockIdx.x / Size::kParts, column = part * kColumns;
   const int D = int(a.D), H = int(a.H), head = block / tiles, b = head / H, h = head % H;
   const Sight sight(a, b);
-  // The last queries of a causal head see most keys: they start first, so that short blocks fill up the end.
+  // The last queries of a causal head see the most keys. Their blocks start first, so that short ones run at the end.
   const int first = (tiles - 1 - block % tiles) * kQueries, first_of_warp = first + warp * kMma;
   const int last = min(first + kQueries, sight.queries) - 1;
   const T* q = head_of<T>(a.q, a.stride_q, b, h) + first * a.stride_q[1];
@@ -79,7 +84,7 @@ __global__ void __launch_bounds__(Sizes<T, kD, kExtras>::kThreads, kAligned ? Si
   }
 
   float out[kColumns / kHalf][4] = {};
-  float peak[2] = {-INFINITY, -INFINITY}, total[2] = {};  // of rows g and g + 8; total: of this lane's columns
+  float peak[2] = {-INFINITY, -INFINITY}, total[2] = {};  // of rows g and g + 8; total has only this lane's columns
   const uint64_t seed = kExtras && a.dropout_p > 0 ? *a.seed : 0;
   const T* bias = static_cast<const T*>(a.bias) + b * a.stride_bias[0] + h * a.stride_bias[1];
 
@@ -88,7 +93,7 @@ __global__ void __launch_bounds__(Sizes<T, kD, kExtras>::kThreads, kAligned ? Si
     uint64_t next_bits = 0;
     if constexpr (kStages > 1) {
       wait_for_copies();
-      __syncthreads();  // this tile is there, and nobody reads the one before any more
+      __syncthreads();  // this tile has arrived, and no warp still reads the tile before
       if (key + kKeys < end) {
         next_bits = sight.of_keys<kKeys>(key + kKeys);
         copy_keys(stage ^ 1, key + kKeys, next_bits);
@@ -101,7 +106,7 @@ __global__ void __launch_bounds__(Sizes<T, kD, kExtras>::kThreads, kAligned ? Si
       __syncthreads();
     }
 
-    // Element e of score[n] is of query first_of_warp + g + 8 (e / 2) and of key + 8 n + 2t + e % 2.
+    // Element e of score[n] belongs to query first_of_warp + g + 8 (e / 2) and to key + 8 n + 2t + e % 2.
     float score[kKeys / kHalf][4] = {};
 #pragma unroll Size::kHoldQueries ? kSteps : 1
     for (int step = 0; step < kSteps; ++step) {
@@ -139,8 +144,8 @@ __global__ void __launch_bounds__(Sizes<T, kD, kExtras>::kThreads, kAligned ? Si
 #pragma unroll
       for (int n = 0; n < kKeys / kHalf; ++n) highest = fmaxf(highest, fmaxf(score[n][2 * r], score[n][2 * r + 1]));
       highest = max_of_row(highest);
-      // A row that has seen nothing yet is shifted by 0, as -inf - -inf is NaN. The shift is subtracted before log2(e)
-      // multiplies: the difference of close numbers is exact, however large they are.
+      // A row that has seen no key yet is shifted by 0, since (-inf) - (-inf) is NaN. The shift is subtracted before
+      // the multiplication by log2(e), because the difference of two close numbers is exact, however large they are.
       const float shift = highest == -INFINITY ? 0 : highest;
       const float shrink = exp2_fast((peak[r] - shift) * kLog2E);
       peak[r] = highest;
@@ -190,7 +195,7 @@ __global__ void __launch_bounds__(Sizes<T, kD, kExtras>::kThreads, kAligned ? Si
     if (part == 0 && t == 0 && query < sight.queries)
       a.lse[int64_t(head) * sight.queries + query] = sum > 0 ? peak[r] + logf(sum) : kLowest;
   }
-  __syncthreads();  // nobody reads tiles any more
+  __syncthreads();  // no warp reads tiles any more: their memory becomes scratch
   T* to = static_cast<T*>(a.out) + ((int64_t(b) * sight.queries + first_of_warp) * H + h) * D + column;
   write_rows<T, kColumns, kAligned>(out, factor, shared + warp * Tile<T, kColumns, kMma>::kBytes, to, int64_t(H) * D,
                                     D - column, sight.queries - first_of_warp);
@@ -233,7 +238,7 @@ cudaError_t attention(const AttentionArgs& a, cudaStream_t stream) {
 
 }  // namespace gpt2fast::cuda
 
-// For callers without C++: the struct's fields one by one.
+// The C interface. The arguments are the fields of the struct.
 extern "C" int gpt2fast_attention(const void* q, const void* k, const void* v, const bool* mask, const void* bias,
                                   void* out, float* lse, int64_t B, int64_t T, int64_t S, int64_t H, int64_t D,
                                   int64_t stride_q_b, int64_t stride_q_t, int64_t stride_q_h, int64_t stride_k_b,

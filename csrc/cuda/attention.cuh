@@ -1,13 +1,14 @@
-// What the attention kernels share: sums over rows of scores, which query sees which key, and dropout.
+// What the attention kernels share: sums over rows of scores, the rule of which query sees which key, and dropout.
+// The names C, g and t are those of mma.cuh.
 #pragma once
 #include "../math.h"
 #include "mma.cuh"
 
 namespace gpt2fast::cuda {
 
-constexpr int kLargestHead = 256;                   // head size
-constexpr int kLongest = 1 << 30;                   // queries and keys: so that sums of two positions are ints
-constexpr float kLowest = -3.4028234663852886e38f;  // lse of a query that sees nothing
+constexpr int kLargestHead = 256;                   // the largest head size
+constexpr int kLongest = 1 << 30;                   // the most queries or keys: the sum of two positions fits an int
+constexpr float kLowest = -3.4028234663852886e38f;  // the lse of a query that sees nothing
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr bool kIsBlackwell = true;
@@ -23,7 +24,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-// Over the 4 lanes that share a row of C, in each of them.
+// The maximum and the sum over the 4 lanes that share a row of C, in each of these lanes.
 __device__ __forceinline__ float max_of_row(float x) {
   x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
   return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
@@ -35,11 +36,12 @@ __device__ __forceinline__ float sum_of_row(float x) {
 
 // --- Who sees whom ---
 
-// Of one row of the batch. Query i stands at the key i + shift, so that the last query stands at the last key.
+// Which query sees which key, for one row of the batch. Query i has the position of key i + shift, so that the last
+// query has the position of the last key.
 struct Sight {
-  int queries, keys, shift, window;  // window: how many keys a query sees, up to its own; kLongest where unlimited
+  int queries, keys, shift, window;  // window: how many keys a query sees, up to its own position; or kLongest
   bool causal;
-  const bool* mask;  // of keys, or null
+  const bool* mask;  // one bool for each key, or null
 
   __device__ __forceinline__ Sight(const AttentionArgs& a, int b)
       : queries(int(a.T)),
@@ -49,7 +51,7 @@ struct Sight {
         causal(a.causal),
         mask(a.mask ? a.mask + b * a.stride_mask_b : nullptr) {}
 
-  // The keys that a query sees, masks aside, counted from `key` on: after `after`, up to `last`.
+  // The keys that a query sees apart from the mask: those after `after` and up to `last`, counted from `key` on.
   struct Span {
     int after, last;
     __device__ __forceinline__ bool has(int key) const { return key > after && key <= last; }
@@ -59,18 +61,20 @@ struct Sight {
     return {own - window, causal ? own : kLongest};
   }
 
-  // The queries that see a key, counted from `query` on.
+  // The queries that see a key apart from the mask, counted from `query` on.
   __device__ __forceinline__ Span span_of_key(int key, int query) const {
     const int own = key - shift - query;
     return {causal ? own - 1 : -kLongest, own + window - 1};
   }
 
-  // Whether all of `queries` from `query` on see all of `keys` from `key` on, if those are there.
+  // Whether each of the `queries` queries from `query` on sees each of the `keys` keys from `key` on, if they exist and
+  // the mask allows it.
   __device__ __forceinline__ bool all(int query, int queries, int key, int keys) const {
     return span(query + queries - 1, key).has(0) && span(query, key).has(keys - 1);
   }
 
-  // Bit j: key + j is there, is not masked, and some query sees it. What lies in other keys, NaN too, counts nothing.
+  // Bit j is set if key + j exists, is not masked, and some query sees it. Other keys are not read, so that even NaN in
+  // them has no effect.
   template <int kKeys>
   __device__ __forceinline__ uint64_t of_keys(int key) const {
     const int lane = threadIdx.x % kWarp;
@@ -85,7 +89,7 @@ struct Sight {
     return bits;
   }
 
-  // Bit i: query + i is there.
+  // Bit i is set if query + i exists.
   template <int kQueries>
   __device__ __forceinline__ uint64_t of_queries(int query) const {
     const int left = min(queries - query, kQueries);
@@ -93,7 +97,7 @@ struct Sight {
   }
 };
 
-// The first number of row b and head h of a tensor with strides of batch, row and head.
+// A pointer to the first number of batch row b and head h. The strides are those of batch, position and head.
 template <class T>
 __device__ __forceinline__ const T* head_of(const void* tensor, const int64_t (&stride)[3], int b, int h) {
   return static_cast<const T*>(tensor) + b * stride[0] + h * stride[2];
@@ -101,8 +105,9 @@ __device__ __forceinline__ const T* head_of(const void* tensor, const int64_t (&
 
 // --- Dropout ---
 
-// For rows g and g + 8 of C and its columns 2t, 2t+1, from the key of column 0 on: which probabilities stay. Four keys
-// share a block of Philox, and so two lanes one block a row: each draws the one of one row, and they exchange halves.
+// Which probabilities dropout keeps: those of a lane's rows g and g + 8 of C and its columns 2t and 2t+1. `row` is the
+// number of row g (csrc/math.h); `key` is the key of column 0. Four keys share a block of Philox, so that two lanes
+// need the same two blocks, one for each row. Each lane draws one of them, and the two exchange halves.
 __device__ __forceinline__ void draw(bool (&keeps)[4], uint64_t seed, uint64_t row, int key, float dropout_p) {
   const int t = threadIdx.x % 4;
   const bool odd = t % 2;
@@ -116,8 +121,8 @@ __device__ __forceinline__ void draw(bool (&keeps)[4], uint64_t seed, uint64_t r
   }
 }
 
-// The same where rows of C are keys, from `key` of row g on, and columns are queries: of rows g and g + 8 and columns
-// 2t, 2t+1, whose first has the number `row`. Four lanes with keys of one block draw one block each and transpose them.
+// The same if the rows of C are keys and its columns are queries. `key` is the key of row g, and `row` is the number of
+// the query in column 2t. The four lanes whose keys share a block draw one block each and transpose the four blocks.
 __device__ __forceinline__ void draw_of_keys(bool (&keeps)[4], uint64_t seed, uint64_t row, int key, float dropout_p) {
   const int mine = threadIdx.x / 4 % 4;
   const Philox block(seed, (key + mine / 2 * 8) / 4, row + mine % 2);
@@ -139,8 +144,8 @@ __device__ __forceinline__ void draw_of_keys(bool (&keeps)[4], uint64_t seed, ui
 
 // --- On the host ---
 
-// The least head size that has a kernel: with_head_size<32, 64>(D, [&](auto size) { ... size.value ... }); false where
-// D is larger than all.
+// Calls f with the smallest of kSizes that is at least D. Returns false if D is larger than all of them. Example:
+// with_head_size<32, 64>(D, [&](auto size) { ... size.value ... });
 template <int kD>
 struct HeadSize {
   static constexpr int value = kD;
@@ -150,7 +155,7 @@ bool with_head_size(int64_t D, F&& f) {
   return ((D <= kSizes ? (f(HeadSize<kSizes>{}), true) : false) || ...);
 }
 
-// Whether rows of heads can be read by 16 bytes, so that chunks are whole or not at all.
+// Whether the rows of all heads can be read 16 bytes at a time: a chunk is then either whole or absent.
 template <class T>
 bool chunked(int64_t D, std::initializer_list<const void*> pointers, std::initializer_list<const int64_t*> strides) {
   bool all = packed<T>(pointers, {}) && D % kChunk == 0;

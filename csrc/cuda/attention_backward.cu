@@ -1,9 +1,16 @@
-// The gradients of attention from out and lse: probabilities are computed again, tile by tile, and nothing is added
-// atomically, so that gradients are the same bit by bit in every run.
+// The gradients of attention. The probabilities are computed again from lse, tile by tile:
 //
-// One kernel serves twice. A block holds rows and walks over tiles of columns: rows are queries and columns keys for
-// dq, or rows are keys and columns queries for dk and dv. The first leaves for the second how far the probabilities of
-// each query are from a sum of 1. dbias has a kernel of its own, which sums where bias broadcasts.
+//   p = e^(scale q k^T + bias - lse)      dp = dout v^T      delta = rowsum(dout out)      ds = p (dp - delta)
+//   dq = scale ds k                       dk = scale ds^T q                                dv = p^T dout
+//
+// 1. attention_delta_kernel writes delta.
+// 2. attention_backward_kernel runs twice. A block holds a tile of rows and loops over tiles of columns. In the first
+//    run, rows are queries and columns are keys: it writes dq and excess, the log2 of what a query's p sum to. In the
+//    second run, rows are keys and columns are queries: it writes dk and dv.
+// 3. attention_backward_bias_kernel writes dbias, if there is a bias: ds summed where bias broadcasts.
+//
+// There are no atomics, so that the gradients have the same bits in every run. The price is that scores and dp are
+// computed twice. docs/kernels.md counts the bytes and products.
 #include "attention_backward.cuh"
 #include "attention_backward_bias.cuh"
 #include "kernels.h"
@@ -13,7 +20,7 @@ namespace {
 
 using namespace attention_backward_parts;
 
-// delta = rowsum(dout out), a warp a query of a head.
+// delta = rowsum(dout out). A warp has one query of one head.
 constexpr int kDeltaWarps = 8;
 template <class T>
 __global__ void __launch_bounds__(kDeltaWarps* kWarp) attention_delta_kernel(AttentionBackwardArgs a) {
@@ -73,13 +80,13 @@ __global__ void __launch_bounds__(Sizes<T, kD>::kThreads, Sizes<T, kD>::kBlocks)
 
   float sum_1[kOut / kHalf][4] = {};                 // dq or dk
   float sum_2[kKeyRows ? kOut / kHalf : 2][4] = {};  // dv
-  float total[2] = {};                               // of p, of this lane's columns
+  float total[2] = {};                               // the sums of p over this lane's columns
   int stage = 0;
   for (int column = int(begin); column < end; column += kColumns) {
     uint64_t next_bits = 0;
     if constexpr (Size::kStages > 1) {
       wait_for_copies();
-      __syncthreads();  // this tile is there, and nobody reads the one before any more
+      __syncthreads();  // this tile has arrived, and no warp still reads the tile before
       if (column + kColumns < end) next_bits = head.copy_columns(stage ^ 1, column + kColumns);
     } else {
       __syncthreads();
@@ -90,12 +97,12 @@ __global__ void __launch_bounds__(Sizes<T, kD>::kThreads, Sizes<T, kD>::kBlocks)
     const bool full = kKeyRows ? column + kColumns <= sight.queries : bits == head.kAllBits;
     const bool all = all_rows && full &&
                      (kKeyRows ? sight.all(column, kColumns, row, kMma) : sight.all(row, kMma, column, kColumns));
-    // 16 columns at a time: what the second product takes as one A. Unrolled, it would spill.
+    // 16 columns at a time are one A of the second product. Unrolled, the loop would spill registers.
 #pragma unroll 1
     for (int part = 0; part < kColumns; part += kMma) {
       float dropped[2][4], ds[2][4], p[2][4];
       head.probabilities(dropped, ds, p, held, known, stage, warp * kMma, row, column, part, bits, all);
-      // The tile's tensor 1 or 2 times these rows' numbers, added to a gradient.
+      // sum += numbers times the tile of tensor 1 or 2.
       const auto add = [&](auto& sum, const float (&numbers)[2][4], int tensor) {
         FragmentA<T> operand, columns;
         as_operand<T>(numbers[0], numbers[1], operand);
@@ -117,8 +124,9 @@ __global__ void __launch_bounds__(Sizes<T, kD>::kThreads, Sizes<T, kD>::kBlocks)
     if constexpr (Size::kStages > 1) stage ^= 1;
   }
 
-  // A query's p sum to 1 but for the rounding of lse, which loses digits where scores are large: the division brings
-  // them back, and its logarithm is what the kernel for keys subtracts.
+  // The p of a query would sum to 1 if lse were exact. Where scores are large, lse has no digits left for the log of
+  // the sum, and p is off by a common factor. Dividing by the sum of p corrects dq. The pass over keys subtracts the
+  // sum's log2, the excess, in the exponent.
   float factor[2] = {a.attention.scale, a.attention.scale};
   if constexpr (!kKeyRows) {
 #pragma unroll
@@ -130,7 +138,7 @@ __global__ void __launch_bounds__(Sizes<T, kD>::kThreads, Sizes<T, kD>::kBlocks)
         a.excess[int64_t(head.head) * sight.queries + query] = log2f(some);
     }
   }
-  __syncthreads();  // nobody reads tiles any more
+  __syncthreads();  // no warp reads tiles any more: their memory becomes scratch
   const int length = kKeyRows ? sight.keys : sight.queries, column = part_of_out * kOut;
   const int64_t at = ((int64_t(head.b) * length + row) * a.attention.H + head.h) * D + column;
   const int64_t stride = a.attention.H * D;
@@ -192,7 +200,7 @@ cudaError_t attention_backward(const AttentionBackwardArgs& a, cudaStream_t stre
   if (forward.D < 1 || forward.D > kLargestHead || forward.T > kLongest || forward.S > kLongest)
     return cudaErrorInvalidValue;
   if (forward.B * forward.T * forward.H * forward.S == 0)
-    return cudaErrorInvalidValue;  // nothing attends to anything: the gradients are zeros
+    return cudaErrorInvalidValue;  // no query sees a key: the caller fills the gradients with zeros
   cudaError_t status = cudaSuccess;
   with_dtype(forward.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -214,7 +222,7 @@ cudaError_t attention_backward(const AttentionBackwardArgs& a, cudaStream_t stre
 
 }  // namespace gpt2fast::cuda
 
-// For callers without C++: the structs' fields one by one.
+// The C interface. The arguments are the fields of the structs.
 extern "C" int gpt2fast_attention_backward(
     const void* dout, void* dq, void* dk, void* dv, void* dbias, float* delta, float* excess, int64_t stride_dout_b,
     int64_t stride_dout_t, int64_t stride_dout_h, int64_t stride_out_b, int64_t stride_out_t, int64_t stride_out_h,

@@ -1,31 +1,32 @@
-// What the kernels of attention's gradients share: p and ds of a few rows and columns, from tiles in shared memory.
+// What the kernels of attention's gradients share. From tiles in shared memory, they compute p and ds (see
+// attention_backward.cu) of 16 rows and 16 columns at a time.
 #pragma once
 #include "attention.cuh"
 
 namespace gpt2fast::cuda {
 namespace attention_backward_parts {
 
-constexpr int kStatistics = 3;  // of a query: lse, delta, excess
+constexpr int kStatistics = 3;  // numbers kept for each query: lse, delta, excess
 
 template <class T, int kD>
 struct Sizes {
   static constexpr bool kWide = kPlanes<T> > 1;  // float32
   static constexpr int kWarps = !kWide ? 4 : kD > 128 ? 1 : kD > 64 ? 2 : 4;
   static constexpr int kThreads = kWarps * kWarp;
-  static constexpr int kRows = kWarps * kMma;                                      // of a block
-  static constexpr int kColumns = kWide ? 16 : kD > 128 ? 16 : kD > 64 ? 32 : 64;  // of a tile
-  // Columns of the gradients that a block computes, and blocks for the same rows: registers hold no more. Blocks of
-  // keys have two gradients.
+  static constexpr int kRows = kWarps * kMma;                                      // rows that a block holds
+  static constexpr int kColumns = kWide ? 16 : kD > 128 ? 16 : kD > 64 ? 32 : 64;  // columns of a tile
+  // kOut: columns of the gradients that a block computes. kParts: blocks that share the columns of the same rows, for
+  // lack of registers. If rows are keys, there are two gradients.
   template <bool kKeyRows>
   static constexpr int kOut = kWide && kKeyRows && kD > 64 ? (kD > 128 ? 64 : kD / 2)
                               : kD < 128                   ? kD
                                                            : 128;
   template <bool kKeyRows>
   static constexpr int kParts = kD / kOut<kKeyRows>;
-  // The least blocks of a multiprocessor. Left to itself the compiler would rather spill than have fewer.
+  // The number of blocks that must fit on a multiprocessor. By default the compiler aims at more and spills registers.
   static constexpr int kBlocks = !kWide && kD <= 64 && !kIsBlackwell ? 3 : 1;
-  static constexpr int kStages = kWide ? 1 : 2;          // tiles that are there at a time
-  static constexpr bool kHoldRows = !kWide && kD <= 64;  // in registers, else in shared memory
+  static constexpr int kStages = kWide ? 1 : 2;          // tiles in shared memory at a time
+  static constexpr bool kHoldRows = !kWide && kD <= 64;  // rows are in registers, else in shared memory
   using Rows = Tile<T, kD, kRows>;
   using Columns = Tile<T, kD, kColumns>;
   static constexpr int kStatisticsBytes = kStatistics * kColumns * sizeof(float);
@@ -34,8 +35,9 @@ struct Sizes {
   static_assert(kSharedBytes <= kMostShared);
 };
 
-// What a block knows of its head, and p and ds of 16 rows and 16 columns. Tensor 1 of the rows is q or k, tensor 2 dout
-// or v; those of the columns are the others: products of 1 with 1 are scores, of 2 with 2 are dp.
+// One head of one batch row, as a block sees it. Rows that are queries have q as tensor 1 and dout as tensor 2; rows
+// that are keys have k and v. The columns have the other two. So the product of both tensors 1 is the scores, and the
+// product of both tensors 2 is dp.
 template <class T, int kD, bool kAligned, bool kExtras, bool kKeyRows>
 struct Head {
   using Size = Sizes<T, kD>;
@@ -48,7 +50,7 @@ struct Head {
   uint32_t shared;
   uint64_t seed;
   const T* bias;
-  const float* statistics[kStatistics];  // of the head's queries
+  const float* statistics[kStatistics];  // lse, delta and excess of the head's queries
   float keep_factor;
 
   __device__ __forceinline__ Head(const AttentionBackwardArgs& args, int head, uint32_t shared)
@@ -66,7 +68,8 @@ struct Head {
     statistics[0] = forward.lse + row, statistics[1] = a.delta + row, statistics[2] = a.excess + row;
   }
 
-  // Tensors of columns in stages, and of rows, which come through the second stage where registers then hold them.
+  // The tiles in shared memory. Columns have one tile for each stage and tensor. Rows have tiles of their own, unless
+  // registers hold them: they are then first copied to the place of the second stage.
   __device__ __forceinline__ typename Size::Columns columns(int stage, int tensor) const {
     return {shared + stage * Size::kStageBytes + (tensor - 1) * Size::Columns::kBytes};
   }
@@ -121,7 +124,7 @@ struct Head {
     return bits;
   }
 
-  // Rows of this warp, from `row` on, as A.
+  // The 16 rows of this warp, from `row` of the tile on, in the layout of A.
   struct Held {
     FragmentA<T> of[2][Size::kHoldRows ? kSteps : 1];
   };
@@ -134,14 +137,15 @@ struct Head {
     }
   }
 
-  // What a lane knows of its rows g and g + 8: whether they are there; of queries their statistics.
+  // What a lane knows of its rows g and g + 8: whether they exist and, if they are queries, their statistics.
   struct Row {
     bool there[2];
     float lse[2], delta[2], excess[2];
   };
 
-  // p, with and without dropout, and ds of the warp's rows and the 16 columns from `part` on, of which `bits` tells
-  // those that are there. `row` and `column` are the numbers of the warp's first row and the tile's first column.
+  // Computes p, with dropout (`dropped`) and without (`p`), and ds, of the warp's 16 rows and the tile's 16 columns
+  // from `part` on. `row` and `column` are the positions of the warp's first row and of the tile's first column. If the
+  // columns are keys, `bits` says which of them count. `all`: every row sees every column.
   __device__ __forceinline__ void probabilities(float (&dropped)[2][4], float (&ds)[2][4], float (&p)[2][4], Held& held,
                                                 const Row& known, int stage, int row_of_tile, int row, int column,
                                                 int part, uint64_t bits, bool all) const {

@@ -5,8 +5,9 @@
 namespace gpt2fast::cuda {
 namespace attention_backward_parts {
 
-// dbias, dense, of shape (B or 1, H or 1, T or 1, S or 1). A block has a tile of it, rows queries and columns keys, and
-// walks over all that is added to it, in a fixed order.
+// dbias is ds, summed where bias broadcasts. It is contiguous and has shape (B or 1, H or 1, T or 1, S or 1). A block
+// has one tile of it, whose rows are queries and whose columns are keys. It loops in a fixed order over all tiles of ds
+// that are added to it.
 template <class T, int kD, bool kAligned>
 __global__ void __launch_bounds__(Sizes<T, kD>::kThreads, 1)
     attention_backward_bias_kernel(const __grid_constant__ AttentionBackwardArgs a, int tiles_t, int tiles_s,
@@ -18,7 +19,7 @@ __global__ void __launch_bounds__(Sizes<T, kD>::kThreads, 1)
   const uint32_t shared = uint32_t(__cvta_generic_to_shared(memory));
   const AttentionArgs& forward = a.attention;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
-  // sizes: of dbias, B, H, T and S or 1. What an axis of size 1 sums is walked over.
+  // sizes: the shape of dbias, each of B, H, T and S or 1. The loop covers the axes of size 1, which are summed.
   const bool sums_t = sizes.z == 1, sums_s = sizes.w == 1;
   int block = blockIdx.x;
   const int own_s = sums_s ? 0 : block % tiles_s;
@@ -36,7 +37,7 @@ __global__ void __launch_bounds__(Sizes<T, kD>::kThreads, 1)
     const int h = own_h + int(outer % count_h), b = own_b + int(outer / count_h);
     const Head<T, kD, kAligned, true, false> head(a, b * int(forward.H) + h, shared);
     if (head.sight.causal && column > first + kRows - 1 + head.sight.shift) continue;  // the same for all of the block
-    __syncthreads();  // nobody reads the tiles before any more
+    __syncthreads();  // no warp still reads the tiles before
     const uint64_t row_bits = head.copy_rows(first), bits = head.copy_columns(0, column);
     wait_for_copies();
     __syncthreads();
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(Sizes<T, kD>::kThreads, 1)
     }
     return;
   }
-  // Over the rows of a warp, over the warps, and where S is summed too, over the columns.
+  // Sums over the rows of a warp, then over the warps and, if S is summed too, over the columns.
 #pragma unroll
   for (int n = 0; n < kTiles; ++n)
 #pragma unroll

@@ -121,7 +121,7 @@ cudaError_t cross_entropy_backward(const CrossEntropyBackwardArgs& a, cudaStream
 
 }  // namespace gpt2fast::cuda
 
-// For callers without C++: the structs' fields one by one.
+// The C interface. The arguments are the fields of the structs.
 extern "C" int gpt2fast_cross_entropy(const void* logits, const int64_t* targets, float* loss, float* lse, int64_t R,
                                       int64_t V, int64_t stride_logits_r, int64_t ignore_index, float label_smoothing,
                                       int64_t dtype, cudaStream_t stream) {

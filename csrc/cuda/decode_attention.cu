@@ -1,9 +1,14 @@
-// Attention of a few new queries over a cache, whose keys are split over blocks (flash-decoding), then joined.
+// Attention of a few new queries over a KV cache. The keys are split over blocks (flash-decoding), then joined. The
+// formula is that of attention.cu.
 //
-// A block has kSplitKeys keys of one head of one row, and all queries. Each thread holds numbers of 4 keys and of their
-// values, in registers and under way at the same time: the cache is read once. Of its keys a block leaves the greatest
-// score, the sum of exponentials relative to that and the sum of values times exponentials. A second kernel adds up
-// what the blocks left, in their order: the same bits every time, whatever the other rows are.
+// A block has kSplitKeys keys (a split) of one head of one row, and all queries of that head. A thread holds numbers of
+// 4 keys and their values in registers; all these loads are in flight together. For its keys, a block writes the
+// greatest score, the sum of exponentials relative to it, and the sum of values times exponentials. A second kernel
+// joins the splits, in order. So a row has the same bits in every run, whatever the other rows are. If there is one
+// split only, the block writes the output itself.
+//
+// The floor is memory traffic: the keys and values of the cache are read once. docs/kernels.md counts 1.04 to 1.06
+// times the least bytes.
 #include "attention.cuh"
 #include "kernels.h"
 
@@ -13,18 +18,18 @@ namespace {
 constexpr int kHeld = 4;  // keys of a thread
 constexpr int kJoinThreads = 256;
 
-// How a block shares out heads of up to kD numbers: a group of lanes has kHeld keys, and of each a lane has kPacks
-// times kWidth neighbours, one access each.
+// How a block divides keys of up to kD numbers among its threads. A group of kLanes lanes has kHeld keys. Of each key,
+// a lane has kPacks times kWidth neighbouring numbers, which are kPacks accesses.
 template <class T, int kD, bool kAligned>
 struct Layout {
   static constexpr int kWidth = kAligned ? kPack<T> : 1;
-  static constexpr int kLanes = kD / kWidth < kWarp ? kD / kWidth : kWarp;  // of a group
+  static constexpr int kLanes = kD / kWidth < kWarp ? kD / kWidth : kWarp;  // lanes of a group
   static constexpr int kPacks = kD / kWidth / kLanes;
-  static constexpr int kNumbers = kPacks * kWidth;  // of a key that a lane has
+  static constexpr int kNumbers = kPacks * kWidth;  // numbers of a key that a lane has
   static constexpr int kGroups = kSplitKeys / kHeld;
   static constexpr int kThreads = kGroups * kLanes;
   static constexpr int kWarps = kThreads / kWarp;
-  // The groups of a warp add up their sums, and share out the columns of the result: so many a lane.
+  // The groups of a warp add up their sums. Each lane of the warp gets kColumns columns of the result.
   static constexpr int kColumns = kNumbers / (kWarp / kLanes);
   static_assert(kWarps >= 1 && kLanes >= kHeld && kColumns >= 1);
 
@@ -35,7 +40,7 @@ struct Layout {
 
   static constexpr int kUnit = kWidth < 4 ? kWidth : 4;  // numbers in one access of shared memory
 
-  // Which lane of the warp has a column of that result, and as which of its numbers.
+  // Which lane of the warp has a column of that result, and which of the lane's numbers it is.
   struct Place {
     int number, lane;
   };
@@ -43,13 +48,14 @@ struct Layout {
     const int pack = column / kWidth, e = pack / kLanes * kWidth + column % kWidth;
     return {e % kColumns, e / kColumns * kLanes + pack % kLanes};
   }
-  // A lane's numbers lie so far apart in shared memory that 32 columns in a row lie in 32 banks.
+  // The numbers of a lane are kStride apart in shared memory, so that 32 neighbouring columns are in 32 different
+  // banks.
   static constexpr int kStride = kWarp + (kWidth > 1 ? kWarp / kWidth : 0);
 };
 
-// Which keys of row b which query sees.
+// Which query sees which keys of row b.
 struct Row {
-  int length, start, window, shift;  // query t stands at the key t + shift
+  int length, start, window, shift;  // query t has the position of key t + shift
 
   __device__ __forceinline__ Row(const DecodeAttentionArgs& a, int b)
       : length(int(min(max(a.lengths[b], int64_t(0)), a.S))),
@@ -60,19 +66,19 @@ struct Row {
   __device__ __forceinline__ int first(int query) const { return max(start, query + shift - window + 1); }
   __device__ __forceinline__ bool sees(int query, int key) const { return key >= first(query) && key <= query + shift; }
 
-  // Some query sees it. What lies in other keys, NaN too, counts nothing: they are not read.
+  // Whether some query sees the key. Other keys are not read, so that even NaN in them has no effect.
   __device__ __forceinline__ bool has(int key) const { return key >= first(0) && key < length; }
 
-  // The splits with such keys.
+  // The splits that have such keys: from first_split() up to, but without, end_of_splits().
   __device__ __forceinline__ int first_split() const { return first(0) / kSplitKeys; }
   __device__ __forceinline__ int end_of_splits() const {
     return first(0) < length ? (length + kSplitKeys - 1) / kSplitKeys : first_split();
   }
 };
 
-// Sums of kCount numbers over the lanes that differ in bits kFrom, kFrom / 2 ... kTo of their index. At each bit two
-// lanes exchange halves of their numbers, the lower half for the lane whose bit is 0, until one is left: so that the
-// lanes share out the sums, and x begins with this lane's.
+// Sums each of kCount numbers over the lanes that differ in the bits kFrom, kFrom / 2 ... kTo of their index. At each
+// bit, two lanes exchange halves of their numbers; the lane whose bit is 0 keeps the lower half. In the end the sums
+// are divided among the lanes, and x begins with the sums of this lane.
 template <int kFrom, int kTo, int kCount>
 __device__ __forceinline__ void scatter_sums(float (&x)[kCount]) {
   const int lane = threadIdx.x % kWarp;
@@ -99,14 +105,15 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// e^(x - peak). Where nothing was seen the peak is -inf and x is shifted by 0, as -inf - -inf is NaN. The shift is
-// subtracted before log2(e) multiplies: the difference of close numbers is exact, however large they are.
+// e^(x - peak). If no key was seen, peak is -inf and x is shifted by 0, since (-inf) - (-inf) is NaN. The shift is
+// subtracted before the multiplication by log2(e), because the difference of two close numbers is exact, however large
+// they are.
 __device__ __forceinline__ float exp_below(float x, float peak) {
   return exp2_fast((x - (peak == -INFINITY ? 0 : peak)) * kLog2E);
 }
 
-// The workspace: for each split of the keys that a query of a head of a row meets, the greatest score, the sum of
-// exponentials and D sums of values. Those of one query lie side by side.
+// The workspace. For each row, head, query and split it has the greatest score, the sum of exponentials and D weighted
+// sums of values. The splits of one query are neighbours.
 struct Parts {
   float *sums, *peaks, *totals;
   int64_t first;  // where the query's splits begin
@@ -118,7 +125,7 @@ struct Parts {
         first((head * a.T + query) * splits) {}
 };
 
-// Which page a row has in a place of its table.
+// The page at this place in row b of the page table.
 __device__ __forceinline__ int64_t page_of(const PageTable& pages, int b, int place) {
   const int64_t at = b * pages.stride_b + place;
   return pages.wide ? static_cast<const int64_t*>(pages.table)[at] : static_cast<const int32_t*>(pages.table)[at];
@@ -137,9 +144,9 @@ __global__ void __launch_bounds__(Layout<T, kD, kAligned>::kThreads)
   constexpr int kWidth = In::kWidth, kLanes = In::kLanes, kPacks = In::kPacks, kNumbers = In::kNumbers;
   constexpr int kUnit = In::kUnit;
   __shared__ __align__(16) float queries[kMostNewTokens][kNumbers / kUnit][kLanes][kUnit];
-  __shared__ __align__(16) float scores[kMostNewTokens][kSplitKeys];  // and then their exponentials
+  __shared__ __align__(16) float scores[kMostNewTokens][kSplitKeys];  // later their exponentials
   __shared__ float totals[kMostNewTokens];
-  __shared__ float partial[In::kWarps][In::kColumns][In::kStride];  // sums of a query
+  __shared__ float partial[In::kWarps][In::kColumns][In::kStride];  // each warp's sums of values, for one query
 
   const int heads = int(a.B * a.H), head = blockIdx.x % heads, split = blockIdx.x / heads;
   const int b = head / int(a.H), h = head % int(a.H), D = int(a.D), new_queries = int(a.T);
@@ -169,7 +176,7 @@ __global__ void __launch_bounds__(Layout<T, kD, kAligned>::kThreads)
     for (int i = 1; i < kHeld; ++i) k_at[i] = k_at[i - 1] + a.stride_k[1], v_at[i] = v_at[i - 1] + a.stride_v[1];
   }
 
-  // All loads of keys and values are under way before the first is looked at.
+  // All loads of keys and values are started before the first result is used.
   float key[kHeld][kPacks][kWidth] = {}, value[kHeld][kPacks][kWidth] = {};
   const auto read = [&](const T* from, const int64_t (&at)[kHeld], float (&to)[kHeld][kPacks][kWidth]) {
 #pragma unroll
@@ -211,7 +218,7 @@ __global__ void __launch_bounds__(Layout<T, kD, kAligned>::kThreads)
       for (int i = 0; i < kHeld; ++i) score[i] = fmaf(x, key[i][e / kWidth][e % kWidth], score[i]);
     }
     scatter_sums<kLanes / 2, 1>(score);
-    // A kHeld-th of the lanes has the score of one of the keys.
+    // kSharers lanes of the group now have the score of the same key.
     constexpr int kSharers = kLanes / kHeld;
     const int own = group * kHeld + lane / kSharers;
     const bool seen = row.sees(query, split * kSplitKeys + own);
@@ -247,7 +254,7 @@ __global__ void __launch_bounds__(Layout<T, kD, kAligned>::kThreads)
       for (int e = 0; e < kNumbers; ++e) sum[e] = fmaf(p, value[i][e / kWidth][e % kWidth], sum[e]);
     }
     if constexpr (kLanes < kWarp) scatter_sums<kWarp / 2, kLanes>(sum);
-    if (query > 0) __syncthreads();  // nobody reads the sums of the one before any more
+    if (query > 0) __syncthreads();  // no thread still reads the sums of the query before
 #pragma unroll
     for (int i = 0; i < In::kColumns; ++i) partial[warp][i][threadIdx.x % kWarp] = sum[i];
     __syncthreads();
@@ -266,8 +273,8 @@ __global__ void __launch_bounds__(Layout<T, kD, kAligned>::kThreads)
   }
 }
 
-// A block has a head of one query: out = sum of exp(peak - greatest peak) sums, over that of totals. Each column is
-// summed by several threads, the splits in turn.
+// Joins the splits. A block has one head of one query. With w = e^(peak - greatest peak) of each split, out is the sum
+// of w sums, divided by the sum of w total. Several threads share a column: each has every sharers-th split.
 template <class T>
 __global__ void __launch_bounds__(kJoinThreads)
     decode_attention_join_kernel(DecodeAttentionArgs a, float* parts, int splits) {
@@ -332,7 +339,7 @@ cudaError_t decode_attention(const DecodeAttentionArgs& a, float* parts, const P
 
 }  // namespace gpt2fast::cuda
 
-// For callers without C++: the structs' fields one by one.
+// The C interface. The arguments are the fields of the structs.
 extern "C" int gpt2fast_decode_attention(const void* q, const void* k, const void* v, const int64_t* lengths,
                                          const int64_t* starts, void* out, float* parts, const void* table, int64_t B,
                                          int64_t T, int64_t S, int64_t H, int64_t D, int64_t stride_q_b,

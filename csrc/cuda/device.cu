@@ -1,5 +1,5 @@
-// What callers without C++ need beside the kernels.
+// What callers need besides the kernels if they do not use C++.
 #include <cuda_runtime.h>
 
-// What an error that a launcher returned means.
+// The text for an error that a launcher returned.
 extern "C" const char* gpt2fast_error_string(int status) { return cudaGetErrorString(cudaError_t(status)); }

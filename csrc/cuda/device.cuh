@@ -1,6 +1,6 @@
-// What every CUDA kernel shares: float32 from and to the 16-bit types, accesses of 128 bits, sums over a warp or a
-// block. The 16-bit types are dtype.h's. Each conversion is one PTX instruction, so that no header of the toolkit is
-// needed.
+// What all CUDA kernels share: conversions between float32 and the 16-bit types of dtype.h, memory accesses of 128
+// bits, and sums over a warp or a block. Each conversion is one PTX instruction, so that the toolkit's headers for
+// 16-bit types are not needed.
 #pragma once
 #include <initializer_list>
 
@@ -10,8 +10,8 @@ namespace gpt2fast::cuda {
 
 constexpr int kWarp = 32;
 constexpr int kMaxThreads = 1024;  // of a block
-constexpr int kPackBytes = 16;     // the widest access of a lane
-// Bytes of shared memory of a block where an architecture has least: sm_86 and sm_89.
+constexpr int kPackBytes = 16;     // the widest memory access of a lane
+// The bytes of shared memory that a block may have on every architecture. sm_86 and sm_89 have the least.
 constexpr int kMostShared = 99 * 1024;
 constexpr unsigned kAllLanes = ~0u;
 constexpr float kLog2E = 1.4426950408889634f;
@@ -24,7 +24,7 @@ __device__ __forceinline__ float widen(float16 x) {
   return y;
 }
 
-// x in T, rounded to the nearest.
+// x as a T, rounded to the nearest.
 template <class T>
 __device__ __forceinline__ T narrow(float x);
 template <>
@@ -44,7 +44,7 @@ __device__ __forceinline__ float16 narrow<float16>(float x) {
   return y;
 }
 
-// Two neighbours of a 16-bit type in one register, the first in the low half.
+// Two neighbouring numbers, rounded to a 16-bit type, in one register. The first is in the low half.
 template <class T>
 __device__ __forceinline__ uint32_t pair(float first, float second);
 template <>
@@ -60,11 +60,11 @@ __device__ __forceinline__ uint32_t pair<float16>(float first, float second) {
   return y;
 }
 
-// kPack<T> neighbours are one access of 128 bits.
+// A pack is kPack<T> neighbouring numbers: one memory access of 128 bits.
 template <class T>
 constexpr int kPack = kPackBytes / sizeof(T);
 
-// kWidth neighbours in one access: kPack<T> of them from an aligned address, or 1.
+// Reads kWidth neighbouring numbers in one access: a pack, from an aligned address, or a single number.
 template <class T, int kWidth>
 __device__ __forceinline__ void load(const T* from, float (&to)[kWidth]) {
   if constexpr (kWidth == 1) {
@@ -99,8 +99,9 @@ __device__ __forceinline__ void store(T* to, const float (&from)[kWidth]) {
         word[i] = pair<T>(from[2 * i], from[2 * i + 1]);
       }
     }
-    // By name: of an assignment the compiler makes four stores where it loses sight of the alignment. It is free to
-    // move loads across: no kernel reads what it has stored, and what adamw_ stores is made of what it read there.
+    // This is inline PTX because the compiler turns an assignment into four stores where it does not see the alignment.
+    // Without a "memory" clobber it may move loads across the store. That is safe: no kernel reads what it has stored,
+    // and adamw_ stores what it has computed from the numbers that it read at the same address.
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(word[0]),
                  "r"(word[1]), "r"(word[2]), "r"(word[3]));
   }
@@ -113,8 +114,8 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
-// The sums of x and y over the block, in every thread. scratch has one pair a warp; two calls with a barrier of the
-// caller's between them may share it, two calls in a row may not.
+// The sums of x and y over the block, in every thread. scratch holds one pair for each warp. Two calls may share it if
+// the caller has a barrier between them.
 __device__ __forceinline__ float2 block_sums(float x, float y, float2 (&scratch)[kWarp]) {
   const int lane = threadIdx.x % kWarp, warps = blockDim.x / kWarp;
   x = warp_sum(x), y = warp_sum(y);
@@ -124,9 +125,10 @@ __device__ __forceinline__ float2 block_sums(float x, float y, float2 (&scratch)
   return make_float2(warp_sum(of_warp.x), warp_sum(of_warp.y));
 }
 
-// --- on the host ---
+// --- On the host ---
 
-// Whether accesses of 128 bits are possible: all pointers and strides, in elements of T, are multiples of them.
+// Whether accesses of 128 bits are possible: all pointers are aligned to 16 bytes, and all strides (in elements of T)
+// are multiples of a pack.
 template <class T>
 inline bool packed(std::initializer_list<const void*> pointers, std::initializer_list<int64_t> strides) {
   for (const void* p : pointers)
@@ -136,7 +138,8 @@ inline bool packed(std::initializer_list<const void*> pointers, std::initializer
   return true;
 }
 
-// Whole warps, so many that each thread has up to per_thread of C columns while a block has threads for that.
+// The number of threads for a row of C columns: whole warps, such that each thread has at most per_thread columns. It
+// is never more than kMaxThreads, so that the threads of a longer row have more columns.
 inline int threads_for(int64_t C, int per_thread) {
   int64_t threads = (C + per_thread - 1) / per_thread;
   threads = (threads + kWarp - 1) / kWarp * kWarp;

@@ -278,7 +278,7 @@ cudaError_t embedding_backward(const EmbeddingBackwardArgs& a, cudaStream_t stre
 
 }  // namespace gpt2fast::cuda
 
-// For callers without C++: the structs' fields one by one.
+// The C interface. The arguments are the fields of the structs.
 extern "C" int gpt2fast_embedding(const int64_t* tokens, const int64_t* positions, const int64_t* token_types,
                                   const void* wte, const void* wpe, void* out, int64_t B, int64_t T, int64_t C,
                                   int64_t V, int64_t P, int64_t start, int64_t positions_stride_b, int64_t stride_wte,

@@ -1,8 +1,9 @@
-// y = gelu(x (+ bias)), and the gradient dx = dy gelu'(x). Every element is read once and written once.
+// y = gelu(x (+ bias)), and the gradient dx = dy gelu'(x). The formulas are in activation.cuh.
 //
-// A block has kColumns columns of kRows rows; a thread has one pack of each of the rows, whose loads are under way
-// together, and reads its pack of the bias once. x without gaps and without a bias is laid out anew: one long row, cut
-// into rows of kColumns.
+// The floor is memory traffic: each element is read once and written once. docs/kernels.md counts no more than that
+// without a bias, and 1.10 times that with one. A block has kColumns columns of kRows rows. A thread has one pack of
+// each of these rows, starts all its loads before it computes, and reads its pack of the bias once. A contiguous x
+// without a bias is treated as one long row, cut into rows of kColumns.
 #include "activation.cuh"
 #include "device.cuh"
 #include "kernels.h"
@@ -12,7 +13,7 @@ namespace {
 
 constexpr int kThreads = 128, kRows = 4;  // of a block
 
-// Which packs a thread has: kWidth columns from `column` on, of the rows from `first` on.
+// The packs of a thread: kWidth columns from `column` on, in each of the rows from `first` on.
 struct Place {
   int64_t column, first;
 };
@@ -25,7 +26,8 @@ __device__ __forceinline__ Place place(int64_t C) {
   return {int64_t(blockIdx.x - down * across) * kColumns + threadIdx.x * kWidth, int64_t(down) * kRows};
 }
 
-// Elements beyond n are none: the last row of a long one that was cut.
+// Whether an element exists. n is the number of elements: the last row of a cut long row may be shorter than the
+// others.
 __device__ __forceinline__ bool inside(int64_t row, int64_t R, int64_t column, int64_t C, int64_t n) {
   return row < R && column < C && row * C + column < n;
 }
@@ -77,14 +79,14 @@ void with_form(Activation activation, F&& f) {
   activation == Activation::kGeluTanh ? f(Form<Activation::kGeluTanh>{}) : f(Form<Activation::kGeluErf>{});
 }
 
-// Blocks for R rows of C columns, 0 where a grid does not hold them.
+// The number of blocks for R rows of C columns, or 0 if a grid cannot have so many.
 int64_t blocks_for(int64_t R, int64_t C, int width) {
   const int64_t columns = kThreads * width;
   const int64_t blocks = (R + kRows - 1) / kRows * ((C + columns - 1) / columns);
   return blocks <= INT32_MAX ? blocks : 0;
 }
 
-// Rows without gaps between them as rows of whole blocks; returns their stride.
+// Cuts contiguous elements into rows as wide as a block. Changes R and C and returns the stride of the new rows.
 template <class Args>
 int64_t lay_out_anew(Args& a, int width) {
   const int64_t n = a.R * a.C, columns = kThreads * width;
@@ -139,7 +141,7 @@ cudaError_t gelu_backward(const GeluBackwardArgs& args, cudaStream_t stream) {
 
 }  // namespace gpt2fast::cuda
 
-// For callers without C++: the structs' fields one by one.
+// The C interface. The arguments are the fields of the structs.
 extern "C" int gpt2fast_gelu(const void* x, const void* bias, void* y, int64_t R, int64_t C, int64_t stride_x_r,
                              int64_t activation, int64_t dtype, cudaStream_t stream) {
   using namespace gpt2fast;

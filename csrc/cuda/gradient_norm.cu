@@ -58,7 +58,7 @@ cudaError_t gradient_norm(const GradientNormArgs& a, cudaStream_t stream) {
 
 }  // namespace gpt2fast::cuda
 
-// For callers without C++: the struct's fields one by one.
+// The C interface. The arguments are the fields of the struct.
 extern "C" int gpt2fast_gradient_norm(const int64_t* tensors, const int32_t* programs, float* squares, float* norm,
                                       float* factor, int64_t P, int64_t aligned, float max_norm, float eps,
                                       int64_t dtype, cudaStream_t stream) {

@@ -1,26 +1,36 @@
-// s = x (+ residual), y = (s - mean(s)) rstd weight + bias, and the gradients of x, weight and bias.
+// Layer norm over rows of C columns, and the gradients of x, weight and bias:
 //
-// Forward: a warp has a row of up to 1024 columns, a block a longer one. A lane keeps its columns of s in registers, so
-// that x is read once although mean and variance are two passes. Backward: each of P blocks walks down the rows p,
-// p + P, ... and keeps its share of dweight and dbias in registers; a second kernel adds up the P shares, in order.
-// Nothing is added atomically: the same bits every time.
+//   s = x (+ residual)        y = (s - mean(s)) rstd weight + bias
+//   dx = rstd (g - avg(g) - n avg(g n))      dweight = sum over rows of dy n      dbias = sum over rows of dy
+//   with n = (s - mean) rstd and g = dy weight
+//
+// Forward: a warp has a row of up to 1024 columns; a block has a longer row. A lane keeps its columns of s in
+// registers, so that x is read once although mean and variance take two passes.
+//
+// Backward: there are P blocks. Block p takes the rows p, p + P, ... and keeps its share of dweight and dbias in
+// registers. A second kernel adds up the P shares, in order. There are no atomics, so that the bits are the same in
+// every run.
+//
+// The floor is memory traffic: x is read once and y is written once. Above it are weight and bias, which each row asks
+// for again; they come from the cache. docs/kernels.md counts the bytes, docs/how/layer_norm.md explains them.
 #include "device.cuh"
 #include "kernels.h"
 
 namespace gpt2fast::cuda {
 namespace {
 
-constexpr int64_t kWarpColumns = 1024;  // of the widest row that one warp has
-constexpr int kWarpPerLane = 32;        // the most columns of a lane where a warp has a row,
-constexpr int kBlockPerLane = 16;       // and where a block has one
-constexpr int kRowsPerBlock = 4;        // of a warp each
-constexpr int kBackwardPerLane = 8;     // columns of a lane, of rows of up to 8192; twice as many of longer ones
+constexpr int64_t kWarpColumns = 1024;  // the most columns of a row that one warp has
+constexpr int kWarpPerLane = 32;        // the most columns of a lane if a warp has the row
+constexpr int kBlockPerLane = 16;       // the most columns of a lane if a block has the row
+constexpr int kRowsPerBlock = 4;        // rows of a block if each warp has one
+constexpr int kBackwardPerLane = 8;     // backward: columns of a lane; rows of more than 8192 have twice as many
 
-// The least blocks of the forward pass on a multiprocessor, 0 for any. Of warps with rows that are read in packs it
-// holds 8, at up to 64 registers a thread; left to itself the compiler aims at more, and spills.
+// The number of forward blocks that must fit on a multiprocessor, or 0 for no demand. If a warp has a row and reads it
+// in packs, 8 blocks must fit, which allows 64 registers a thread. By default the compiler aims at more blocks and
+// spills registers.
 constexpr int resident(bool warp_row, int width) { return warp_row && width > 1 ? 8 : 0; }
 
-// Lane i of n has the packs i, i + n, i + 2n, ... of its row, so that neighbouring lanes read neighbouring bytes.
+// Lane i of n lanes has the packs i, i + n, i + 2n, ... of its row, so that neighbouring lanes read neighbouring bytes.
 template <class T, int kWidth, bool kWarpRow, bool kResidual>
 __global__ void __launch_bounds__(kWarpRow ? kRowsPerBlock * kWarp : kMaxThreads, resident(kWarpRow, kWidth))
     layer_norm_kernel(LayerNormArgs a) {
@@ -28,7 +38,7 @@ __global__ void __launch_bounds__(kWarpRow ? kRowsPerBlock * kWarp : kMaxThreads
   __shared__ float2 scratch[2][kWarp];
   const int lane = kWarpRow ? threadIdx.x % kWarp : threadIdx.x, lanes = kWarpRow ? kWarp : blockDim.x;
   const int64_t row = kWarpRow ? int64_t(blockIdx.x) * kRowsPerBlock + threadIdx.x / kWarp : blockIdx.x;
-  if (row >= a.R) return;  // a whole warp, and never one of a block that has a row together
+  if (row >= a.R) return;  // only whole warps return, and none if a block has the row, so that no barrier is missed
   const int C = int(a.C);
   const T* x = static_cast<const T*>(a.x) + row * a.stride_x_r;
   const T* residual = kResidual ? static_cast<const T*>(a.residual) + row * a.stride_residual_r : nullptr;
@@ -44,7 +54,7 @@ __global__ void __launch_bounds__(kWarpRow ? kRowsPerBlock * kWarp : kMaxThreads
       float added[kWidth];
       load<T, kWidth>(residual + column, added);
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) s[p][i] = widen(narrow<T>(s[p][i] + added[i]));  // the sum that is kept
+      for (int i = 0; i < kWidth; ++i) s[p][i] = widen(narrow<T>(s[p][i] + added[i]));  // rounded, as it is stored
       store<T, kWidth>(static_cast<T*>(a.sum) + row * C + column, s[p]);
     }
 #pragma unroll
@@ -76,7 +86,7 @@ __global__ void __launch_bounds__(kWarpRow ? kRowsPerBlock * kWarp : kMaxThreads
   }
 }
 
-// What the gradients of one pack of a row are made of: n and g, with what n and dy add to dweight and dbias.
+// n, g and dy (see the top of this file) of one pack of a row.
 template <class T, int kWidth>
 struct Pack {
   float n[kWidth], g[kWidth], dy[kWidth];
@@ -89,18 +99,18 @@ struct Pack {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
       n[i] = (n[i] - mean) * rstd;
-      g[i] = __fmul_rn(dy[i], weight[i]);  // rounded once: the sums and the difference that follows see one number
+      g[i] = __fmul_rn(dy[i], weight[i]);  // no fused multiply-add: sums and dx must use the same rounded number
     }
   }
 };
 
-// kHeld: a lane keeps n and g of its row between the sums and dx. Registers do not hold those of the longest rows: they
-// are read a second time, out of the cache.
+// kHeld: a lane keeps n and g in registers between the sums and dx. The longest rows do not fit; they are read a second
+// time, from the cache.
 template <class T, int kWidth, int kPerLane>
 __global__ void __launch_bounds__(kMaxThreads) layer_norm_backward_kernel(LayerNormBackwardArgs a) {
   constexpr int kPacks = kPerLane / kWidth;
   constexpr bool kHeld = kPerLane <= kBackwardPerLane;
-  __shared__ float2 scratch[2][kWarp];  // rows take turns, so that one barrier a row is enough
+  __shared__ float2 scratch[2][kWarp];  // rows use the two in turn, so that one barrier a row is enough
   const int C = int(a.C);
   float dweight[kPacks][kWidth] = {}, dbias[kPacks][kWidth] = {};
   int turn = 0;
@@ -155,7 +165,8 @@ __global__ void __launch_bounds__(kMaxThreads) layer_norm_backward_kernel(LayerN
   }
 }
 
-// A block has 32 of the 2 C columns of partial; its warp w adds the shares w, w + kSumWarps, ... in that order.
+// Adds up the shares. A block has 32 of the 2 C columns of partial. Its warp w adds the shares w, w + kSumWarps, ... in
+// that order.
 constexpr int kSumWarps = 8;
 template <class T>
 __global__ void __launch_bounds__(kSumWarps* kWarp) layer_norm_partial_kernel(LayerNormBackwardArgs a) {
@@ -227,7 +238,7 @@ cudaError_t layer_norm_backward(const LayerNormBackwardArgs& a, cudaStream_t str
 
 }  // namespace gpt2fast::cuda
 
-// For callers without C++: the structs' fields one by one.
+// The C interface. The arguments are the fields of the structs.
 extern "C" int gpt2fast_layer_norm(const void* x, const void* residual, const void* weight, const void* bias, void* y,
                                    void* sum, float* mean, float* rstd, int64_t R, int64_t C, int64_t stride_x_r,
                                    int64_t stride_residual_r, float eps, int64_t dtype, cudaStream_t stream) {

@@ -1,9 +1,15 @@
-// out = activation(a @ b + bias) + residual for matrices of any strides: linear layers and their gradients.
+// out = activation(a @ b + bias) + residual for matrices of any strides: linear layers and their gradients. a is (M,
+// K), b is (K, N) and out is (M, N). gpt2fast/products.py says which strides make which gradient.
 //
-// A block computes a tile of out and walks along k, the axis that the product sums over: tiles of a and of b come to
-// shared memory, and each warp multiplies its part of them on tensor cores. In 16 bit tiles of the next steps are
-// copied while one is multiplied. What follows the product is done in float32, before out is rounded once. Where dy is
-// read for dweight, the first blocks that have it add it up: that is dbias.
+// A block computes one tile of out and loops along k, the axis that the product sums over. In each step, tiles of a and
+// b are copied to shared memory, and each warp multiplies its part of them on tensor cores. In 16 bits, the tiles of
+// the next steps are copied while one is multiplied. Bias, activation and residual are applied in float32, before out
+// is rounded once. For dweight, the blocks of the first row or column of tiles also add up dy, which they read anyway:
+// that is dbias.
+//
+// The floor is 2 M K N operations where there are many rows, and reading the weight once where there are few. Each tile
+// asks for its rows of a and its columns of b again, mostly from the L2 cache. docs/kernels.md counts the bytes and
+// products; docs/how/linear.md explains the counts.
 #include <type_traits>
 
 #include "kernels.h"
@@ -12,15 +18,16 @@
 namespace gpt2fast::cuda {
 namespace {
 
-constexpr int kTogether = 8;  // rows of tiles that blocks walk through together, sharing columns of b in the L2 cache
-constexpr int kFewRows = 16, kMiddleRows = 512;  // up to as many rows of out, products have smaller tiles
+constexpr int kTogether = 8;  // neighbouring blocks take 8 rows of tiles together, so that columns of b stay in L2
+constexpr int kFewRows = 16, kMiddleRows = 512;  // products with up to so many rows of out have smaller tiles
 
-// Which numbers lie beside each other: those of rows of a or of its columns, and those of rows of b or of its columns.
-// kAny: whatever the strides and alignment, numbers are copied one by one.
+// Which numbers are neighbours in memory: those of a row or of a column of a, and then those of a row or of a column of
+// b. kAny is for all other strides and alignments: numbers are copied one by one.
 enum class Layout { kRowsRows, kRowsColumns, kColumnsRows, kAny };
 
-// kTileM rows and kTileN columns of out, kTileK numbers along k, the warps that share a tile and the steps whose tiles
-// are there at a time. kMinBlocks of a multiprocessor, for which the compiler keeps to a part of the registers.
+// A tile has kTileM rows and kTileN columns of out and takes kTileK numbers along k in a step. kWarpsM x kWarpsN warps
+// share it. Tiles of kAllStages steps are in shared memory at a time. kMinBlocks blocks must fit on a multiprocessor,
+// which limits the registers.
 template <int kTileM, int kTileN, int kTileK, int kWarpsM, int kWarpsN, int kAllStages, int kMinBlocks>
 struct Shape {
   static constexpr int kM = kTileM, kN = kTileN, kK = kTileK, kDown = kWarpsM, kAcross = kWarpsN;
@@ -30,20 +37,20 @@ struct Shape {
 using Large = Shape<128, 128, 32, 2, 2, 3, 2>;
 using Middle = Shape<64, 64, 64, 2, 2, 3, 3>;
 using Few = Shape<16, 64, 64, 1, 2, 4, 4>;
-using WideMiddle = Shape<64, 64, 32, 2, 2, 1, 3>;  // of float32
+using WideMiddle = Shape<64, 64, 32, 2, 2, 1, 3>;  // Wide: for float32
 using WideFew = Shape<16, 64, 32, 1, 2, 1, 4>;
 
 template <class T, Layout kLayout, class S>
 struct Sizes {
   static constexpr bool kSingly = kLayout == Layout::kAny;
-  static constexpr bool kGradient = kSingly || kLayout == Layout::kColumnsRows;  // there may be sums
+  static constexpr bool kGradient = kSingly || kLayout == Layout::kColumnsRows;  // ProductArgs::sums may be given
   using A = Operand<T, !kGradient, S::kM, S::kK>;
   using B = Operand<T, kLayout == Layout::kRowsColumns, S::kN, S::kK>;
   static constexpr int kStages = kSingly ? 1 : S::kStages;
   static constexpr int kStageBytes = A::kBytes + B::kBytes;
-  static constexpr int kWarpM = S::kM / S::kDown, kWarpN = S::kN / S::kAcross;  // of out that a warp computes
-  // 16 rows of out of a warp in float32, on their way from the lanes that have them to those that write them. 8 more a
-  // row, so that 4 rows of 8 fill all 32 banks.
+  static constexpr int kWarpM = S::kM / S::kDown, kWarpN = S::kN / S::kAcross;  // a warp's part of the tile of out
+  // The scratch holds 16 rows of a warp's part in float32. They go from the lanes that have computed them to the lanes
+  // that write them. A row has 8 more numbers than needed, so that 8 numbers of each of 4 rows touch all 32 banks.
   static constexpr int kScratchRow = kWarpN + 8;
   static constexpr int kScratchBytes = S::kWarps * kMma * kScratchRow * sizeof(float);
   static constexpr int kTileBytes = kStages * kStageBytes;
@@ -51,7 +58,8 @@ struct Sizes {
   static_assert(kSharedBytes <= kMostShared);
 };
 
-// down and across: tiles of out; whole: its rows, and all that is of their shape, can be accessed by 16 bytes.
+// down and across: the rows and columns of tiles of out. whole: the rows of out, and of all tensors of the same width,
+// can be accessed 16 bytes at a time.
 template <class T, Layout kLayout, class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     product_kernel(ProductArgs p, int64_t down, int64_t across, bool whole) {
@@ -86,7 +94,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, g = lane / 4, t = lane % 4;
   const int warp_m = warp / S::kAcross * kWarpM, warp_n = warp % S::kAcross * kWarpN;
   const bool adds_up = p.sums && (p.sums_of_a ? n == 0 : m == 0);
-  float sum = 0;  // of the thread's row of a, or column of b
+  float sum = 0;  // the sum of the thread's row of a, or of its column of b
   float out[kWarpM / kMma][kWarpN / kHalf][4] = {};
   if constexpr (kStages > 1) {
 #pragma unroll
@@ -99,7 +107,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   for (int64_t k = 0; k < p.K; k += S::kK) {
     if constexpr (kStages > 1) {
       wait_for_copies_but<kStages - 2>();
-      __syncthreads();  // these tiles are there, and nobody reads those before any more
+      __syncthreads();  // these tiles have arrived, and no warp still reads the tiles before
       const int64_t next = k + (kStages - 1) * S::kK;
       if (next < p.K) copy(stage == 0 ? kStages - 1 : stage - 1, next);
       end_group_of_copies();
@@ -131,13 +139,13 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   if (Size::kGradient && adds_up && threadIdx.x < (p.sums_of_a ? rows_left : columns_left))
     static_cast<T*>(p.sums)[(p.sums_of_a ? m : n) + threadIdx.x] = narrow<T>(sum);
 
-  __syncthreads();  // nobody reads tiles any more
+  __syncthreads();  // no warp reads tiles any more: their memory becomes scratch
   const uint32_t scratch = shared + warp * kMma * Size::kScratchRow * sizeof(float);
 #pragma unroll 1
   for (int part = 0; part < kWarpM / kMma; ++part) {
 #pragma unroll
     for (int i = 0; i < kWarpM / kMma; ++i) {
-      if (i != part) continue;  // registers have no index
+      if (i != part) continue;  // a loop, since registers cannot be indexed at run time
 #pragma unroll
       for (int j = 0; j < kWarpN / kHalf; ++j)
 #pragma unroll
@@ -181,7 +189,7 @@ cudaError_t launch(const ProductArgs& p, cudaStream_t stream) {
   return cudaGetLastError();
 }
 
-// Whether a matrix can be copied by 16 bytes along its last axis.
+// Whether a matrix can be copied 16 bytes at a time along its last axis.
 template <class T>
 bool chunked(const void* from, int64_t columns, int64_t stride, int64_t step) {
   return step == 1 && packed<T>({from}, {columns, stride});
@@ -221,7 +229,7 @@ cudaError_t product(const ProductArgs& p, cudaStream_t stream) {
 
 }  // namespace gpt2fast::cuda
 
-// For callers without C++: the struct's fields one by one.
+// The C interface. The arguments are the fields of the struct.
 extern "C" int gpt2fast_product(const void* a, const void* b, const void* bias, const void* residual, void* out,
                                 void* preactivation, void* sums, int64_t M, int64_t K, int64_t N, int64_t stride_a_m,
                                 int64_t stride_a_k, int64_t stride_b_k, int64_t stride_b_n, int64_t stride_residual_m,

@@ -1,4 +1,4 @@
-// What a block of a product of two matrices has in shared memory, and what follows the product.
+// Parts of the product kernel in linear.cu: tiles of the operands in shared memory, and the steps after the product.
 #pragma once
 #include "activation.cuh"
 #include "mma.cuh"
@@ -7,16 +7,17 @@ namespace gpt2fast::cuda {
 
 // --- Before the product ---
 
-// Bit i of a row of a tile: whether it is among the first n.
+// Bit i is set if i < n: the rows of a tile that exist.
 __device__ __forceinline__ uint64_t first_bits(int64_t n) {
   return n >= 64 ? ~uint64_t(0) : n > 0 ? (uint64_t(1) << n) - 1 : 0;
 }
 
-// What a block has of a or of b in one step: kOuter rows of a, or columns of b, and kK numbers of each. kAlongK: those
-// lie beside each other, and are a row of a tile; else a row has one number of each.
+// The part of a or b that a block has in one step: kOuter rows of a, or columns of b, with kK numbers of each. kAlongK:
+// these kK numbers are neighbours in memory and are a row of a tile. Otherwise a row of the tile has one number of each
+// row of a or column of b.
 template <class T, bool kAlongK, int kOuter, int kK>
 struct Operand {
-  static constexpr int kRows = kAlongK ? (kOuter < 64 ? kOuter : 64) : kK;  // of a tile, which has no more than 64
+  static constexpr int kRows = kAlongK ? (kOuter < 64 ? kOuter : 64) : kK;  // rows of a tile, which has at most 64
   using Part = Tile<T, kAlongK ? kK : kOuter, kRows>;
   static constexpr int kParts = kAlongK ? kOuter / kRows : 1;
   static constexpr int kBytes = kParts * Part::kBytes;
@@ -25,7 +26,7 @@ struct Operand {
 
   __device__ __forceinline__ Part part(int i) const { return {start + i * Part::kBytes}; }
 
-  // By 16 bytes; outer and k: how many are there, the rest of the tile becomes 0.
+  // Copies 16 bytes at a time. outer and k are how many exist; the rest of the tile becomes 0.
   template <int kThreads>
   __device__ __forceinline__ void copy(const T* from, int64_t stride, int outer, int k) const {
     if constexpr (kAlongK) {
@@ -40,7 +41,7 @@ struct Operand {
     }
   }
 
-  // One by one, in the order in which they lie beside each other, if they do.
+  // Copies the numbers one by one, for any strides. Neighbouring threads copy neighbours in memory, if there are any.
   template <int kThreads>
   __device__ __forceinline__ void copy_singly(const T* from, int64_t stride_outer, int64_t stride_k, int outer,
                                               int k) const {
@@ -58,7 +59,7 @@ struct Operand {
     }
   }
 
-  // Rows outer ... outer + 15 of a, and 16 numbers along k of each.
+  // Loads the rows outer ... outer + 15 of a, with 16 numbers along k of each.
   __device__ __forceinline__ void load_a(FragmentA<T>& to, int outer, int step) const {
     if constexpr (kAlongK) {
       part(outer / kRows).load_a(to, outer % kRows, step);
@@ -67,7 +68,7 @@ struct Operand {
     }
   }
 
-  // Columns outer ... outer + 15 of b, and 16 numbers along k of each.
+  // Loads the columns outer ... outer + 15 of b, with 16 numbers along k of each.
   __device__ __forceinline__ void load_b(FragmentA<T>& to, int outer, int step) const {
     if constexpr (kAlongK) {
       part(outer / kRows).load_b_of_rows(to, outer % kRows, step);
@@ -76,13 +77,13 @@ struct Operand {
     }
   }
 
-  // The sum along k of one row of a or column of b.
+  // The sum along k of one row of a, or of one column of b.
   __device__ __forceinline__ float sum(int outer) const {
     static_assert(!kAlongK);
     float total = 0;
 #pragma unroll 4
     for (int k = 0; k < kK; ++k) {
-      float x = 0;  // the smallest plane first: sums are exact
+      float x = 0;  // small planes first, so that the sum is exactly the float32 number
 #pragma unroll
       for (int plane = kPlanes<T> - 1; plane >= 0; --plane) {
         uint16_t bits;
@@ -118,7 +119,7 @@ __device__ __forceinline__ void differentiate_all(float (&x)[kWidth], const floa
   for (int i = 0; i < kWidth; ++i) x[i] *= derivative<kForm>(before[i]);
 }
 
-// What follows the product, for kWidth neighbours of a row of out.
+// The steps after the product, for kWidth neighbours of a row of out: bias, activation or its derivative, residual.
 template <class T, int kWidth>
 __device__ __forceinline__ void finish(const ProductArgs& p, int64_t row, int64_t column, float (&x)[kWidth]) {
   float other[kWidth];
@@ -145,7 +146,7 @@ __device__ __forceinline__ void finish(const ProductArgs& p, int64_t row, int64_
   store<T, kWidth>(static_cast<T*>(p.out) + row * p.stride_out_m + column, x);
 }
 
-// The same where out and residual are float32, and there is nothing else.
+// The same if out and residual are float32 (ProductArgs::wide). There is no bias and no activation then.
 template <int kWidth>
 __device__ __forceinline__ void finish_wide(const ProductArgs& p, int64_t row, int64_t column, float (&x)[kWidth]) {
   if (p.residual) {
@@ -157,8 +158,8 @@ __device__ __forceinline__ void finish_wide(const ProductArgs& p, int64_t row, i
   store<float, kWidth>(static_cast<float*>(p.out) + row * p.stride_out_m + column, x);
 }
 
-// Reads kWidth numbers of the scratch. A lane that needs two times 16 bytes reads them in an order by which 8 lanes
-// fill all 32 banks.
+// Reads kWidth numbers from the scratch. A lane that needs two times 16 bytes reads them in an order in which 8 lanes
+// touch all 32 banks.
 template <int kWidth>
 __device__ __forceinline__ void read_scratch(uint32_t from, float (&x)[kWidth]) {
   if constexpr (kWidth == 1) {
@@ -178,7 +179,7 @@ __device__ __forceinline__ void read_scratch(uint32_t from, float (&x)[kWidth]) 
   }
 }
 
-// 16 rows of out of a warp, from the scratch on. U: out's type.
+// Finishes 16 rows of a warp's part of out: from the scratch to global memory. U is the type of out.
 template <class T, class U, int kWarpN, int kScratchRow, int kWidth>
 __device__ __forceinline__ void finish_rows(const ProductArgs& p, int64_t row, int64_t column, uint32_t scratch) {
   constexpr int kOfRow = kWarpN / kWidth;

@@ -136,7 +136,7 @@ cudaError_t linear_cross_entropy(const LinearCrossEntropyArgs& a, cudaStream_t s
 
 }  // namespace gpt2fast::cuda
 
-// For callers without C++: the struct's fields one by one.
+// The C interface. The arguments are the fields of the struct.
 extern "C" int gpt2fast_linear_cross_entropy(void* logits, const int64_t* targets, float* loss, float* lse,
                                              const float* dloss, int64_t R, int64_t V, int64_t stride_logits_r,
                                              int64_t stride_dloss, int64_t ignore_index, float label_smoothing,

@@ -1,27 +1,29 @@
-// Matrix products on tensor cores: numbers as they take them, tiles in shared memory, and results written from there.
+// Matrix products on tensor cores: the layout of operands in registers, tiles in shared memory, and writing of results.
 #pragma once
 #include "device.cuh"
 
 namespace gpt2fast::cuda {
 
-constexpr int kChunk = 8;  // 16-bit numbers of 16 bytes: a row of ldmatrix, one cp.async
+constexpr int kChunk = 8;  // a chunk is 8 numbers of 16 bits, 16 bytes: a row of ldmatrix, or one cp.async
 constexpr int kMma = 16;   // rows and columns of A in one mma, and rows of B
 constexpr int kHalf = 8;   // columns of B and C in one mma
 
 // --- Products on tensor cores ---
 //
-// mma.m16n8k16 multiplies A (16 x 16) by B (16 x 8) and adds to C (16 x 8, float32). Lane i of the warp is (g, t) =
-// (i / 4, i % 4). A register of A or B holds two neighbours along k, the axis that the product sums over:
+// mma.m16n8k16 multiplies A (16 x 16) by B (16 x 8) and adds the product to C (16 x 8, float32). Lane i of the warp is
+// called (g, t) = (i / 4, i % 4). A register of A or B holds two neighbours along k, the axis that the product sums
+// over. This is what lane (g, t) holds:
 //
 //           k: 2t,2t+1  2t+8,2t+9                  n: g                       n: 2t    2t+1
 //  A  row g     a[0]       a[2]     B  k: 2t,2t+1   b[0]      C  row g           c[0]   c[1]
 //     row g+8   a[1]       a[3]        k: 2t+8,2t+9 b[1]         row g+8         c[2]   c[3]
 //
-// C of two neighbouring products, columns 2t and 2t+1 of each, is therefore laid out as A of a next one: probabilities
-// go from the product that made them to the one with v without any exchange between lanes.
+// So the C of two neighbouring products has the layout of the A of a next product. In attention, the probabilities go
+// from the first product to the product with v without any exchange between lanes.
 //
-// float32 has 24 bits and tensor cores multiply the 8 of bfloat16. A float32 is the sum of three bfloat16, its planes:
-// it rounded, what that leaves rounded, and the rest. Six of the nine products of planes are large enough to count.
+// float32 has a significand of 24 bits; that of bfloat16, which tensor cores multiply, has 8. A float32 number is split
+// into three bfloat16 numbers, its planes, whose sum it is: the number rounded, the remainder rounded, and what is
+// left. Of the nine products of planes, the six largest matter.
 template <class T>
 constexpr int kPlanes = sizeof(T) == 4 ? 3 : 1;
 
@@ -40,14 +42,15 @@ __device__ __forceinline__ void mma_of_planes(float (&c)[4], const uint32_t (&a)
   }
 }
 
-// One register, or registers, for each plane.
+// Registers of each plane: one, or the four of an operand A.
 template <class T>
 using Planes = uint32_t[kPlanes<T>];
 template <class T>
 using FragmentA = uint32_t[kPlanes<T>][4];
 
-// c0 += a b and c1 += a b' of two neighbouring tiles of B, in registers 0, 1 and 2, 3. The six products of float32 are
-// added up by themselves, the small ones first: one by one, they would lose their digits in a c that many have gone to.
+// c0 += a b and c1 += a b', where b and b' are two neighbouring tiles of B: registers 0, 1 and registers 2, 3. The six
+// products of float32 are first added up among themselves, small ones first. Added to c one by one, the small ones
+// would lose their digits once c is large.
 template <class T>
 __device__ __forceinline__ void mma(float (&c0)[4], float (&c1)[4], const FragmentA<T>& a, const FragmentA<T>& b) {
   if constexpr (kPlanes<T> == 1) {
@@ -67,7 +70,7 @@ __device__ __forceinline__ void mma(float (&c0)[4], float (&c1)[4], const Fragme
   }
 }
 
-// Two neighbours as registers of fragments.
+// Converts two neighbouring numbers to one register for each plane.
 template <class T>
 __device__ __forceinline__ void split(float x, float y, Planes<T>& to) {
   if constexpr (kPlanes<T> == 1) {
@@ -81,7 +84,7 @@ __device__ __forceinline__ void split(float x, float y, Planes<T>& to) {
   }
 }
 
-// C of two neighbouring products as A of the next.
+// Converts C of two neighbouring products to A of the next product.
 template <class T>
 __device__ __forceinline__ void as_operand(const float (&c0)[4], const float (&c1)[4], FragmentA<T>& a) {
   Planes<T> to[4];
@@ -95,11 +98,11 @@ __device__ __forceinline__ void as_operand(const float (&c0)[4], const float (&c
 
 // --- Tiles in shared memory ---
 //
-// A tile has kTileRows rows of kD numbers, a multiple of 16, in chunks of 8; float32 has such a tile for each plane.
-// ldmatrix reads 8 rows at one chunk at a time, and copies write chunks one after the other: either should fill all 32
-// banks, which hold 8 chunks. So chunk c of row r lies at c ^ (r % 8). Where a row is no multiple of 8 chunks,
-// neighbouring rows begin at different banks already, and fewer bits need changing: those of kGroup chunks, the
-// greatest common divisor.
+// A tile has kTileRows rows of kD numbers (a multiple of 16), in chunks of 8; float32 has one such tile for each plane.
+// ldmatrix reads one chunk from each of 8 rows at a time, and copies write neighbouring chunks of a row. To avoid bank
+// conflicts, both must touch all 32 banks, which hold 8 chunks. So chunk c of row r is stored at place c ^ (r % 8). If
+// a row is not a multiple of 8 chunks, neighbouring rows begin in different banks already, and the exchange happens
+// within groups of kGroup chunks only, the greatest common divisor of 8 and the chunks of a row.
 template <class T, int kD, int kTileRows>
 struct Tile {
   static_assert(kD % kMma == 0 && kTileRows <= 64);
@@ -108,7 +111,7 @@ struct Tile {
   static constexpr int kPlaneBytes = kTileRows * kD * sizeof(uint16_t);
   static constexpr int kBytes = kPlanes<T> * kPlaneBytes;
 
-  uint32_t start;  // an address in shared memory
+  uint32_t start;  // the tile's address in shared memory
 
   // The address of a chunk.
   __device__ __forceinline__ uint32_t at(int row, int chunk, int plane = 0) const {
@@ -116,7 +119,7 @@ struct Tile {
     return start + plane * kPlaneBytes + place * kPackBytes;
   }
 
-  // Rows row ... row + 15 and columns 16 step ... 16 step + 15 as A.
+  // Loads the rows row ... row + 15 and the columns 16 step ... 16 step + 15 as A.
   __device__ __forceinline__ void load_a(FragmentA<T>& to, int row, int step) const {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
@@ -124,7 +127,7 @@ struct Tile {
       load_matrices<false>(to[plane], at(row + lane % 16, 2 * step + lane / 16, plane));
   }
 
-  // The same rows and columns, transposed, as A: its rows are the tile's columns.
+  // Loads the transpose of the same rows and columns as A: the rows of A are columns of the tile.
   __device__ __forceinline__ void load_a_of_columns(FragmentA<T>& to, int row, int step) const {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
@@ -132,7 +135,8 @@ struct Tile {
       load_matrices<true>(to[plane], at(row + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2, plane));
   }
 
-  // The same rows and columns, transposed, as B of two neighbouring products: its columns are the tile's rows.
+  // Loads the transpose of the same rows and columns as B of two neighbouring products: columns of B are rows of the
+  // tile.
   __device__ __forceinline__ void load_b_of_rows(FragmentA<T>& to, int row, int step) const {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
@@ -140,7 +144,7 @@ struct Tile {
       load_matrices<false>(to[plane], at(row + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2, plane));
   }
 
-  // The same rows and columns as B of two neighbouring products: its columns are the tile's.
+  // Loads the same rows and columns as B of two neighbouring products: columns of B are columns of the tile.
   __device__ __forceinline__ void load_b(FragmentA<T>& to, int row, int step) const {
     const int lane = threadIdx.x % kWarp;
 #pragma unroll
@@ -148,15 +152,18 @@ struct Tile {
       load_matrices<true>(to[plane], at(row + lane % 16, 2 * step + lane / 16, plane));
   }
 
-  // Copies rows of D numbers; those that are not wanted, a bit each, and columns beyond D become 0, and what lies there
-  // is not looked at. By cp.async, 16 bit only, where all is aligned: then wait_for_copies() must follow.
+  // Copies kTileRows rows of D numbers from global memory. Bit r of `wanted` says whether row r is copied. Other rows,
+  // and columns from D on, become 0, and their memory is not read. Aligned 16-bit numbers are copied by cp.async;
+  // wait_for_copies() must follow.
   template <bool kAligned, int kThreads>
   __device__ __forceinline__ void copy(const T* from, int64_t stride, int D, uint64_t wanted) const {
-    constexpr int kUnit = kPackBytes / sizeof(T), kUnits = kD / kUnit;  // numbers that a thread has at a time; of a row
-    // Where a thread has the same unit of every row that it copies, the compiler should see it.
+    // A unit is the numbers that a thread copies at a time; kUnits of them are a row.
+    constexpr int kUnit = kPackBytes / sizeof(T), kUnits = kD / kUnit;
+    // If a thread has the same unit of all its rows, saying so at compile time saves divisions.
     constexpr bool kSameUnit = kThreads % kUnits == 0;
     const int first_row = threadIdx.x / kUnits, first_unit = threadIdx.x % kUnits;
-    // How many are under way together: what does not go through registers, all; the rest as many as leave room there.
+    // How many copies of a thread are in flight together. cp.async takes no registers, so all of them are; the others
+    // are limited by registers.
     constexpr int kTogether = !kAligned ? 1 : kPlanes<T> > 1 ? (kD > 96 ? 1 : 4) : kTileRows * kUnits / kThreads + 1;
 #pragma unroll kTogether
     for (int i = 0; i < kTileRows * kUnits; i += kThreads) {
@@ -200,8 +207,8 @@ struct Tile {
   }
 
  private:
-  // Four 8 x 8 matrices: lane i gives the address of row i % 8 of matrix i / 8, and gets its numbers (g, 2t), (g, 2t+1)
-  // of each; transposed, (2t, g), (2t+1, g).
+  // Loads four 8 x 8 matrices. Lane i gives the address of row i % 8 of matrix i / 8. It gets the numbers (g, 2t) and
+  // (g, 2t+1) of each matrix or, transposed, (2t, g) and (2t+1, g).
   template <bool kTransposed>
   static __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t from) {
     if constexpr (kTransposed) {
@@ -220,16 +227,17 @@ struct Tile {
 
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
-// Copies since the last call become a group; all but the newest kGroups are waited for.
+// end_group_of_copies() makes a group of the copies since its last call. wait_for_copies_but<kGroups>() waits for all
+// groups but the newest kGroups.
 __device__ __forceinline__ void end_group_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kGroups>
 __device__ __forceinline__ void wait_for_copies_but() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
-// Writes what a warp has in C, 16 rows of kD columns times a factor a row, to rows of D numbers that lie `stride`
-// apart, of which `rows` are there. In 16 bit it goes through `scratch`, 16 rows of shared memory of this warp alone,
-// so that a lane writes 16 neighbouring bytes; of float32 4 lanes write 32 bytes, a sector, as they are.
+// Writes a warp's C, 16 rows of kD columns, to global memory: rows of D numbers, `stride` apart, of which `rows` exist.
+// Each row is multiplied by its factor. 16-bit numbers go through `scratch`, 16 rows of shared memory of this warp, so
+// that a lane writes 16 neighbouring bytes. For float32, 4 lanes write 32 neighbouring bytes, a sector, directly.
 template <class T, int kD, bool kAligned>
 __device__ __forceinline__ void write_rows(const float (&c)[kD / kHalf][4], const float (&factor)[2], uint32_t scratch,
                                            T* to, int64_t stride, int D, int rows) {

@@ -263,7 +263,7 @@ cudaError_t sample(const SampleArgs& a, const SampleSpace& space, cudaStream_t s
 
 }  // namespace gpt2fast::cuda
 
-// For callers without C++: the structs' fields one by one.
+// The C interface. The arguments are the fields of the structs.
 extern "C" int gpt2fast_sample(const void* logits, const int64_t* tokens, const int64_t* seed, const int64_t* positions,
                                const int64_t* rows, int64_t* out, float* changed, float* scores, float* shorter,
                                int32_t* ids, int64_t B, int64_t T, int64_t V, int64_t stride_logits_b,
