@@ -1,9 +1,13 @@
 """Which implementation of an op runs. ``choose`` is the one place that decides; everything else asks it.
 
-There are three kinds of implementation. *Kernels* are ours, in backends: C++ at the dispatcher's CPU key, Triton in
-``kernels/``. *Fused* is PyTorch's own fastest way that keeps the parity rule (``fused=`` of the declaration); it runs
-what no kernel covers.
-The *reference* is the declaration's body, the oracle of the tests; it runs on request and for meta tensors.
+There are three kinds of implementation:
+
+- *Kernels* are ours and belong to a backend: ``cpu`` (C++, at the dispatcher's CPU key), ``triton`` (``kernels/``) and
+  ``cuda`` (CUDA C++, ``cuda/``).
+- *Fused* is PyTorch's own fastest way that keeps the parity rule (``fused=`` of ``@op``). It runs the calls that no
+  kernel covers.
+- The *reference* is the body of the declaration and the oracle of the tests. It runs on request, for meta tensors, and
+  where there is no fused way.
 """
 
 import contextlib
@@ -36,7 +40,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs a call: ``"fused"``, ``"reference"`` or a backend, and per backend asked before why it does not."""
+    """The implementation that runs a call: ``"fused"``, ``"reference"`` or the name of a backend.
+
+    ``objections`` says, for each backend that was asked before, why it does not run the call.
+    """
 
     backend: str
     run: Callable
@@ -44,12 +51,12 @@ class Choice:
 
     @property
     def why(self) -> str | None:
-        """Why no kernel of ours runs, None where one does."""
+        """Why no backend's kernel runs, or None where one does."""
         return "; ".join(dict.fromkeys(self.objections.values())) or None if self.backend in BUILT_IN else None
 
 
 class _NativeKernels(Mapping):
-    """The kernels at the dispatcher's CPU key: ours in C++, and those that extensions registered there."""
+    """The kernels at the dispatcher's CPU key: ours in C++, and those that other extensions registered there."""
 
     def __init__(self):
         self._found: dict[str, Kernel] = {}
@@ -71,13 +78,13 @@ class _NativeKernels(Mapping):
 
 
 def declare(declared: "Op") -> None:
-    """Hands the op's shapes and values to the bindings of kernels in C++, which obey them: csrc/torch/declaration.h."""
+    """Gives the op's shapes and values to the C++ bindings, which check calls by them: csrc/torch/declaration.h."""
     if _C is not None and not any(callable(spec) or spec.startswith("each") for spec in declared.shapes.values()):
         _C.declare(declared.qualified, *declaration.rows(declared))
 
 
 def _native_objection(declared: "Op", *args, **kwargs) -> str | None:
-    """What the binding itself asks before it runs a kernel; one without our binding covers what its op declares."""
+    """Why the C++ binding would not run a call, or None. A kernel without our binding covers all its op declares."""
     floating = (t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point())
     first = next(floating, None)
     return None if _C is None or first is None else _C.cpu_objection(declared.qualified, first)
@@ -101,7 +108,7 @@ def _triton_reason() -> str | None:
 
 def _cuda_reason() -> str | None:
     if BACKENDS["cuda"].kernels.others and (_stands_for_cuda or torch.cuda.is_available()):
-        return None  # those of another package may be built where ours are not; supports() of each says so
+        return None  # kernels of another package may be built where ours are not; their supports() tells
     return importlib.import_module("gpt2fast.cuda.library").reason()
 
 
@@ -113,16 +120,18 @@ for _backend in (
     BACKENDS[_backend.name] = _backend
 
 _active = "auto"
-# What hides native kernels while others are asked, by namespace; and by op in it whether there is one below.
+# The overlay hides native kernels from the dispatcher while another backend is in force: one library per namespace.
+# ``_hidden`` says for each op whether there is a native kernel below the overlay.
 _overlay: dict[str, torch.library.Library] | None = None
 _hidden: dict[str, bool] = {}
 _stands_for_cuda = False
 
 
 def choose(declared: "Op", *args: Any, device: str | None = None, **kwargs: Any) -> Choice:
-    """What runs ``declared`` for these arguments; ``device`` stands for that of the tensors, which may be meta tensors.
+    """Chooses the implementation of ``declared`` for these arguments.
 
-    Under ``use_backend`` RuntimeError where the named backend does not cover the call.
+    ``device`` replaces the device of the tensors, which may then be meta tensors. Under ``use_backend``, raises
+    RuntimeError where the named backend does not cover the call.
     """
     if _active == "reference":
         return Choice("reference", declared.reference, {"reference": "backend 'reference' is in force"})
@@ -140,7 +149,7 @@ def choose(declared: "Op", *args: Any, device: str | None = None, **kwargs: Any)
         elif reason := backend.reason():
             objection = reason
         elif declared.key not in backend.kernels:
-            if objections:  # those of a backend that has a kernel say more
+            if objections:  # a backend that has a kernel has given a better reason
                 continue
             objection = f"the {backend.name} backend has no kernel for it"
             if declared.fused_calls and _active != "auto":
@@ -172,7 +181,7 @@ def _without_kernel(declared: "Op", objections: dict[str, str], args: Sequence, 
 
 
 def records(args: Sequence) -> bool:
-    """Whether a call belongs to a forward pass for gradients on a CPU with AMX, which PyTorch uses and we do not."""
+    """Whether autograd records the call on a CPU with AMX. PyTorch's products use AMX; our kernels do not."""
     return (
         _has_amx()
         and _active == "auto"
@@ -183,7 +192,7 @@ def records(args: Sequence) -> bool:
 
 @contextlib.contextmanager
 def recording() -> Iterator[None]:
-    """Inside, calls are those of a forward pass for gradients, on a CPU with AMX: bfloat16 ``linear`` is PyTorch's."""
+    """Tells the C++ kernels that ``records`` holds for the calls inside: PyTorch then runs bfloat16 ``linear``."""
     _C.set_recording_with_amx(True)
     try:
         yield
@@ -224,10 +233,13 @@ def _device(args: Sequence, kwargs: dict) -> str:
 class use_backend:  # noqa: N801
     """Runs every op of this process on one backend from now on, or inside a ``with`` block.
 
-    ``"auto"``: our kernels where they cover a call, PyTorch's fused ways elsewhere. ``"fused"`` and ``"reference"``: no
-    kernel of ours. The name of a backend is strict: what it does not cover, forward or backward, raises RuntimeError.
-    Raises ValueError for an unknown name, RuntimeError with the reason for one that cannot be used here; the backend
-    that was in force then stays so. Threads share it: ``with`` blocks of several at a time may leave one in force.
+    ``"auto"`` runs our kernels where they cover a call, and PyTorch's fused ways elsewhere. ``"fused"`` and
+    ``"reference"`` run no kernel of ours. With the name of a backend, a call that the backend does not cover raises
+    RuntimeError, forward and backward.
+
+    Raises ValueError for an unknown name, and RuntimeError with the reason where the backend cannot be used here. The
+    earlier backend then stays in force. All threads share the setting, so that ``with`` blocks in several threads at a
+    time may leave the wrong backend in force.
     """
 
     def __init__(self, name: str):
@@ -247,7 +259,7 @@ class use_backend:  # noqa: N801
 
 
 def cpu_stands_for_cuda(yes: bool) -> None:
-    """Whether CPU tensors count as CUDA tensors, as they do while ``ptx.machine()`` runs GPU kernels on the CPU."""
+    """Sets whether CPU tensors count as CUDA tensors. They do while ``ptx.machine()`` runs GPU kernels on the CPU."""
     _set(_active, yes)
 
 
@@ -256,7 +268,11 @@ def cpu_counts_as_cuda() -> bool:
 
 
 def _set(name: str, stands_for_cuda: bool) -> None:
-    """Native kernels run below Python: where they must not, an overlay at their dispatch key comes here instead."""
+    """Puts a backend in force.
+
+    The dispatcher calls native kernels directly, without ``choose``. Where they must not run, an overlay at their
+    dispatch key calls ``choose`` instead.
+    """
     global _active, _stands_for_cuda, _overlay
     wanted = stands_for_cuda or name not in ("auto", "cpu")
     if wanted and _overlay is None:
@@ -272,7 +288,7 @@ def _set(name: str, stands_for_cuda: bool) -> None:
 
 
 def hide_native_kernel(declared: "Op") -> None:
-    """Puts ``choose`` before the native kernel of an op, of one just declared too, where it must not run now."""
+    """Makes the overlay, where there is one now, hide the native kernel of an op, so that ``choose`` decides."""
     if _overlay is None:
         return
     _hidden[declared.qualified] = is_native(declared)
@@ -284,7 +300,7 @@ def hide_native_kernel(declared: "Op") -> None:
 
 
 def native_kernels_changed() -> None:
-    """Puts ``choose`` before the native kernels of a library that was just loaded too, where they must not run now."""
+    """Makes the overlay again, where there is one now, after a library with native kernels was loaded."""
     name, stands_for_cuda = _active, _stands_for_cuda
     _set("auto", False)
     _set(name, stands_for_cuda)
@@ -304,27 +320,27 @@ def is_native(declared: "Op") -> bool:
 
 
 def active() -> str:
-    """The name given to the last ``use_backend`` in force, ``"auto"`` without one."""
+    """The name of the backend in force, ``"auto"`` by default."""
     return _active
 
 
 def status() -> dict[str, str | None]:
-    """Per backend the reason why it cannot be used here, None where it can."""
+    """For each backend the reason why it cannot be used here, or None where it can."""
     return {name: backend.reason() for name, backend in BACKENDS.items()} | dict.fromkeys(BUILT_IN)
 
 
 def isa() -> str | None:
-    """The CPU instruction set in use, None without the extension."""
+    """The CPU instruction set in use, or None without the extension."""
     return None if _C is None else _C.cpu_isa()
 
 
 def describe(choice: Choice) -> str:
-    """``"cpu, avx512"``, ``"fused"``: for reports."""
+    """A choice in words for reports: ``"cpu, avx512"``, ``"fused"``."""
     return f"cpu, {isa()}" if choice.backend == "cpu" and isa() else choice.backend
 
 
 def start() -> None:
-    """Obeys ``GPT2FAST_CPU_ISA`` and ``GPT2FAST_BACKEND``, once the ops are declared."""
+    """Applies ``GPT2FAST_CPU_ISA`` and ``GPT2FAST_BACKEND``; called once, after the ops are declared."""
     if _C is not None and os.environ.get("GPT2FAST_CPU_ISA"):
         _C.cpu_isa()  # a wrong name fails here, not in the first op
     if name := os.environ.get("GPT2FAST_BACKEND"):

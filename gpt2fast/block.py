@@ -1,8 +1,9 @@
-"""The arithmetic of a block, once: which op gets what, and where activation, dropout and residual are fused.
+"""The arithmetic of a block: which op gets which tensors, and where activation, dropout and residual are fused.
 
-``gpt2fast.GPT2``, the drop-in's forward and its ``generate`` run these functions. A ``linear`` is a layer with a weight
-(in, out) and a bias, a ``norm`` one with weight, bias and eps. They are called as modules, which runs their hooks, only
-where that is said; elsewhere the caller knows that the op is all that a call would do.
+``gpt2fast.GPT2``, the drop-in's forward and its ``generate`` all run these functions. Here, ``linear`` is a layer with
+a weight (in, out) and a bias, and ``norm`` is a layer with weight, bias and eps. Most functions read a layer's
+parameters and call an op, so that the layer's hooks do not run. The caller has made sure that a call of the layer would
+do no more than the op. The docstrings say where a layer is called as a module, with its hooks.
 """
 
 from collections.abc import Callable
@@ -24,14 +25,14 @@ def normalize(norm: Any, x: Tensor) -> Tensor:
 
 
 def project(linear: Any, x: Tensor, activation: str = "none") -> Tensor:
-    """activation(x @ weight + bias), with x (..., in): (..., out)."""
+    """activation(x @ weight + bias), from x (..., in) to (..., out)."""
     weight, bias = linear.weight, linear.bias
     keep = activation != "none" and torch.is_grad_enabled() and keeps_grad(x, weight, bias)
     return ops.linear(x, weight, bias, activation=activation, keep_preactivation=keep)
 
 
 def heads(x: Tensor, count: int) -> tuple[Tensor, ...]:
-    """q, k and v (B, T, H, D), H being ``count``: views of x (B, T, 3 H D)."""
+    """Splits x (B, T, 3 H D) into q, k and v (B, T, H, D), with H = ``count``. They are views of x."""
     B, T, C = x.shape
     return x.view(B, T, 3, count, C // (3 * count)).unbind(2)
 
@@ -49,10 +50,11 @@ def attend(
     bias: Tensor | None = None,
     causal: bool = True,
 ) -> Tensor:
-    """What the tokens see, (B, T, H D), before the projection that follows.
+    """Attention up to, and without, the output projection: (B, T, H D).
 
-    Args: q (B, T, H, D); k, v (B, S, H, D), which join the layer's earlier ones where there is a cache; padding (B, S)
-    bool, False hides a key; bias (B or 1, H or 1, T, S), added to the scores; dropout: of the probabilities.
+    Args: q (B, T, H, D); k, v (B, S, H, D), which are appended to the layer's earlier ones where there is a cache;
+    padding (B, S) bool, False hides a key; bias (B or 1, H or 1, T, S), added to the scores; dropout: the probability
+    of dropping an attention weight.
     """
     if cache is not None:
         k, v = cache.append(layer, k, v)
@@ -63,10 +65,11 @@ def attend(
 
 
 def join(linear: Any, x: Tensor, residual: Tensor | None, dropout: Step | None = None, bare: bool = True) -> Tensor:
-    """residual + dropout(linear(x)): one op where nothing comes in between, else ``linear`` is called as a module.
+    """residual + dropout(linear(x)), with x (..., in) and residual (..., out) or None.
 
-    x (..., in), residual (..., out) or None. ``dropout`` None: it does nothing; ``bare``: the op is all of ``linear``.
-    Under autocast the residual stream keeps its dtype, and the product has a lower one: two ops.
+    This is one op where the residual is added directly to the product. Otherwise ``linear`` is called as a module.
+    ``dropout`` None means no dropout. ``bare`` says that a call of ``linear`` does no more than the op. Under autocast
+    the product has a lower dtype than the residual stream, so that the sum is a second op.
     """
     if bare and dropout is None and residual is not None and x.dtype == residual.dtype and not is_autocast(x):
         return ops.linear(x, linear.weight, linear.bias, residual)
@@ -88,13 +91,13 @@ def mlp(
 ) -> Tensor:
     """residual + dropout(c_proj(act(c_fc(x)))), with x and residual (B, T, C).
 
-    ``fused``: the op's name for the activation, which runs inside c_fc's op; None: c_fc and ``act`` are called as
-    modules. ``call``: how a fused c_fc is run. ``dropout`` and ``bare`` are those of ``join``, for c_proj.
+    ``fused`` is the op's name for the activation, which then runs inside c_fc's op. If it is None, c_fc and ``act`` are
+    called as modules. ``call`` runs c_fc with a fused activation. ``dropout`` and ``bare`` go to ``join`` for c_proj.
     """
     if fused is None:
         x = act(c_fc(x))
         return join(c_proj, x, residual, dropout, bare)
-    if torch.is_grad_enabled() and bare and dropout is None:  # in decoding, the weights are not even looked up
+    if torch.is_grad_enabled() and bare and dropout is None:  # decoding must not spend time on looking up the weights
         weights = c_fc.weight, c_proj.weight
         if trains_as_one(x, residual, *weights):
             biases = c_fc.bias, c_proj.bias

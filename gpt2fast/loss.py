@@ -1,4 +1,4 @@
-"""The loss of a language model: head and cross entropy, and what its targets must be."""
+"""The loss of a language model, from the last hidden states to cross entropy, and the check of its targets."""
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ IGNORED = -100
 
 
 def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The loss of the logits x @ weight^T: x (..., C), weight (V, C), targets (...) int64, -100 where none counts.
+    """The mean loss () of the logits x @ weight^T: x (..., C), weight (V, C), targets (...) int64, -100 is ignored.
 
-    Of many tokens few of the logits are in memory at a time; of few, two ops do the same in less time.
+    ``linear_cross_entropy`` keeps only a part of the logits in memory at a time. Where the weight is trained and there
+    are at most ``MOST_ROWS`` tokens, two separate ops take less time.
     """
     x, targets = x.flatten(0, -2), targets.flatten()
     keep = gradients_to_keep(x, weight)
@@ -24,7 +25,7 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def check_targets(targets: Tensor, input_ids: Tensor, vocabulary: int, logits_to_keep: int | Tensor) -> None:
-    """Raises where there is no loss for these targets."""
+    """Raises ValueError or TypeError where targets have a wrong shape, dtype or value, or logits_to_keep is given."""
     if isinstance(logits_to_keep, Tensor) or logits_to_keep:
         raise ValueError(f"gpt2fast: logits_to_keep must be 0 where targets are given, got {logits_to_keep}")
     if targets.dtype != torch.int64:

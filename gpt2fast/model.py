@@ -1,6 +1,7 @@
 """GPT-2: embedding -> n_layer x (x += attention(layer_norm(x)); x += mlp(layer_norm(x))) -> layer_norm -> head.
 
-Only ``gpt2fast.ops`` compute here. ``cache`` is all that distinguishes prefill and decode from training.
+The modules hold the parameters; ``gpt2fast.ops`` do all of the computing. Training, prefill and decoding run the same
+``forward``. They differ only in the ``cache``: training has none.
 """
 
 import functools
@@ -50,11 +51,12 @@ class Linear(nn.Module):
     forward = project
 
     def add_to(self, residual: Tensor, x: Tensor, dropout: float) -> Tensor:
-        """residual + dropout(x @ weight + bias): one op, unless autocast would lower the residual stream with it."""
+        """residual + dropout(x @ weight + bias), in one op where ``block.join`` can do so."""
         return join(self, x, residual, dropping(dropout))
 
 
 def dropping(p: float) -> Callable[[Tensor], Tensor] | None:
+    """Dropout with probability p as a function, or None where p is 0."""
     return functools.partial(F.dropout, p=p) if p else None
 
 
@@ -100,10 +102,10 @@ class Block(nn.Module):
 
 
 class GPT2(nn.Module):
-    """GPT-2 as a language model; ``block(config, layer)`` makes its layers, so that another can stand in.
+    """GPT-2 as a language model. ``block(config, layer)`` makes each layer, so that another class can replace Block.
 
-    Parameters are named as in GPT-2's checkpoints, ``h.0.attn.c_attn.weight``; ``lm_head.weight`` exists only where
-    the head is not tied to ``wte.weight``.
+    Parameters have the names of GPT-2's checkpoints, such as ``h.0.attn.c_attn.weight``. ``lm_head.weight`` exists only
+    where the head is not tied to ``wte.weight``.
     """
 
     UNUSED = checkpoint.UNUSED
@@ -121,7 +123,11 @@ class GPT2(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normals of deviation initializer_range; over sqrt(2 n_layer) where a branch joins the residual stream."""
+        """Draws the matrices from a normal distribution with standard deviation ``config.initializer_range``.
+
+        The deviation of each ``c_proj.weight``, which writes to the residual stream, is divided by sqrt(2 n_layer).
+        Other parameters keep their values.
+        """
         std = self.config.initializer_range
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
@@ -138,14 +144,19 @@ class GPT2(nn.Module):
         targets: Tensor | None = None,
         token_types: Tensor | None = None,
     ) -> Tensor:
-        """The logits, or the mean loss where targets are given.
+        """Computes the logits, or the mean loss where targets are given.
 
-        Args: input_ids (B, T) int64; positions (B, T) or (1, T) int64, by default counted on from the cache's length;
-        mask (B, T), False or 0 for padding among these tokens (the cache remembers earlier ones); cache: holds earlier
-        keys and values, and these afterwards; logits_to_keep: of the last so many tokens (0: all) or of those indices;
-        targets (B, T) int64, the token that follows each one, -100 where none counts; token_types (B, T) int64.
-        Returns: logits (B, T or fewer, V) in the weights' dtype, or the loss (), float32. Errors: a token or position
-        out of range, a wrong shape or dtype.
+        Args:
+            input_ids: (B, T) int64.
+            positions: (B, T) or (1, T) int64. By default they continue from the cache's length.
+            mask: (B, T), False or 0 for padding among these tokens. The cache remembers the mask of earlier ones.
+            cache: holds the keys and values of earlier tokens. Those of these tokens are added to it.
+            logits_to_keep: the number of last tokens that logits are wanted for (0: all tokens), or their indices.
+            targets: (B, T) int64, the token that follows each one, or -100 where the loss must ignore it.
+            token_types: (B, T) int64.
+
+        Returns: logits (B, T or fewer, V) in the weights' dtype, or the loss (), float32.
+        Errors: ValueError or TypeError for a token or position out of range, a wrong shape or a wrong dtype.
         """
         mask = check_mask(mask, input_ids)
         if targets is not None:
@@ -182,7 +193,10 @@ class GPT2(nn.Module):
         return x
 
     def graph_obstacle(self) -> str | None:
-        """Why a CUDA graph must not stand for calls of the parts, which may look at values or change between them."""
+        """Why a CUDA graph must not replace the calls of the modules, or None where it may.
+
+        A module that is not stock may read values on the host, or behave differently from call to call.
+        """
         stock = (GPT2, Block, Attention, MLP, Embedding, LayerNorm, Linear, nn.ModuleList)
         for name, module in self.named_modules():
             if found := "it is in training mode" if module.training else obstacle(module, stock):
@@ -201,7 +215,7 @@ class GPT2(nn.Module):
 
     @classmethod
     def from_state(cls, config: Config, state: dict[str, Tensor], block: Callable = Block) -> "GPT2":
-        """A model, in evaluation mode, whose parameters are the tensors of ``state``: shared, not copied."""
+        """A model in evaluation mode. Its parameters are the tensors of ``state`` themselves, without a copy."""
         checkpoint.check_layers(config.n_layer, len(state), "the given state")
         model = cls._skeleton(config, block)
         checkpoint.check(model.shapes(), {name: tuple(t.shape) for name, t in state.items()}, "the given state")
@@ -209,11 +223,12 @@ class GPT2(nn.Module):
 
     @classmethod
     def from_transformers(cls, model: nn.Module, block: Callable = Block) -> "GPT2":
-        """The native model of a transformers GPT2Model, or of one with a head for text; it shares the parameters.
+        """A ``GPT2`` with the parameters of a transformers GPT2Model, or of one with a language-model head.
 
-        Errors: ValueError listing the parameters that do not fit the config, or naming what of the model is not stock.
+        The two models share the parameters. Raises ValueError that lists the parameters that do not fit the config, or
+        names the part of the model that is not stock.
         """
-        from .hf.native import native_state, stock_obstacle  # which need transformers, as the model at hand does
+        from .hf.native import native_state, stock_obstacle  # imported here because it needs transformers
 
         if found := stock_obstacle(model):
             raise ValueError(f"gpt2fast: GPT2.from_transformers takes a stock GPT-2, got one of which {found}")
@@ -223,11 +238,11 @@ class GPT2(nn.Module):
     def from_pretrained(
         cls, source: str | Path, weights: str | None = None, block: Callable = Block, **hub: Any
     ) -> "GPT2":
-        """Reads a checkpoint folder or, by name, from the Hugging Face hub; in evaluation mode.
+        """Reads a model from a checkpoint folder, or by name from the Hugging Face hub. It is in evaluation mode.
 
-        ``weights``: the dtype to hold them in, ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default the file's.
-        ``hub``: revision, token, cache_dir. What ends a text is as generation_config.json, if there is one, says.
-        Errors: all that does not fit between config and weights, listed, before any weight is read.
+        ``weights``: the dtype of the parameters, ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default the file's.
+        ``hub``: revision, token, cache_dir. The tokens that end a text are those of generation_config.json, if there is
+        one. Errors: where config and weights do not fit, an error lists every difference before any weight is read.
         """
         dtype = checkpoint.parse_dtype(weights)
         folder = checkpoint.locate(source, **hub)
@@ -238,7 +253,7 @@ class GPT2(nn.Module):
         return model._adopt(checkpoint.load(where, stored, model.shapes(), dtype))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors, which transformers reads back bit by bit."""
+        """Writes config.json and model.safetensors. transformers reads the same bits back."""
         checkpoint.save(folder, self.config, self.state_dict())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -257,7 +272,7 @@ class GPT2(nn.Module):
 
 
 def check_mask(mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
-    """The mask as bools, if it fits the tokens."""
+    """Returns the mask as bools; raises ValueError for a wrong shape and TypeError for a wrong dtype."""
     if mask is None:
         return None
     if mask.shape != input_ids.shape:

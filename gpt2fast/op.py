@@ -1,8 +1,15 @@
-"""An op is declared once: the decorated function's signature is the schema, its body the reference of every test.
+"""The decorator ``@op``, which declares an op from its PyTorch reference.
 
-``@op`` registers ``backends.choose`` under every device (and a second time as ``gpt2fast_fallback::name``, where native
-kernels send what they do not cover) and the reference for meta tensors, ``@name.backward`` the derivative above every
-backend, and the autocast rule above that.
+The signature of the decorated function becomes the op's schema. Its body is the reference of every test.
+
+``@op`` registers with torch's dispatcher:
+
+- ``backends.choose`` for every device, and once more as ``gpt2fast_fallback::name``. Native kernels send the calls that
+  they do not cover to the latter.
+- the reference, for meta tensors.
+- the autocast rule, which runs before the derivative.
+
+``@name.backward`` registers the derivative, which runs before any backend.
 """
 
 import functools
@@ -27,7 +34,7 @@ OPS: dict[str, "Op"] = {}
 
 @dataclass(eq=False)
 class Op:
-    """A declared op. Calling it returns what users want; ``op.overload`` also returns what the backward pass needs."""
+    """A declared op. A call returns the outputs in ``returns``; ``op.overload`` also returns those in ``saves``."""
 
     name: str
     namespace: str
@@ -54,14 +61,14 @@ class Op:
     fused_calls: tuple["Op", ...]
     differentiable: bool  # whether @name.backward is to follow
     has_derivative: bool = False
-    required = inspect.Parameter.empty  # what defaults hold for an argument without one
+    required = inspect.Parameter.empty  # stands in ``defaults`` for an argument that has no default
     autograd_function: type[torch.autograd.Function] | None = None
     backward_ops: tuple["Op", ...] = ()
     kernels, kernel = kernel_sources.add_kernels, kernel_sources.add_kernel
 
     def __post_init__(self):
         self.overload = getattr(getattr(torch.ops, self.namespace), self.name).default
-        self._entry = self.overload._op  # what the overload calls, without its frame
+        self._entry = self.overload._op  # the function that the overload's Python wrapper calls
         self.names = tuple(self.signature.parameters)
         self.defaults = tuple(p.default for p in self.signature.parameters.values())
         self.tensors = tuple(n for n, p in self.signature.parameters.items() if _holds_tensor(p.annotation))
@@ -69,13 +76,13 @@ class Op:
         self.outputs = self.returns + self.saves
 
     def __call__(self, *args, **kwargs):
-        if is_dynamo_compiling():  # it knows overloads
+        if is_dynamo_compiling():  # dynamo can trace an overload, but not ``_entry``
             out = self.overload(*args, **kwargs)
         elif args and (backends.cpu_counts_as_cuda() or getattr(args[0], "is_cuda", False)):
             out = direct.run(self, args, kwargs)
             if out is NotImplemented:
                 out = self.overload(*args, **kwargs)
-        else:  # a tenth of a small op's time is saved by going below the overload
+        else:  # calling ``_entry`` instead of the overload saves a tenth of a small op's time
             out = self._entry(*args, **kwargs)
         if not self.saves:
             return out
@@ -96,9 +103,10 @@ class Op:
     def example(
         self, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu", **sizes: int
     ) -> dict[str, Any]:
-        """Arguments of the sizes named, by letter, and 64 elsewhere: to ask ``backends.choose``, not to compute with.
+        """Example arguments to ask ``backends.choose`` with; they are not meant to be computed with.
 
-        A tensor takes the memory of one element, whatever its shape.
+        ``sizes`` gives sizes by letter; every other size is 64. A tensor takes the memory of one element, whatever its
+        shape.
         """
         values = {n: 64 if p.default is p.empty else p.default for n, p in self.signature.parameters.items()}
         for name in self.tensors:
@@ -108,12 +116,12 @@ class Op:
         return values
 
     def choose_and_run(self, *args, **kwargs):
-        """What the dispatcher calls where no native kernel is."""
+        """The dispatcher calls this where there is no native kernel."""
         return backends.run(self, args, kwargs)
 
     @property
     def lack(self) -> str:
-        """Of an op without a derivative what a backward pass through it raises."""
+        """The text of the error that a backward pass through an op without a derivative raises."""
         if not self.differentiable:
             return f"{self.qualified} has no derivative"
         return (
@@ -126,11 +134,14 @@ class Op:
         return (self.reference.__doc__ or "").strip().split("\n")[0]
 
     def check(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Raises ValueError or TypeError, naming op, argument, expected and got; returns the sizes by letter."""
+        """Checks shapes, dtypes and devices, and returns the sizes by letter.
+
+        Raises ValueError or TypeError that names the op, the argument, what was expected and what came.
+        """
         return _shapes.check(self.qualified, self.shapes, args)
 
     def check_values(self, **values: Any) -> None:
-        """Raises ValueError where one of these arguments, each judged alone, is not what the declaration wants."""
+        """Checks these arguments, without the others, by the rules of ``values=``; raises ValueError."""
         _values.check(self.qualified, [rule for rule in self.rules if rule.name in values], values, {})
 
     def bind(self, args: Sequence, kwargs: dict) -> dict[str, Any]:
@@ -139,12 +150,12 @@ class Op:
         return bound.arguments
 
     def backward(self, saves: str = "", through: Sequence["Op"] = ()):
-        """Registers the derivative, once, above every backend.
+        """Registers the decorated function as the op's derivative, for all backends.
 
-        ``saves`` names the inputs and outputs to keep. The function gets them (and every non-tensor argument) as
-        attributes of ``saved`` and the gradients of the outputs as attributes of ``grad`` (None where not needed),
-        with ``saved.needs`` the set of inputs that want one, and returns a dict from input to gradient.
-        ``through`` names the ops that it calls, for reports.
+        ``saves`` names the inputs and outputs to keep for the backward pass. The function is called with two
+        namespaces. ``saved`` has what was kept, every non-tensor argument, and ``saved.needs``, the set of inputs that
+        need a gradient. ``grad`` has the gradients of the outputs (None where not needed). The function returns a dict
+        from input to gradient. ``through`` lists the ops that it calls, for reports.
         """
         kept = saves.split()
 
@@ -195,34 +206,37 @@ def op(
     naive: Callable | None = None,
     namespace: str = NAMESPACE,
 ) -> Callable[[Callable], Op]:
-    """Declares an op by its PyTorch reference; the same name once more, as in a notebook, replaces that op.
+    """Declares an op from its PyTorch reference. To declare the same name again, as in a notebook, replaces the op.
 
     Args:
-        shapes: per tensor argument its dimensions by letter, ``"B T C"``; ``...`` for any leading ones, ``C|1`` for a
-            broadcast one, a digit for itself, ``: int64`` for a dtype other than that of the first floating tensor;
-            ``"each"`` for a list of tensors of any shapes, the same ones in every such list;
-            ``"N K if transposed else K N"`` by an argument, or a function from the arguments to such a text, which
-            no kernel in C++ can obey.
-        values: per argument what its values must be, ``"[0, V)"`` or ``"tanh | none"``; gpt2fast/values.py has it all.
-        cases: sizes by letter, plus non-tensor arguments by name and ``name=True`` for optional tensors to include.
+        shapes: the dimensions of each tensor argument, by letter: ``"B T C"``. ``...`` stands for any leading
+            dimensions, ``C|1`` for C or a broadcast 1, a digit for itself, and ``: int64`` for a dtype other than that
+            of the first floating tensor. ``"each"`` is a list of tensors of any shapes; all such lists of a call have
+            the same shapes. A shape may depend on an argument, ``"N K if transposed else K N"``, or be a function from
+            the arguments to such a text. Kernels in C++ cannot use a function.
+        values: the values that an argument may have, ``"[0, V)"`` or ``"tanh | none"``; see gpt2fast/values.py.
+        cases: test cases: sizes by letter, non-tensor arguments by name, ``name=True`` to include an optional tensor.
         returns, saves: names of the outputs that a call returns, and of those kept for the backward pass.
-        make: per argument a function ``(shape, case, generator) -> tensor`` where random normals are wrong.
-        flops: function from a case to floating-point operations.
+        make: functions ``(shape, case, generator) -> tensor`` for the arguments that must not be random normals.
+        flops: function from a case to its number of floating-point operations.
         autocast: ``"lower"`` (to the autocast dtype), ``"float32"`` or ``"widest"`` (of the arguments).
-        mutates: arguments that the op changes in place; such an op returns nothing and has no derivative.
-        dtypes: of the floating arguments, tested and benchmarked.
-        derivative: whether ``@name.backward`` will follow; if not, a backward pass through it raises.
-        derivative_of: the op whose gradients this one computes; it has no derivative itself. Its outputs are named
-            ``d`` and the input's name, its arguments ``d`` and the output's name for gradients, the rest as there.
-        fused: PyTorch's own fastest way to all outputs that keeps the parity rule; it runs what no kernel covers.
-            Without it the reference does.
-        fused_unless: why ``fused`` does not compute a call, or None; the reference runs the call then.
-        fused_is_differentiable: whether PyTorch's autograd through ``fused`` does what the derivative's own fused ways
-            do for a call; on a GPU it is then left to it, which takes less time on the host.
-        fused_calls: the ops that ``fused`` is made of. Each chooses for itself, so that a backend named by
-            ``use_backend`` that has no kernel of this op runs it too, and raises only where it lacks one of those.
+        mutates: arguments that the op changes in place. Such an op returns nothing and has no derivative.
+        dtypes: the dtypes of the floating arguments that are tested and benchmarked.
+        derivative: whether ``@name.backward`` will follow. If not, a backward pass through the op raises.
+        derivative_of: the op whose gradients this op computes. Its outputs are called ``d`` plus the name of the input.
+            An argument that is a gradient is called ``d`` plus the name of the output. The other arguments have the
+            names that they have in that op.
+        fused: PyTorch's own fastest way to compute all outputs within the parity rule. It runs the calls that no kernel
+            covers. Without it, the reference runs them.
+        fused_unless: function that returns why ``fused`` must not run a call, or None. The reference runs it instead.
+        fused_is_differentiable: function that tells whether PyTorch's autograd through ``fused`` does the same for a
+            call as the fused backward. On a GPU, PyTorch's autograd is then used, which takes less time on the host.
+        fused_calls: the ops that ``fused`` calls. Each of them chooses its own backend. A backend named by
+            ``use_backend`` that has no kernel of this op can therefore run it too, if it covers those ops.
         baseline: PyTorch's fastest way to what a call returns, for benchmarks, where ``fused`` computes more than that.
-        naive: the plain composition, for benchmarks. All of these take the op's arguments.
+        naive: the plain composition of PyTorch operations, for benchmarks.
+
+    All of the functions but those of ``make``, ``flops`` and ``shapes`` take the op's arguments.
     """
     if autocast not in ("lower", "float32", "widest"):
         raise ValueError(f"autocast must be 'lower', 'float32' or 'widest', got {autocast!r}")
@@ -244,7 +258,7 @@ def op(
             return function(*args, **kwargs)
 
         libraries = registration.define(namespace, name, schema)
-        declared = libraries.declared = libraries.declared or Op.__new__(Op)  # declared again, an op is the same object
+        declared = libraries.declared = libraries.declared or Op.__new__(Op)  # declared again: the same object
         vars(declared).clear()
         declared.__init__(
             name, namespace, reference, signature, schema, shapes, rules, list(cases), tuple(returns.split()),
@@ -278,7 +292,7 @@ def _holds_tensor(annotation: Any) -> bool:
 
 
 def _schema_of(op: str, function: Callable, signature: inspect.Signature, mutates: Sequence[str]) -> str:
-    """By torch, from the annotations; ValueError with torch's reason where they do not say enough."""
+    """The schema that torch infers from the annotations; ValueError with torch's reason where it cannot."""
     try:
         return torch.library.infer_schema(function, mutates_args=tuple(mutates))
     except ValueError as error:
@@ -291,7 +305,7 @@ def _schema_of(op: str, function: Callable, signature: inspect.Signature, mutate
 
 
 def _check_declaration(op: str, signature, schema: str, outputs: Sequence[str], shapes, mutates) -> None:
-    """Raises ValueError where the words of ``@op`` do not fit the function below it."""
+    """Raises ValueError where the arguments of ``@op`` do not fit the decorated function."""
     parameters = signature.parameters
     for option, names in (("shapes", shapes), ("mutates", mutates)):
         if unknown := [name for name in names if name not in parameters]:
@@ -305,7 +319,7 @@ def _check_declaration(op: str, signature, schema: str, outputs: Sequence[str], 
 
 
 def _check_functions(op: str, signature, **functions: Callable | None) -> None:
-    """Raises ValueError where a function of ``@op`` that takes the op's arguments has others."""
+    """Raises ValueError where one of these functions, given to ``@op``, does not take the op's arguments."""
     wanted = list(signature.parameters)
     for option, function in functions.items():
         if function is not None and (got := list(inspect.signature(function).parameters)) != wanted:
