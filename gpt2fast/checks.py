@@ -1,6 +1,8 @@
-"""Whether a module may be skipped: only if calling it would do what its stock class does, and nothing else.
+"""Decides whether a module's formula may replace a call of the module.
 
-Asked for every module on every call, so that a hook, an adapter or a parametrization added at any time is seen.
+It may, if a call would do what the module's stock class does and nothing else. The functions here return an obstacle,
+in words, or None. They are asked for every module on every call, so that they see a hook, an adapter or a
+parametrization that was added at any time.
 """
 
 import functools
@@ -13,19 +15,19 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.modules.module import _has_any_global_hook
 
 _CAPTURE = "transformers.utils.output_capturing"
-_PLAIN = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)  # the latter stand for plain ones in torch.export
+_PLAIN = (nn.Parameter, Tensor, FakeTensor, FunctionalTensor)  # the last two stand for plain ones in torch.export
 _FORWARDS: dict[type, tuple[tuple[type, Callable], ...]] = {}
 
 
 def keep_forwards(*kinds: type) -> None:
-    """Notes the forward of each class and of those it comes from as of now, for obstacle() to see one that changes."""
+    """Stores the present ``forward`` of each class and its base classes, so that obstacle() sees a replaced one."""
     for kind in kinds:
         defining = [base for base in kind.__mro__ if "forward" in base.__dict__ and base is not nn.Module]
         _FORWARDS[kind] = tuple((base, base.forward) for base in defining)
 
 
 def stands_in(kind: type) -> Callable:
-    """For our forward in the place of ``kind``'s: calls that of ``kind`` where somebody has replaced it."""
+    """Decorator for our forward that overrides the one of ``kind``: if somebody replaces the latter, it is called."""
     known = kind.forward
 
     def decorate(ours: Callable) -> Callable:
@@ -41,7 +43,7 @@ def stands_in(kind: type) -> Callable:
 
 
 def obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
-    """Why ``module`` has to be called as a module, or None where its stock class' formula says all that happens."""
+    """Why ``module`` must be called as a module, or None where a call does no more than its stock class' formula."""
     own = module.__dict__
     if type(module) not in stock:
         return f"{_name(type(module))} is not the stock class"
@@ -55,7 +57,8 @@ def obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
         return "it has a forward pre-hook"
     if own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return "it has a backward hook"
-    # transformers' hooks that capture attentions see None from any fused attention, its own included: not in the way
+    # transformers captures attentions by hooks. These see None from every fused attention, transformers' own included,
+    # so that nothing is lost without them.
     if own["_forward_hooks"] and any(getattr(h, "__module__", "") != _CAPTURE for h in own["_forward_hooks"].values()):
         return "it has a forward hook"
     if _has_any_global_hook():
@@ -64,7 +67,7 @@ def obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
 
 
 def class_obstacle(kind: type) -> str | None:
-    """Whether somebody has replaced the forward of a class, or of one that it comes from."""
+    """Says where somebody has replaced the forward of a class or of one of its base classes; else None."""
     for base, known in _FORWARDS.get(kind, ()):
         if base.forward is not known:
             return f"the forward of {_name(base)} is replaced"
@@ -72,7 +75,7 @@ def class_obstacle(kind: type) -> str | None:
 
 
 def weight_obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
-    """The same for a module with a weight, which must be a plain tensor (not quantised, not distributed)."""
+    """As ``obstacle``, for a module with a weight, which must be a plain tensor (not quantised, not distributed)."""
     found = obstacle(module, stock)
     if found is None and type(module.weight) not in _PLAIN:
         found = f"its weight is a {_name(type(module.weight))}"
@@ -80,7 +83,7 @@ def weight_obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
 
 
 def embedding_obstacle(table: nn.Module, trained: bool = True) -> str | None:
-    """The same for an embedding; ``trained`` False asks for its values only, not for their gradients."""
+    """As ``obstacle``, for an embedding. ``trained`` False: its gradients do not matter."""
     found = weight_obstacle(table, (nn.Embedding,))
     if found is not None:
         return found
@@ -94,9 +97,10 @@ def is_plain(tensor: Tensor | None) -> bool:
 
 
 def is_own_forward(module: nn.Module, function) -> bool:
-    """Whether ``function`` is the class' own forward, bound to the module, as removed hooks leave it behind.
+    """Whether ``function`` is the class' own forward, bound to the module.
 
-    Its decorators, which look at ``return_dict`` and the like, may be gone: accelerate's ``unwrap_model`` does that.
+    Removed hooks leave such an attribute behind. The decorators of forward, which handle ``return_dict`` and the like,
+    may be missing: accelerate's ``unwrap_model`` removes them.
     """
     if getattr(function, "__self__", None) is not module:
         return False
@@ -112,12 +116,12 @@ def is_autocast(x: Tensor) -> bool:
 
 
 def keeps_grad(*tensors: Tensor | None) -> bool:
-    """Whether a backward pass through an op of these tensors may follow."""
+    """Whether a backward pass through an op with these tensors may follow."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _source(function: Callable) -> str:
-    """Where a function comes from: of a wrapper such as accelerate's, the wrapper."""
+    """The module and name of a function. For a wrapper such as accelerate's, those of the wrapper."""
     found = function if hasattr(function, "__qualname__") else type(function)
     return f"{found.__module__}.{found.__qualname__}"
 

@@ -1,4 +1,8 @@
-"""An op's shapes and values as rows of plain numbers, for the bindings of kernels in C++: csrc/torch/declare.h."""
+"""Converts an op's shapes and values to rows of plain numbers for the C++ bindings, which read them in declare.h.
+
+The types of the rows are those of csrc/torch/declare.h. Arguments are numbers by position and letters by place in the
+alphabet.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -7,11 +11,11 @@ from . import shapes, values
 if TYPE_CHECKING:
     from .op import Op
 
-NONE = -1  # no argument, no letter
+NONE = -1  # stands for "no argument" or "no letter"
 
 
 def rows(declared: "Op") -> tuple[list[tuple], list[tuple]]:
-    """Of the tensors, in the order in which they are checked, and of the values."""
+    """Returns the rows of the tensors, in the order in which they are checked, and the rows of the value rules."""
     place = {name: index for index, name in enumerate(declared.names)} | {None: NONE}
     return [_tensor(declared, name, place) for name in declared.shapes], [_value(r, place) for r in declared.rules]
 

@@ -1,9 +1,11 @@
-"""The short way of a call on a GPU: past the dispatcher, whose way through Python takes longer than most kernels there.
+"""A short path for calls on a GPU, which does not go through torch's dispatcher.
 
-It is open where nothing but autograd would take part in the call: no autocast, torch.func, torch.compile or dispatch
-mode, no tensor of a subclass, no argument that the op changes in place, and no CUDA kernel that someone registered with
-the dispatcher. Everything else takes the dispatcher's way, with the same results. Inside ``ptx.machine()`` CPU tensors
-take it too, so that it is tested without a GPU.
+For an op registered from Python, the dispatcher takes more time on the host than most kernels take on the GPU.
+
+A call takes the short path where nothing but autograd would take part in it: no autocast, torch.func, torch.compile or
+dispatch mode, no tensor of a subclass, no list of tensors, no argument that the op changes in place, and no CUDA kernel
+that someone registered with the dispatcher. Every other call goes through the dispatcher, with the same results. Inside
+``ptx.machine()``, CPU tensors take the short path too, so that it is tested without a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +24,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def run(declared: "Op", args: Sequence, kwargs: dict) -> Any:
-    """All outputs of the op, or NotImplemented where the call must take the dispatcher's way."""
+    """Returns all outputs of the op, or NotImplemented where the call must go through the dispatcher."""
     if declared.mutates or torch._C._dispatch_has_kernel_for_dispatch_key(declared.qualified, "CUDA"):
         return NotImplemented
     values = _by_position(declared, args, kwargs)
@@ -37,12 +39,15 @@ def run(declared: "Op", args: Sequence, kwargs: dict) -> Any:
         declared.check_call(*values)
         choice = backends.choose(declared, *values)
         if choice.backend == "fused":
-            return backends.run_chosen(choice, values, {})  # PyTorch's own autograd takes it from here
+            return backends.run_chosen(choice, values, {})  # PyTorch's own autograd records the call
     return declared.autograd_function.apply(*values)
 
 
 def _by_position(declared: "Op", args: Sequence, kwargs: dict) -> Sequence | None:
-    """Every argument of the op, or None where they do not fit its signature, which the dispatcher words."""
+    """Every argument of the op by position, or None where they do not fit its signature.
+
+    The dispatcher then raises the error.
+    """
     defaults = declared.defaults
     if len(args) + len(kwargs) > len(defaults):
         return None
@@ -72,12 +77,12 @@ def _is_open(values: Sequence) -> bool:
 
 
 def autograd_function(declared: "Op", setup: Callable, derivative: Callable) -> type[torch.autograd.Function]:
-    """The op above ``choose`` as a function of autograd, with the ``setup`` and ``derivative`` of the dispatcher's."""
+    """An autograd function for the op. ``setup`` and ``derivative`` are those that the dispatcher uses too."""
 
     def forward(ctx, *args):
         out = backends.run(declared, args, {})
         setup(ctx, args, out)
-        ctx.set_materialize_grads(False)  # statistics have no gradient: zeros for them would be made for nothing
+        ctx.set_materialize_grads(False)  # no zeros are made for the outputs in ``saves``, which have no gradient
         outputs = out if isinstance(out, tuple) else (out,)
         ctx.like = [(o.shape, o.dtype, o.device) for o in outputs[: len(declared.returns)]]
         return out

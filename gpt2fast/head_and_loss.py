@@ -1,10 +1,13 @@
-"""linear_cross_entropy and its gradients by a GPU backend: products over chunks of rows, and one kernel between them.
+"""linear_cross_entropy and its gradients on a GPU backend: products over chunks of rows, and one kernel between them.
 
-``product(a, b, out, add=False)``: out = a @ b, or out += a @ b. ``row(logits, targets, loss, lse, dloss, stride_dloss,
-V, ignore_index, label_smoothing, gradients)`` launches what a row of logits needs: loss and lse of each and, where
-``gradients`` says so, over the logits, of which the first V columns are some, their gradients for ``dloss``, or for 1
-where that is None, and 0 in the other columns. ``total(loss, targets, ignore_index, reduction)`` is the sum or the mean
-of the rows' losses.
+For each chunk of rows, a product makes the logits, a kernel turns them into losses and gradients, and two more products
+make dx and dweight. The logits of one chunk are in memory at a time. The functions take three functions of a backend:
+
+- ``product(a, b, out, add=False)``: out = a @ b, or out += a @ b.
+- ``row(logits, targets, loss, lse, dloss, stride_dloss, V, ignore_index, label_smoothing, gradients)`` computes loss
+  and lse of each row of logits. Only the first V columns are logits. Where ``gradients`` is true, it overwrites the logits
+  by their gradients, for ``dloss`` or for 1 where that is None, and the other columns by 0.
+- ``total(loss, targets, ignore_index, reduction)``: the sum or the mean of the rows' losses.
 """
 
 import functools
@@ -18,11 +21,11 @@ from .ops.common import multiply
 from .ops.linear_cross_entropy import GRADIENTS, accumulate, chunks, part, scaled
 from .products import PLANS, Matrix
 
-ALIGNED = 16  # columns of which the buffer's rows are a multiple
+ALIGNED = 16  # the rows of the buffer are a multiple of this number of columns
 
 
 def product_of(backend: str, prepare: Callable, is_slower: Callable) -> Callable:
-    """A ``product``: ``backend``'s where it is asked for by name, or measured faster, else PyTorch's."""
+    """A ``product``. It is the backend's where it is asked for by name or measured faster, and PyTorch's elsewhere."""
 
     @functools.lru_cache(PLANS)
     def launch_of(dtype, shape_a, strides_a, shape_b, strides_b, strides_out):
@@ -40,13 +43,16 @@ def product_of(backend: str, prepare: Callable, is_slower: Callable) -> Callable
 
 
 def _rows(product, row, x, weight, targets, ignore_index, label_smoothing, want, dloss=None):
-    """loss and lse of every row (R,), and dx and dweight for ``dloss`` (R,), by default 1, in float32."""
+    """Returns loss and lse of every row (R,), dx (R, K) and dweight (V, K), all in float32.
+
+    ``dloss`` (R,) is the gradient of each row's loss, 1 by default. Gradients that are not in ``want`` are (0,).
+    """
     R, V = x.shape[0], weight.shape[0]
     x, targets = x.contiguous(), targets.contiguous()
     loss = torch.empty_like(targets, dtype=torch.float32)
     lse = torch.empty_like(loss)
-    # Rows of whole lines of memory, for the matrix units and for 16 bytes at a time. The columns beyond V meet rows of
-    # zeros.
+    # Rows of the buffer are padded to a multiple of ALIGNED columns: the matrix units and accesses of 16 bytes need
+    # that. The weight gets rows of zeros for the columns beyond V.
     missing = -V % ALIGNED
     weight = F.pad(weight, (0, 0, 0, missing)) if missing else weight.contiguous()
     turned = weight.t()

@@ -1,7 +1,8 @@
-"""The backends and where their kernels are: functions at hand, or modules imported when their first kernel is wanted.
+"""The backends and the places of their kernels.
 
-A kernel module holds ``KERNELS``, a dict from an op's name in ``OPS`` to ``(run, supports)`` or ``(run, supports,
-slower)``, as ``kernels/gelu.py`` does.
+A kernel is given as functions, or as a module that is imported at the first use of the kernel. A kernel module has a
+dict ``KERNELS`` from an op's name in ``OPS`` to ``(run, supports)`` or ``(run, supports, slower)``; for an example, see
+``kernels/gelu.py``.
 """
 
 import functools
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Kernel:
-    """One op on one backend. All functions take the op's arguments, checked before by the declaration.
+    """One op on one backend. All functions take the op's arguments, which have passed the checks of the declaration.
 
-    ``run`` allocates the outputs, all of them, and computes them; on a GPU it launches and neither waits nor reads
-    values back, since ``generate`` captures it in a CUDA graph. ``supports`` answers why it does not cover a call, or
-    None; it looks at dtypes and shapes only, since it is also asked about meta tensors. ``slower``, if there is one,
-    answers why another way is the choice for a call that is covered, where nobody asks for the backend by name.
+    ``run`` allocates all outputs and computes them. On a GPU it launches kernels, but neither waits for them nor reads
+    values back, because ``generate`` captures it in a CUDA graph. ``supports`` returns why the kernel does not cover a
+    call, or None. It may look at dtypes and shapes only, because it is also asked about meta tensors. ``slower`` is
+    optional. For a call that is covered, it returns why another implementation is the better choice, or None. It has no
+    effect where the backend is asked for by name.
     """
 
     run: Callable
@@ -34,9 +36,10 @@ class Kernel:
 
 
 class Kernels(MutableMapping[str, Kernel]):
-    """A backend's kernels by the op's name in ``OPS``: ``kernels[name] = kernel``, or ``add_module(name, module)``.
+    """A backend's kernels by the op's name in ``OPS``.
 
-    ``package``, if given, lists its kernel modules by op in a dict ``MODULES``; those are there from the start.
+    ``kernels[name] = kernel`` and ``add_module(name, module)`` add to them. ``package``, if given, has a dict
+    ``MODULES`` from an op's name to a kernel module. These kernels are included from the start.
     """
 
     def __init__(self, package: str | None = None, functions: Mapping[str, Kernel] | None = None):
@@ -46,14 +49,14 @@ class Kernels(MutableMapping[str, Kernel]):
 
     @functools.cached_property
     def modules(self) -> dict[str, str]:
-        """By op its kernel module. A package imported from its sources, not installed, has none."""
+        """The kernel module of each op. It is empty where the package is not installed."""
         if self.package is None or not is_installed(self.package):
             return {}
         listed = importlib.import_module(self.package).MODULES
         return {name: f"{self.package}.{module}" for name, module in listed.items()}
 
     def add_module(self, name: str, module: str) -> None:
-        """Says that op ``name`` has its kernel in ``module``, which is imported at the first use."""
+        """Sets the kernel of op ``name`` to the one in ``module``, which is imported at the first use."""
         self._forget(name)
         self.others.add(name)
         self.modules[name] = module
@@ -124,12 +127,13 @@ class Backend:
     """A named set of kernels; ``gpt2fast.backends.register`` adds one of your own.
 
     Args:
-        name: for ``use_backend`` and reports; as a target of tests it is the name, on a GPU ``name:gpu``.
-        devices: types of torch devices on whose tensors it runs, ``("cpu",)`` or ``("cuda",)``.
-        reason: takes nothing and answers why the backend cannot run here, with the fix, or None.
-        kernels: from op names in ``OPS`` to ``Kernel``; ``declared.kernels(name, module)`` and ``declared.kernel(name,
-            run, supports)`` add more.
-        what: a few words for readers.
+        name: its name in ``use_backend`` and reports. As a target of tests it is called ``name``, or ``name:gpu`` on a
+            GPU.
+        devices: the types of torch devices whose tensors it runs on, ``("cpu",)`` or ``("cuda",)``.
+        reason: function without arguments that returns why the backend cannot run here, and the fix, or None.
+        kernels: dict from op names in ``OPS`` to ``Kernel``. ``declared.kernels(name, module)`` and
+            ``declared.kernel(name, run, supports)`` add more.
+        what: a description in a few words.
     """
 
     name: str
@@ -154,10 +158,11 @@ OURS = ("cpu", "triton", "cuda")
 class register:  # noqa: N801
     """Adds a backend of your own, from now on or inside a ``with`` block.
 
-    Of several backends for one device, the first registered that covers a call runs it, and on CPU tensors a kernel in
-    C++ goes first. ``use_backend(name)`` runs yours alone, ``gpt2fast.testing.targets()`` offers it where it can run,
-    and ``info`` shows its ``reason()``. Raises ValueError for a name that is taken or no name, or for a device that
-    torch does not know, TypeError for what is no Backend.
+    Where several backends run on one device, the one that was registered first and covers a call runs it. On CPU
+    tensors, a kernel in C++ runs before all others. ``use_backend(name)`` runs your backend only,
+    ``gpt2fast.testing.targets()`` includes it where it can run, and ``info`` shows its ``reason()``. Raises ValueError
+    for a name that is taken or not valid, or for a device that torch does not know, and TypeError for an argument that
+    is not a Backend.
     """
 
     def __init__(self, backend: Backend):
@@ -189,7 +194,10 @@ class register:  # noqa: N801
 
 
 def unregister(name: str) -> None:
-    """Takes a backend of your own away; ValueError for one of ours or none, RuntimeError for the one in force."""
+    """Removes a backend that ``register`` added.
+
+    Raises ValueError for any other name, and RuntimeError for the backend in force.
+    """
     from . import backends  # which imports this module
 
     others = [n for n in BACKENDS if n not in OURS]
@@ -202,13 +210,14 @@ def unregister(name: str) -> None:
 
 
 def add_kernels(declared: "Op", backend: str, module: str) -> "Op":
-    """Says that the op's kernel for a backend is in a module, ``declared.kernels("triton", "my_package.kernels")``.
+    """Names the module that has the op's kernel for a backend: ``declared.kernels("triton", "my_package.kernels")``.
 
-    The module is imported at the first use, triton with it, so that a package with kernels imports without it. It has
-    ``KERNELS = {"my::op": (run, supports)}`` by the op's name in ``OPS``; ``run`` and ``supports`` are as in
-    ``Kernel`` and take the op's arguments. Several ops may share a module. A kernel said before, ours too, is
-    replaced. Returns the op. Raises ValueError for an unknown backend or what is no module's name; at the first use
-    ImportError where there is no such module, TypeError where KERNELS or its functions do not fit.
+    The module is imported at the first use, and triton with it, so that a package with kernels can be imported without
+    triton. The module has ``KERNELS = {"my::op": (run, supports)}`` by the op's name in ``OPS``. ``run`` and
+    ``supports`` are those of ``Kernel`` and take the op's arguments. Several ops may share a module. An earlier kernel
+    of the op on that backend, ours included, is replaced. Returns the op. Raises ValueError for an unknown backend or
+    text that is not a module's name. The first use raises ImportError where there is no such module, and TypeError
+    where KERNELS or its functions do not fit.
     """
     if not (isinstance(module, str) and all(part.isidentifier() for part in module.split("."))):
         raise ValueError(
@@ -226,10 +235,11 @@ def add_kernel(
     supports: Callable[..., str | None],
     slower: Callable[..., str | None] | None = None,
 ) -> "Op":
-    """Gives the op a kernel for a backend by functions, ``declared.kernel("numba", run, supports)``.
+    """Gives the op a kernel for a backend as functions: ``declared.kernel("numba", run, supports)``.
 
-    They are those of ``Kernel`` and take the op's arguments. A kernel said before is replaced. Returns the op. Raises
-    ValueError for an unknown backend, TypeError where a function does not take the op's arguments.
+    The functions are those of ``Kernel`` and take the op's arguments. An earlier kernel of the op on that backend is
+    replaced. Returns the op. Raises ValueError for an unknown backend, and TypeError where a function does not take the
+    op's arguments.
     """
     kernels, kernel = _kernels_of(declared, backend), Kernel(run, supports, slower)
     check_fits(backend, kernel, declared)
@@ -253,11 +263,11 @@ def _kernels_of(declared: "Op", backend: str) -> Kernels:
     return kernels
 
 
-_fitting: dict[tuple[str, str], tuple[Kernel, inspect.Signature]] = {}  # what was found to fit what
+_fitting: dict[tuple[str, str], tuple[Kernel, inspect.Signature]] = {}  # those that passed check_fits
 
 
 def fitting_kernel(backend: str, kernels: Mapping[str, Kernel], declared: "Op") -> Kernel:
-    """The backend's kernel; TypeError naming both signatures where its functions do not take what the op takes."""
+    """The backend's kernel. Raises TypeError with both signatures where a function does not take the op's arguments."""
     kernel, key = kernels[declared.key], (backend, declared.key)
     known, signature = _fitting.get(key, (None, None))
     if known is not kernel or signature is not declared.signature:
@@ -267,7 +277,7 @@ def fitting_kernel(backend: str, kernels: Mapping[str, Kernel], declared: "Op") 
 
 
 def check_fits(backend: str, kernel: Kernel, declared: "Op") -> None:
-    """Raises TypeError where a function of the kernel does not take the op's arguments, or lacks a default of them."""
+    """Raises TypeError where a function of the kernel does not take the op's arguments or lacks one of the defaults."""
     wanted = list(declared.signature.parameters)
     for name in ("run", "supports", *(["slower"] if kernel.slower else [])):
         function = getattr(kernel, name)

@@ -1,15 +1,16 @@
-"""The linear layer, its gradients and those of the MLP by one kernel of a GPU backend, out = a @ b.
+"""The linear layer, its gradients and those of the MLP, all made of one kernel of a GPU backend: out = a @ b.
 
-What a call launches depends on shapes, strides and options alone. It is worked out once, into a plan: a function that
-takes the call's tensors, allocates what it returns, and launches. Plans are kept, so that a call costs the host little
-more than its launches.
+The launches of a call depend only on shapes, strides and options. They are worked out once and stored in a plan: a
+function that takes the tensors of the call, allocates the outputs, and launches. Plans are kept, so that a later call
+costs the host little more than its launches.
 
-A backend gives ``prepare(dtype, a, b, out, stride_residual=0, form=0, backward=False, which=0)``, where a (M, K), b
-(K, N) and out (M, N) are ``Matrix``. It returns ``launch(a, b, out, bias=None, residual=None, preactivation=None,
-sums=None)``, which takes the tensors and launches out = activation(a @ b + bias) + residual. ``form`` is the
-activation, one of ``FORMS``; what it is applied to is kept in preactivation, where that is given. ``backward``: out is
-a @ b times the activation's derivative at preactivation. ``sums`` become those of the columns of b for ``which`` 1, of
-the rows of a for 2.
+A backend gives a function ``prepare(dtype, a, b, out, stride_residual=0, form=0, backward=False, which=0)``, where a
+(M, K), b (K, N) and out (M, N) are ``Matrix``. It returns a function ``launch(a, b, out, bias=None, residual=None,
+preactivation=None, sums=None)``, which takes the tensors and launches out = activation(a @ b + bias) + residual.
+
+- ``form`` is the activation, one of ``FORMS``. Where ``preactivation`` is given, a @ b + bias is stored there.
+- ``backward``: out is a @ b times the derivative of the activation at ``preactivation``.
+- ``which`` 1 stores the sums of the columns of b in ``sums``, ``which`` 2 the sums of the rows of a.
 """
 
 import functools
@@ -24,7 +25,7 @@ from .ops.mlp import WANT, split_wants
 from .tensors import empty_as, row_stride
 
 FORMS = dict(none=0, gelu_tanh=1, gelu_erf=2)  # as Activation in csrc/ops.h
-PLANS = 1024  # that are kept of each kind
+PLANS = 1024  # the number of plans of each kind that are kept
 
 
 class Matrix(NamedTuple):
@@ -50,13 +51,13 @@ def dense(rows: int, columns: int) -> Matrix:
 
 
 def matrix(shape: Sequence[int], strides: Sequence[int]) -> Matrix | None:
-    """A tensor (..., K) as a matrix (R, K), None where its rows do not lie at one stride or are not dense."""
+    """A tensor (..., K) as a matrix (R, K). None where the rows have no common stride or are not dense."""
     stride = row_stride(shape, strides)
     return None if stride is None else Matrix(math.prod(shape[:-1]), shape[-1], stride, 1)
 
 
 def weight_matrix(shape: Sequence[int], strides: Sequence[int], transposed: bool) -> Matrix:
-    """A weight (K, N) of any strides; ``transposed``: the tensor is (N, K)."""
+    """A weight as a matrix (K, N), with any strides. With ``transposed``, the tensor is (N, K)."""
     found = Matrix(*shape, *strides)
     return found.turned if transposed else found
 
@@ -105,7 +106,7 @@ def linear_backward(prepare: Callable, dy, x, weight, transposed=False, want="dx
 
 
 def _with_empty(found: tuple[Tensor | None, ...], like: Tensor) -> tuple[Tensor, ...]:
-    """Instead of None a tensor (0,), as ops return what is not wanted."""
+    """Replaces each None by a tensor (0,): an op returns that for a gradient that is not wanted."""
     none = like.new_empty(0)
     return tuple([none if tensor is None else tensor for tensor in found])
 
@@ -119,11 +120,13 @@ def _linear_backward_plan(prepare, dtype, shape_dy, strides_dy, shape, strides, 
 
 
 def _gradients(prepare: Callable, dtype, dy: Matrix, x: Matrix, W: Matrix, transposed: bool, want: str) -> Callable:
-    """A function of dy (..., N), x (..., K) and the weight that returns dx (..., K), dweight and dbias (N,), those in
-    ``want``, else None. W (K, N)."""
+    """Returns a function of dy (..., N), x (..., K) and the weight, with W (K, N).
+
+    It returns dx (..., K), dweight in the weight's shape and dbias (N,), or None for those that are not in ``want``.
+    """
     R, K, N = dy.rows, W.rows, W.columns
     has_dx, has_dweight, has_dbias = (name in want for name in ("dx", "dweight", "dbias"))
-    added_up = has_dbias and has_dweight and K and N  # by the product that makes dweight
+    added_up = has_dbias and has_dweight and K and N  # the product that makes dweight also sums dbias
     a, b, which = (dy, x, 2) if transposed else (x, dy, 1)
     if has_dx:
         launch_dx = prepare(dtype, dy, W.turned, dense(R, K))
@@ -168,8 +171,11 @@ def _mlp_backward_plan(
     prepare, dtype, shape_dy, strides_dy, shape, strides, shape_in, strides_in, shape_out, strides_out,
     strides_preactivation, strides_hidden, form, want,
 ):  # fmt: skip
-    """The gradient before the activation is dy W^T act'(preactivation): the kernel reads the preactivation after its
-    last step and multiplies, so that the gradient behind the activation is never in memory."""
+    """The gradient at the activation's input is (dy W_out^T) * act'(preactivation).
+
+    The kernel reads the preactivation after its last step and multiplies there. The gradient at the activation's output
+    is therefore never in memory.
+    """
     shape_hidden = (*shape[:-1], shape_in[1])
     dy, x = matrix(shape_dy, strides_dy), matrix(shape, strides)
     before, hidden = (matrix(shape_hidden, s) for s in (strides_preactivation, strides_hidden))
@@ -198,9 +204,10 @@ def _mlp_backward_plan(
 
 
 def is_slower(measured_faster: Collection[tuple], x: Tensor, weight: Tensor, transposed: bool) -> str | None:
-    """Why PyTorch's product is the choice where nobody asks for a backend's by name.
+    """Why PyTorch's product runs unless a backend is asked for by name, or None where the backend's product runs.
 
-    ``measured_faster``: what a GPU has measured faster there, (compute capability, dtype, rows, K, N).
+    ``measured_faster`` lists the products that measured faster than PyTorch's on a GPU: (compute capability, dtype,
+    rows, K, N).
     """
     if measured_faster:
         K, N = weight.shape[::-1] if transposed else weight.shape

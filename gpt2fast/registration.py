@@ -1,6 +1,6 @@
 """What ``@op`` registers with torch's dispatcher: an op's schema, derivative, autocast rule and version counters.
 
-Each op has ``torch.library`` objects of its own, so that declaring a name again replaces that op and no other.
+Each op has its own ``torch.library`` objects. A second declaration of a name therefore replaces that op and no other.
 """
 
 import functools
@@ -26,7 +26,8 @@ FLOATING = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass
 class Libraries:
-    """Of one op: its schema and kernels, the same as ``gpt2fast_fallback::name``, and its derivative."""
+    """The libraries of one op: ``op`` has its schema and kernels, ``fallback`` the same as ``gpt2fast_fallback::name``,
+    and ``derivative`` the autograd kernel."""
 
     schema: str
     op: Library
@@ -39,11 +40,11 @@ _libraries: dict[str, Libraries] = {}  # by qualified name
 
 
 def define(namespace: str, name: str, schema: str) -> Libraries:
-    """Defines an op in the dispatcher, in the place of one that ``@op`` declared before under the same name.
+    """Defines an op in the dispatcher. It replaces an op that ``@op`` declared before under the same name.
 
-    ``declared`` of what is returned is the ``Op`` of that earlier declaration, or None. Kernels at the dispatcher's
-    keys that others registered, ours in C++ too, go on applying. ValueError where there are some, for the CPU, and the
-    schema is not the one they were made for: nothing is changed then.
+    ``declared`` of the result is the ``Op`` of that earlier declaration, or None. Kernels that others registered with
+    the dispatcher, ours in C++ included, stay in use. Where there is such a kernel for the CPU and it was made for
+    another schema, this raises ValueError and changes nothing.
     """
     qualified = f"{namespace}::{name}"
     before = _libraries.get(qualified)
@@ -67,7 +68,7 @@ def define(namespace: str, name: str, schema: str) -> Libraries:
 
 
 def _forget(qualified: str) -> None:
-    """What torch.compile made for the old op: its cache on disk knows ops by their names."""
+    """Makes torch.compile forget what it compiled for the old op, on disk too, where it knows ops by name only."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
     import torch.compiler.config as config
@@ -76,7 +77,8 @@ def _forget(qualified: str) -> None:
 
 
 def refuse_backward(declared: "Op") -> None:
-    """Without this, autograd would see constants and training would silently lose gradients."""
+    """Registers a derivative that raises. Without it, autograd would treat the outputs as constants, and gradients
+    would be lost without an error."""
 
     def derivative(ctx, *grads):
         raise RuntimeError(declared.lack)
@@ -85,7 +87,7 @@ def refuse_backward(declared: "Op") -> None:
 
 
 def register_autograd(declared: "Op", derivative: Callable, setup: Callable | None = None) -> None:
-    """Registers the derivative of an op, in the place of one registered before."""
+    """Registers the derivative of an op. It replaces the one that was registered before."""
     libraries = _libraries[declared.qualified]
     libraries.derivative._destroy()
     libraries.derivative = Library(declared.namespace, "FRAGMENT")
@@ -93,10 +95,11 @@ def register_autograd(declared: "Op", derivative: Callable, setup: Callable | No
 
 
 class _Transformable:
-    """The library that register_autograd gets: it puts the reference before the autograd kernel, where that would fail.
+    """Stands for the library that torch.library.register_autograd registers its autograd kernel with.
 
-    An autograd kernel knows neither forward-mode AD, whose tangents it drops without a word, nor torch.func's grad, jvp
-    and vmap over them. The reference is PyTorch and knows all of them; a derivative of an op that has none raises.
+    That kernel fails in two cases: it drops the tangents of forward-mode AD without an error, and it does not support
+    the transformations of torch.func (grad, jvp, vmap). In these cases, the kernel registered here runs the reference
+    instead. The reference consists of PyTorch operations, which support both. An op without a derivative raises.
     """
 
     def __init__(self, declared: "Op"):
@@ -131,7 +134,10 @@ def _is_differentiated(value: Tensor) -> bool:
 
 
 def bump_versions(declared: "Op", library: Library) -> None:
-    """So that autograd notices when a tensor saved for backward is changed by an in-place op."""
+    """Increments the version of tensors that the op changes in place.
+
+    Autograd then notices where such a tensor was saved for a backward pass.
+    """
     below = torch._C._after_ADInplaceOrView_keyset
     positions = [list(declared.signature.parameters).index(n) for n in declared.mutates]
 
@@ -145,6 +151,7 @@ def bump_versions(declared: "Op", library: Library) -> None:
 
 
 def register_autocast(declared: "Op", library: Library) -> None:
+    """Registers the op's rule under autocast, for CPU and CUDA: its floating arguments are cast to one dtype."""
     for key, device in (("AutocastCPU", "cpu"), ("AutocastCUDA", "cuda")):
         exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 

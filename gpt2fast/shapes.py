@@ -1,4 +1,8 @@
-"""Shapes by letter: one small language for every op's checks, test inputs and messages."""
+"""Shapes by letter, such as ``"B T C"``: a small language for the checks, test inputs and error messages of every op.
+
+``op`` in op.py describes the language. ``check`` compares the arguments of a call with the declaration and raises.
+``compile_check`` generates Python code that does the same in less time for calls that fit.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -12,16 +16,16 @@ from .dtypes import dtype_name
 
 
 def parse(spec: str) -> tuple[list[str], torch.dtype | None]:
-    """``"B T C: int64"`` to its dimensions and dtype (None: the dtype of the first floating tensor)."""
+    """Splits ``"B T C: int64"`` into its dimensions and dtype (None: the dtype of the first floating tensor)."""
     dims, _, dtype = spec.partition(":")
     return dims.split(), getattr(torch, dtype.strip()) if dtype else None
 
 
-EACH = ["each"]  # the dimensions of a list of tensors, which have any shapes, in every such list the same ones
+EACH = ["each"]  # the dimensions of a list of tensors of any shapes; all such lists of a call have the same shapes
 
 
 def _members(op: str, name: str, value: Any, dims: list[str], sizes: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The tensor of an argument, or those of a list, with the words that name them."""
+    """The tensor of an argument, or the tensors of a list, each with its name for error messages."""
     if dims != EACH:
         return [(name, value)]
     if not isinstance(value, (list, tuple)):
@@ -33,7 +37,7 @@ def _members(op: str, name: str, value: Any, dims: list[str], sizes: dict[str, A
 
 
 def resolve(spec: Any, args: dict[str, Any]) -> str:
-    """A shape's text for these arguments: it may be a function of them, or ``"N K if transposed else K N"``."""
+    """The text of a shape for these arguments: a spec may be a function, or ``"N K if transposed else K N"``."""
     if callable(spec):
         return spec(args)
     if not (found := alternatives(spec)):
@@ -43,14 +47,14 @@ def resolve(spec: Any, args: dict[str, Any]) -> str:
 
 
 def alternatives(spec: str) -> tuple[str, str, str] | None:
-    """``"N K if transposed else K N"`` to its three parts, None for a text without a condition."""
+    """Splits ``"N K if transposed else K N"`` into its three parts; None for a text without a condition."""
     yes, _, rest = spec.partition(" if ")
     condition, _, no = rest.partition(" else ")
     return (yes, condition, no) if rest else None
 
 
 def concrete(spec: str, sizes: dict[str, int], leading: tuple[int, ...] = ()) -> tuple[int, ...]:
-    """The shape that ``sizes`` give; ``C|1`` counts as C."""
+    """The shape with the numbers of ``sizes``; ``C|1`` counts as C, and ``...`` becomes ``leading``."""
     shape: list[int] = []
     for dim in parse(spec)[0]:
         if dim == "...":
@@ -64,7 +68,7 @@ def concrete(spec: str, sizes: dict[str, int], leading: tuple[int, ...] = ()) ->
 
 
 def example(spec: str, sizes: dict[str, int], dtype: torch.dtype, device: str | torch.device) -> Tensor | list[Tensor]:
-    """A tensor of the sizes named, by letter, and 64 elsewhere, in the memory of one element; or a list of one."""
+    """A tensor in the memory of one element, or a list of one tensor. ``sizes`` by letter; every other size is 64."""
     dims, own = parse(spec)
     if dims == EACH:
         return [torch.zeros(64, dtype=own or dtype, device=device)]
@@ -74,11 +78,12 @@ def example(spec: str, sizes: dict[str, int], dtype: torch.dtype, device: str | 
 
 
 def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, Any]:
-    """Raises where an argument does not fit; returns the sizes that the letters stand for."""
+    """Raises ValueError or TypeError where an argument does not fit; returns the sizes that the letters stand for."""
     sizes: dict[str, Any] = {}
     first = first_floating = None
     specs = {name: parse(resolve(spec, args)) for name, spec in shapes.items()}
-    # where the data is float64, as the truth's is, statistics are too; the first of its tensors tells
+    # Tests compute the exact result in float64. Arguments declared as float32, such as statistics, are float64 then.
+    # The first tensor without a declared dtype tells.
     data = (args.get(name) for name, (_, dtype) in specs.items() if dtype is None)
     first_data = next((value for value in data if value is not None), None)
     float64 = _is_float64(next(iter(first_data), None) if isinstance(first_data, (list, tuple)) else first_data)
@@ -118,7 +123,11 @@ def check(op: str, shapes: dict[str, Any], args: dict[str, Any]) -> dict[str, An
 def compile_check(
     op: str, signature: inspect.Signature, shapes: dict[str, Any], rules: list[_values.Rule]
 ) -> Callable[..., None]:
-    """``check``, of values too, as a function of the op's own arguments: what does not fit is left to be worded."""
+    """Returns a function of the op's arguments that checks shapes, dtypes, devices and values of a call.
+
+    Generated code only finds out whether the call fits. Where it does not, ``check`` and ``values.check`` raise the
+    error.
+    """
     by_specs: dict[tuple[str, ...], Callable[..., bool]] = {}
     varying = any(callable(spec) or alternatives(spec) for spec in shapes.values())
     conditions = _values.conditions(rules, tuple(shapes))
@@ -142,7 +151,7 @@ def compile_check(
 
 
 def _arguments_by_name(signature: inspect.Signature) -> Callable[..., dict[str, Any]]:
-    """What ``signature.bind`` and ``apply_defaults`` give, in a tenth of their time."""
+    """A function that does what ``signature.bind`` and ``apply_defaults`` do, in a tenth of their time."""
     names = list(signature.parameters)
     scope = {f"_{n}": p.default for n, p in signature.parameters.items()}
     arguments = ", ".join(n if p.default is p.empty else f"{n}=_{n}" for n, p in signature.parameters.items())
@@ -153,8 +162,8 @@ def _arguments_by_name(signature: inspect.Signature) -> Callable[..., dict[str, 
 def _compile(signature: inspect.Signature, specs: dict[str, str], conditions: list[str]) -> Callable[..., bool]:
     """A function of the op's arguments that answers True only where ``check`` would raise nothing.
 
-    It may answer False where ``check`` finds nothing: for what is rare (float64, broadcast sizes seen first) and for
-    arguments that are no tensors.
+    It may answer False where ``check`` raises nothing: in rare cases (float64, a broadcast size that is seen first) and
+    for arguments that are not tensors.
     """
     lines, first, floating, leading, listed = [], False, False, False, False
     for name, spec in specs.items():
@@ -198,7 +207,7 @@ def _compile(signature: inspect.Signature, specs: dict[str, str], conditions: li
 
 
 def _compile_list(name: str, dtype: torch.dtype | None, first: bool, floating: bool, known: bool) -> list[str]:
-    """Of ``_compile``, the lines for a list of tensors; ``known``: whether a list came before."""
+    """The lines of ``_compile`` for a list of tensors. ``known`` says whether a list came before."""
     lines = [f"if not isinstance({name}, (list, tuple)) or not {name}: return False"]
     lines += [] if first else [f"_device = {name}[0].device"]
     if dtype is None and not floating:

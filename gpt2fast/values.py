@@ -1,14 +1,18 @@
-"""What the values of an op's arguments must be: one small language beside that of the shapes.
+"""Rules for the values of an op's arguments: a small language next to that of the shapes.
 
-``window="[0, inf); 0: unlimited"`` is an interval, with a hint for the error's words. A bound is a number or the letter
-of a size, as in ``tokens="[0, V)"``, which speaks of every value of a tensor; ``"[0, V) or ignore_index"`` also allows
-the value of that argument. ``"[0, P) else start + T"`` says that without the tensor its values run from ``start`` on,
-T of them. ``"tanh | none"`` are the strings to choose from, ``"given if dropout_p"`` holds for a tensor that must be
-there where that number is above 0. ``"drawable if temperature"``: rows without NaN and, where that number is above 0,
-whose greatest value is finite. The name may be a letter: ``V="[1, inf)"``.
+- ``window="[0, inf); 0: unlimited"`` is an interval. The text after ``;`` is a hint for the error message. A bound is a
+  number, or a letter that stands for a size.
+- ``tokens="[0, V)"`` holds for every value of a tensor. ``"[0, V) or ignore_index"`` also allows the value of that
+  argument.
+- ``positions="[0, P) else start + T"``: where the tensor is not given, its values are the T numbers from ``start`` on.
+- ``approximate="tanh | none"`` lists the strings to choose from.
+- ``seed="given if dropout_p"``: the tensor must be given where ``dropout_p`` is above 0.
+- ``logits="drawable if temperature"``: no row has a NaN. Where ``temperature`` is above 0, the greatest value of each
+  row is finite.
+- ``V="[1, inf)"`` is a rule for a size.
 
-A declaration is read once: Python's compiled check (``shapes.compile_check``) and the kernels in C++
-(csrc/torch/declaration.h) only find out whether a call fits; ``check`` words what does not.
+A declaration is parsed once. Two fast checks use it, ``shapes.compile_check`` in Python and csrc/torch/declaration.h in
+C++. They only find out whether a call fits. ``check`` raises the error of a call that does not.
 """
 
 import math
@@ -33,14 +37,14 @@ class Rule:
     high: float | str = math.inf
     closed: tuple[bool, bool] = (True, True)
     also: int | str | None = None
-    start: str | None = None  # what the values of an absent tensor start with, and the letter of their count
+    start: str | None = None  # the argument that the values of an absent tensor start with; ``count``: their number
     count: str | None = None
     condition: str | None = None
     hint: str | None = None
 
 
 def parse(op: str, values: dict[str, str], arguments: tuple[str, ...]) -> list[Rule]:
-    """The rules of a declaration; ValueError for a text that is none, or that names what is no argument."""
+    """The rules of a declaration. Raises ValueError for a text that is not a rule, or names an unknown argument."""
     return [_parse(op, name, text, arguments) for name, text in values.items()]
 
 
@@ -76,12 +80,12 @@ def _bound(text: str) -> float | str:
 
 
 def checkable(tensor: Tensor) -> bool:
-    """Whether values may be looked at: on the CPU, and not inside torch.func's transforms, vmap among them."""
+    """Whether the values of a tensor can be read here: it is on the CPU, and no transform of torch.func is active."""
     return tensor.device.type == "cpu" and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def lies_in(tensor: Tensor, low: int, high: int, also: int | None = None) -> bool:
-    """Whether each value of a tensor that may be looked at is in [low, high] or is ``also``."""
+    """Whether each value is in [low, high] or is ``also``. True for a tensor that is not ``checkable``."""
     if not checkable(tensor) or not tensor.numel():
         return True
     least, most = tensor.aminmax()
@@ -91,7 +95,7 @@ def lies_in(tensor: Tensor, low: int, high: int, also: int | None = None) -> boo
 
 
 def drawable(logits: Tensor, finite: bool) -> bool:
-    """Whether each row (..., V) that may be looked at has no NaN and, where ``finite``, a finite maximum."""
+    """Whether each row (..., V) has no NaN and, where ``finite``, a finite maximum. True where not ``checkable``."""
     if not checkable(logits) or not logits.numel():
         return True
     top = logits.amax(-1)  # NaN where there is one
@@ -126,13 +130,13 @@ def conditions(rules: list[Rule], tensors: tuple[str, ...]) -> list[str]:
 
 
 def _word(bound: float | str, closed: bool, step: str) -> str:
-    """A bound of whole numbers, made closed."""
+    """A bound of an integer interval as Python text. An open bound becomes the closed bound next to it."""
     name = f"_{bound}" if isinstance(bound, str) else str(bound)
     return name if closed else f"({name} {step} 1)"
 
 
 def check(op: str, rules: list[Rule], args: dict[str, Any], sizes: dict[str, Any]) -> None:
-    """Raises ValueError naming op, argument, expected and got, where a rule does not hold."""
+    """Raises ValueError where a rule does not hold. It names the op, the argument, what was expected and what came."""
     for rule in rules:
         value = args.get(rule.name, sizes.get(rule.name))
         if wrong := _objection(rule, value, args, sizes):
@@ -141,7 +145,7 @@ def check(op: str, rules: list[Rule], args: dict[str, Any], sizes: dict[str, Any
 
 
 def _objection(rule: Rule, value: Any, args: dict[str, Any], sizes: dict[str, Any]) -> tuple[str, str] | None:
-    """What was expected and what came, or None where the rule holds."""
+    """What was expected and what came, in words, or None where the rule holds."""
     if rule.kind == "choice":
         *first, last = map(repr, rule.choices)
         return None if value in rule.choices else (f"be {', '.join(first)} or {last}", repr(value))
@@ -187,7 +191,7 @@ def _outside_of_tensor(rule, value, low, high, args, sizes) -> tuple[str, str] |
 
 
 def _index(wrong: Tensor) -> str:
-    """Where the first True is, as a tuple is written."""
+    """The index of the first True, written as a tuple."""
     at = wrong.nonzero()[0].tolist()
     return f"({at[0]},)" if len(at) == 1 else f"({', '.join(map(str, at))})"
 
@@ -197,7 +201,10 @@ def _interval(rule: Rule, low: Any, high: Any) -> str:
 
 
 def within(op: str, name: str, tensor: Tensor | None, high: int, allowed: int | None = None) -> None:
-    """Raises where a value of a CPU tensor is outside [0, high) and not ``allowed``: for checks before an op's own."""
+    """Raises ValueError where a value of a CPU tensor lies outside [0, high) and is not ``allowed``.
+
+    It is for code that must check an argument of an op before it calls the op.
+    """
     if tensor is not None:
         rule = Rule(name, "interval", low=0, high=high, closed=(True, False), also=allowed)
         check(f"gpt2fast::{op}", [rule], {name: tensor}, {})
