@@ -1,5 +1,8 @@
-"""Builds gpt2fast._C (one static library per instruction set, then the torch extension that links them), gpt2fast._ptx,
-the machine that runs PTX, which needs pybind11 only, and gpt2fast/_cuda.so, which needs nvcc and no torch."""
+"""Builds the three libraries of gpt2fast.
+
+gpt2fast._C has the CPU kernels: one static library for each instruction set, and the torch extension that links them.
+gpt2fast._ptx is the machine that runs PTX; it needs pybind11 only. gpt2fast/_cuda.so has the kernels in CUDA C++; it
+needs nvcc and no torch."""
 
 import glob
 import os
@@ -21,7 +24,7 @@ except ImportError:
 
 flags = runpy.run_path("gpt2fast/compiler_flags.py")
 FLAGS = flags["FLAGS"]
-# CI takes a use of what was not initialised for an error; on a user's machine the compiler warns.
+# In CI, the use of an uninitialised variable is an error. On a user's machine the compiler only warns.
 if os.environ.get("GPT2FAST_STRICT") == "1":
     FLAGS += ["-Werror=uninitialized", "-Werror=maybe-uninitialized"]
 
@@ -34,7 +37,8 @@ def library(name, sources, own):
 
 
 class BuildExtensions(BuildExtension):
-    """Notes beside the extension which torch it was built with: with another it may not load. Adds the CUDA kernels."""
+    """Writes beside the extension which torch it was built with, since another torch may not load it. Also builds the
+    CUDA kernels."""
 
     def run(self):
         super().run()
@@ -47,20 +51,21 @@ class BuildExtensions(BuildExtension):
 
 
 def wants_cuda(nvcc):
-    """GPT2FAST_CUDA=1 builds the CUDA kernels or fails, 0 leaves them out; else where torch and nvcc are for CUDA."""
+    """Whether to build the CUDA kernels. GPT2FAST_CUDA=1 builds them or fails, and 0 leaves them out. If it is not set,
+    they are built if torch is a CUDA build and there is an nvcc."""
     wanted = os.environ.get("GPT2FAST_CUDA")
     return wanted == "1" or (wanted != "0" and torch.version.cuda is not None and nvcc is not None)
 
 
 class BuildLibraries(build_clib):
-    """Compiles the instruction sets side by side: they have nothing in common but headers."""
+    """Compiles the libraries of the instruction sets in parallel. They share nothing but headers."""
 
     def build_libraries(self, libraries):
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             list(pool.map(lambda one: build_clib.build_libraries(self, [one]), libraries))
 
 
-# GPT2FAST_PTX=0 leaves it out, for those in a hurry, and GPT2FAST_CPU=0 the kernels for the CPU.
+# For a faster build, GPT2FAST_PTX=0 leaves out the PTX machine, and GPT2FAST_CPU=0 leaves out the CPU kernels.
 with_ptx = os.environ.get("GPT2FAST_PTX") != "0"
 with_cpu = os.environ.get("GPT2FAST_CPU") != "0"
 ptx = Extension(

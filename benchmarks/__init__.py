@@ -1,4 +1,4 @@
-"""How fast every op and the whole model is, against PyTorch, transformers and this machine's limits.
+"""Benchmarks of every op and of the whole model, against PyTorch, transformers and this machine's limits.
 
-``python -m benchmarks`` in the repository; installed, ``python -m gpt2fast.benchmarks``.
+Run ``python -m benchmarks`` in the repository, or ``python -m gpt2fast.benchmarks`` where gpt2fast is installed.
 """

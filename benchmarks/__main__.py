@@ -1,7 +1,7 @@
 """``python -m benchmarks [--quick] [--out FOLDER]``: limits, ops, errors, the whole model, and a page of all of them.
 
-Ops are timed twice: by our own pairs, which the table and the picture show, and by pytest-benchmark, whose JSON its own
-``pytest-benchmark compare`` reads.
+Ops are timed twice. Our own code times pairs of one round (``timing.py``); the table and the picture show these. Then
+pytest-benchmark times the same cases; ``pytest-benchmark compare`` reads its JSON.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from . import generate, ops, output, parity, report
 RESULTS = Path("benchmarks/results")
 
 
-NEEDED = ("pytest", "pytest_benchmark", "transformers")  # beside torch, all of the extra "bench"
+NEEDED = ("pytest", "pytest_benchmark", "transformers")  # torch, too; all of them are in the extra "bench"
 
 
 def check_extras() -> None:
-    """Ends the program, before anything is measured, where something is not installed; names all of it and the fix."""
+    """Ends the program before anything is measured if a package is missing; names all missing ones and the fix."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise SystemExit(
             f"gpt2fast benchmarks: {', '.join(NEEDED)} must be installed, {', '.join(missing)} "
@@ -27,7 +27,7 @@ def check_extras() -> None:
 
 
 def time_by_pytest(out: Path, quick: bool) -> int:
-    """test_ops_bench.py into pytest-benchmark.json; pytest's exit status."""
+    """Runs test_ops_bench.py, which writes pytest-benchmark.json. Returns pytest's exit status."""
     import pytest
 
     pace = ["--benchmark-max-time=0.05", "--benchmark-min-rounds=3"] if quick else ["--benchmark-max-time=0.3"]

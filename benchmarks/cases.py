@@ -1,4 +1,4 @@
-"""What is timed: the cases of each op that have GPT-2's own sizes, a few more shapes, and PyTorch's ways to compare."""
+"""What is timed: for each op, cases at GPT-2's own sizes and a few other shapes, and PyTorch's ways to compare with."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ from gpt2fast.testing import build, call, find_ops
 from gpt2fast.testing.inputs import every, tensors_of
 
 GPT2 = dict(C={768, 3072}, K={768, 3072}, N={768, 2304, 3072, 50257}, V={50257}, H={12}, D={64}, P={1024})
-BATCH = dict(B=8, T=1023)  # a batch that fills all positions but one
+BATCH = dict(B=8, T=1023)  # a batch that fills all of the 1024 positions but one
 VECTORS = [(768,)] * 6 + [(2304,), (3072,)]
 MATRICES = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
 PARAMETERS = [(50257, 768), (1024, 768), *12 * (VECTORS + MATRICES), (768,), (768,)]  # of the model of 124M
@@ -43,12 +43,14 @@ MORE = {
     "adamw_": [dict(each=PARAMETERS, step=10)],
     "gradient_norm": [dict(each=PARAMETERS)],
 }
-LEAST_ROTATED = 2 << 20  # bytes a call moves from which its inputs would not be in cache when a model calls it
+# If a call moves at least so many bytes, its inputs would not be in the cache when a model calls it. So its benchmark
+# takes several sets of inputs in turn, of at most MOST_ROTATED bytes together.
+LEAST_ROTATED = 2 << 20
 MOST_ROTATED = 512 << 20
 
 
 def bench_ops(names: list[str]) -> list[Op]:
-    """Ops by name, by default all that have a kernel of ours and a way in PyTorch to compare with."""
+    """The ops with these names. By default, all ops that have a kernel of ours and a way in PyTorch to compare with."""
     found = find_ops(names)
     runs_on = {op.key: choose(op, **op.example()).backend for op in found}
     if not names:
@@ -69,7 +71,7 @@ def bench_ops(names: list[str]) -> list[Op]:
 
 
 def bench_cases(op: Op) -> list[dict]:
-    """Cases of ``op`` at GPT-2's sizes, decode first; all non-empty ones for an op whose letters are not GPT-2's."""
+    """Cases of ``op`` at GPT-2's sizes, decode first; for an op whose letters are not GPT-2's, all non-empty cases."""
     own = [c for c in op.cases if all(c[k] in sizes for k, sizes in GPT2.items() if k in c)]
     found = [c for c in own if 0 not in c.values() and not c.get("dropout_p")]
     found = found or [c for c in op.cases if 0 not in (c.get("B"), c.get("R"))]
@@ -87,7 +89,7 @@ def describe(case: dict) -> str:
 
 
 def _sdpa_decode(q, k, v, lengths, starts=None, window=0, scale=None):
-    """Without a mask: right, and PyTorch's best, where all rows see the whole cache."""
+    """Attention without a mask. If all rows see the whole cache, this is correct, and it is PyTorch's fastest way."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
@@ -96,7 +98,7 @@ def _torch_sample(
     logits, seed, positions, tokens=None, rows=None,
     temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
 ):  # fmt: skip
-    """What transformers' processors and warpers do, then torch.multinomial."""
+    """The steps of transformers' logits processors and warpers, and then torch.multinomial."""
     if tokens is not None and repetition_penalty != 1:
         tokens = tokens.clamp(min=0)
         score = logits.gather(1, tokens)
@@ -117,14 +119,14 @@ def _torch_sample(
 
 
 def _fused(op: Op) -> Callable | None:
-    """PyTorch's fused way, with the reference for the calls that it does not compute."""
+    """PyTorch's fused way. For calls that it cannot compute, the reference runs instead."""
     if op.fused is None or op.fused_unless is None:
         return op.fused
     return lambda *args: (op.reference if op.fused_unless(*args) else op.fused)(*args)
 
 
 def rivals(op: Op, case: dict | None = None) -> dict[str, Callable]:
-    """PyTorch's ways to compute ``op``, by name; they take the op's arguments by position."""
+    """PyTorch's ways to compute ``op``, by name. They take the op's arguments by position."""
     found = dict(fused=op.baseline or _fused(op), naive=op.naive)
     if op.name == "sample":
         found["naive"] = _torch_sample
@@ -134,7 +136,7 @@ def rivals(op: Op, case: dict | None = None) -> dict[str, Callable]:
 
 
 def last_level_cache() -> int:
-    """Bytes of this machine's largest cache; 32 MiB where it does not say."""
+    """The size of this machine's largest cache in bytes. If the system does not tell, it is taken as 32 MiB."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = path.read_text().strip()
@@ -143,7 +145,7 @@ def last_level_cache() -> int:
 
 
 def nbytes(op: Op, args: dict) -> tuple[int, int]:
-    """Bytes that a call must read and must write: every tensor in and out once, of tables only the rows in use."""
+    """The bytes that a call must read and must write. Every tensor counts once, and of tables only the rows in use."""
     written = sum(t.nbytes for t in call(op, args))
     read = sum(t.nbytes for t in tensors_of(args))
     if op.name == "embedding":
@@ -153,14 +155,15 @@ def nbytes(op: Op, args: dict) -> tuple[int, int]:
 
 
 def _placed(tensor: Tensor) -> Tensor:
-    """A copy; if large, on huge pages, where the large outputs of our ops, which are inputs of others, are."""
+    """A copy of the tensor. A large copy is on huge pages: in a model, the inputs of an op are outputs of other ops,
+    and our ops put large outputs there."""
     if tensor.nbytes < memory.HUGE_PAGE or not tensor.is_contiguous():
         return tensor.clone()
     return memory.empty({"": tuple(tensor.shape)}, tensor.dtype)[""].copy_(tensor)
 
 
 def inputs(op: Op, case: dict, dtype: torch.dtype) -> tuple[list[tuple], bool]:
-    """Argument tuples to take in turn, and whether they are more than the caches hold."""
+    """The argument tuples to take in turn, and whether they are together larger than the caches."""
     args = build(op, case, dtype)
     moved = sum(nbytes(op, args))
     copies = 1
@@ -171,7 +174,7 @@ def inputs(op: Op, case: dict, dtype: torch.dtype) -> tuple[list[tuple], bool]:
 
 
 def peers(op, case: dict, args: dict) -> dict[str, Callable]:
-    """Other libraries' kernels for the same op, by name, those that can be imported."""
+    """Kernels of other libraries for the same op, by name, as far as the libraries can be imported."""
     found: dict[str, Callable] = {}
     plain = case.get("causal", True) and not any(case.get(k) for k in ("mask", "bias", "window", "dropout_p"))
     if op.name == "attention_backward" and plain and case["T"] == case["S"]:

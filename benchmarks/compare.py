@@ -1,7 +1,8 @@
-"""Two runs of the op benchmarks side by side: what became faster or slower, and whether that is more than noise.
+"""Compares two runs of the op benchmarks: what became faster or slower, and whether that is more than noise.
 
-A machine is not as fast on two days. What is compared is therefore the ratio to PyTorch, which each run measured for
-itself; times stand beside it. Of each quotient the interval is that of 95 % of 2000 resamplings of both runs' rounds.
+A machine is not equally fast on two days. Therefore the ratio to PyTorch is compared, which each run has measured for
+itself; the times stand beside it. Each quotient has an interval, which holds 95 % of 2000 resamplings of both runs'
+rounds.
 """
 
 import json
@@ -15,7 +16,7 @@ RESAMPLINGS = 2000
 
 
 def read(path: str) -> dict:
-    """Results of ``benchmarks.ops``; ValueError where the file holds none."""
+    """The results of ``benchmarks.ops`` in a file. Raises ValueError if the file has none."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         if found["kind"] != "ops":
@@ -26,7 +27,7 @@ def read(path: str) -> dict:
 
 
 def quotient(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
-    """after / before by their medians, and the interval in which 95 % of resamplings lie."""
+    """after / before, from their medians, and the interval that holds 95 % of the resamplings."""
     draw = random.Random(0)
 
     def median(values: Sequence[float]) -> float:
@@ -38,12 +39,12 @@ def quotient(before: Sequence[float], after: Sequence[float]) -> tuple[float, fl
 
 
 def verdict(low: float, high: float) -> str:
-    """``faster`` or ``slower`` where the interval leaves out 1."""
+    """``faster`` or ``slower`` if 1 is not in the interval."""
     return "faster" if low > 1 else "slower" if high < 1 else "as before"
 
 
 def compare(before: dict, after: dict) -> list[dict]:
-    """For each row that both results of ``benchmarks.ops`` have timed: how the ratio to PyTorch changed."""
+    """How the ratio to PyTorch changed, for each row that both results of ``benchmarks.ops`` have timed."""
     earlier = {_key(row): row for row in before["rows"] if "rounds" in row}
     found = []
     for row in after["rows"]:

@@ -1,6 +1,7 @@
-"""The drawings of the report, as SVG text: bars of ratios, row by row, and the roofline.
+"""The drawings of the report as SVG text: bars of ratios, row by row, and the roofline.
 
-Shapes and hatches say what colours say. Colours are classes of page.css, so that a dark screen and print have theirs.
+Shapes and hatches repeat what colours say, for readers who cannot tell the colours apart. Colours are classes of
+page.css, so that dark screens and print have colours of their own.
 """
 
 import html
@@ -11,13 +12,13 @@ from dataclasses import dataclass, field
 from .units import number
 
 SYMBOLS = {"float32": "circle", "bfloat16": "square", "float16": "triangle"}
-LETTER = 0.62  # of the font's size: the width of a letter, rather too wide than too narrow
+LETTER = 0.62  # the width of a letter, as a share of the font's size; rather too wide than too narrow
 FONT = 13
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def element(tag: str, content: str = "", **attributes) -> str:
-    """``klass`` is class, and ``_`` in a name is ``-``; numbers get two decimals."""
+    """An SVG element. ``klass`` stands for class, and ``_`` in a name for ``-``. Numbers get two decimals."""
     words = []
     for name, value in attributes.items():
         name = "class" if name == "klass" else name.replace("_", "-")
@@ -31,7 +32,7 @@ def write(x: float, y: float, text: str, anchor: str = "start", klass: str = "la
 
 
 def titled(name: str, title: str, description: str) -> tuple[dict, str]:
-    """Attributes and first children of an SVG that a screen reader reads as one picture; ``name`` is unique."""
+    """Attributes and first children of an SVG that a screen reader takes as one picture. ``name`` must be unique."""
     attributes = dict(role="img", aria_labelledby=f"{name}-title {name}-desc")
     inner = element("title", html.escape(title), id=f"{name}-title")
     return attributes, inner + element("desc", html.escape(description), id=f"{name}-desc")
@@ -42,7 +43,7 @@ def titled(name: str, title: str, description: str) -> tuple[dict, str]:
 
 @dataclass
 class Scale:
-    """A logarithmic axis over the width of a drawing, in percent; it holds 1 and every value."""
+    """A logarithmic axis over the width of a drawing, in percent. Its range includes 1 and every value."""
 
     low: float
     high: float
@@ -58,7 +59,7 @@ class Scale:
         return 100 * min(max(share, 0.0), 1.0)
 
     def ticks(self, most: int = 6) -> list[float]:
-        """At most ``most`` round values, 1 among them, none of them at the edge."""
+        """At most ``most`` round values. 1 is among them, and none is at the edge."""
         inside = [t for t in TICKS if 4 < self.at(t) < 95]
         step = max(1, math.ceil(len(inside) / most))
         one = inside.index(1) if 1 in inside else 0
@@ -66,7 +67,7 @@ class Scale:
 
 
 def axis(scale: Scale) -> str:
-    """The scale above the bars: its ticks with their values."""
+    """The scale above the bars: ticks and their values."""
     inner = "".join(
         element("text", f"{number(t, 1)}{' ×'}", x=f"{scale.at(t):.2f}%", y="13", text_anchor="middle", klass="label")
         for t in scale.ticks()
@@ -75,7 +76,7 @@ def axis(scale: Scale) -> str:
 
 
 def bar(scale: Scale, spread: dict, dtype: str, title: str) -> str:
-    """From 1 to the median, with a whisker from the 10 % to the 90 % quantile."""
+    """A bar from 1 to the median, with a whisker from the 10 % to the 90 % quantile."""
     one, end = scale.at(1.0), scale.at(spread["median"])
     left, right = sorted((one, end))
     low, high = scale.at(spread["q10"]), scale.at(spread["q90"])
@@ -97,7 +98,7 @@ def bar(scale: Scale, spread: dict, dtype: str, title: str) -> str:
 
 
 def hatches() -> str:
-    """Patterns that the bars of all drawings take, one a dtype; float32 is plain."""
+    """The hatch patterns of the bars in all drawings, one for each dtype. float32 is plain."""
     lines = dict(bfloat16="M-1,1 l2,-2 M0,6 l6,-6 M5,7 l2,-2", float16="M0,3 h6")
     patterns = "".join(
         element("pattern", element("path", d=d, klass="hatching"), id=f"hatch-{name}", width=6, height=6,
@@ -112,7 +113,7 @@ def hatches() -> str:
 
 @dataclass
 class Point:
-    """A case: operations a byte, and operations a second of ours and of PyTorch's fastest way."""
+    """A case: operations per byte, and operations per second of our way and of PyTorch's fastest way."""
 
     op: str
     dtype: str
@@ -124,7 +125,7 @@ class Point:
 
 @dataclass
 class Roof:
-    """Of a machine: bytes a second, and rates in operations a second by what computes."""
+    """The limits of a machine: bytes per second of its memory, and operations per second, by the unit that computes."""
 
     memory: float
     rates: dict[str, float]
@@ -138,7 +139,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass
 class Frame:
-    """Two logarithmic axes, from data to units of the drawing, and the boxes that are taken by text and points."""
+    """Two logarithmic axes, which convert data to units of the drawing, and the boxes that text and points occupy."""
 
     width: float
     height: float
@@ -169,7 +170,7 @@ def overlap(a: Box, b: Box) -> bool:
 
 
 def text_box(x: float, y: float, text: str, anchor: str) -> Box:
-    """The room that a text takes, ``y`` its baseline."""
+    """The box that a text occupies. ``y`` is its baseline."""
     width = LETTER * FONT * len(text)
     left = x - dict(start=0.0, middle=width / 2, end=width)[anchor]
     return left - 2, y - FONT, left + width + 2, y + 4
@@ -189,7 +190,8 @@ def decades(low: float, high: float) -> list[float]:
 
 
 def roofline(points: Sequence[Point], roof: Roof, name: str, width: int, height: int) -> tuple[str, list[str]]:
-    """The drawing, and the ops for whose names it has no room. Filled: ours; hollow: PyTorch's; a line joins a case."""
+    """The drawing, and the ops whose names found no room. A filled point is ours, a hollow one PyTorch's; a line joins
+    the two of a case."""
     knee = max(roof.rates.values()) / roof.memory
     xs, ys = [p.intensity for p in points], [v for p in points for v in (p.ours, p.other)]
     low, high = min([*xs, knee / 10]) / 1.8, max([*xs, knee]) * 4
@@ -238,7 +240,7 @@ def axes(frame: Frame) -> list[str]:
 
 
 def roof_lines(frame: Frame, roof: Roof) -> list[str]:
-    """The slope of memory and a level for each rate, each with its measured figure."""
+    """The sloped line of memory and a level line for each rate, each with its measured figure."""
     parts = []
     top = max(roof.rates.values())
     low, knee = frame.x[0], top / roof.memory
@@ -270,7 +272,8 @@ def roof_lines(frame: Frame, roof: Roof) -> list[str]:
 
 
 def name_beside(frame: Frame, text: str, x: float, y: float) -> str | None:
-    """The text where there is room for it, with a line to its point where that is not beside it; None for no room."""
+    """The text, at the nearest place with room for it. If that is not close to its point, a line leads there. None if
+    there is no room."""
     for distance in (9, 18, 30, 44, 60, 80, 105, 135):
         for dx, dy in ((1, 0), (0.7, -0.7), (0, -1), (0.7, 0.7), (0, 1), (-0.7, -0.7), (-1, 0), (-0.7, 0.7)):
             at, base = x + distance * dx, y + distance * dy + 4

@@ -1,6 +1,6 @@
 """The figures that gpt2fast promises, and whether results hold them: ``python -m benchmarks.figures FILE.json``.
 
-For those who work on gpt2fast; a user's report has no such rows.
+This is for people who work on gpt2fast. A user's report has no such rows.
 """
 
 import argparse
@@ -10,7 +10,7 @@ GELU, CROSS_ENTROPY, BANDWIDTH = 8.0, 5.0, 0.85
 
 
 def of_ops(rows: list[dict]) -> list[tuple[str, str, bool]]:
-    """(figure, what was found, whether it holds) for rows of benchmarks.ops."""
+    """(figure, what was found, whether the promise is kept) for rows of benchmarks.ops."""
     timed = [row for row in rows if "failed" not in row]
     found = [(f"{_name(row)}: parity", "FAILED", False) for row in rows if "failed" in row]
     for row in timed:
@@ -58,7 +58,7 @@ def _name(row: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints the figures of the files' results; the status is 1 where one does not hold."""
+    """Prints the figures of the files' results. The exit status is 1 if one of them does not hold."""
     from . import report
     from .table import show
 

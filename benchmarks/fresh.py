@@ -1,4 +1,5 @@
-"""Fresh processes: memory of a native float32 decode, and time to its first token, above a bare ``import torch``."""
+"""Measures in fresh processes: the memory of a native float32 decode and the time to its first token, in both cases
+above a process that only does ``import torch``."""
 
 import json
 import statistics
@@ -45,11 +46,11 @@ else:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 print(json.dumps([reached, peak]))
 """
-ROOT = Path(gpt2fast.__file__).parent.parent  # where these processes find it too, installed or not
+ROOT = Path(gpt2fast.__file__).parent.parent  # the processes import gpt2fast from here, installed or not
 
 
 def _run(code: str, *args: str) -> tuple[float, int]:
-    """Seconds from the start of the process until ``reached``, and its peak memory in bytes."""
+    """The seconds from the start of the process until ``reached``, and the peak memory of the process in bytes."""
     start = time.time()
     command = [sys.executable, "-c", code + REPORT, *args]
     out = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -58,7 +59,8 @@ def _run(code: str, *args: str) -> tuple[float, int]:
 
 
 def measure(folder: Path, weights: int, rounds: int = 5) -> dict:
-    """Medians over alternating rounds, files in the page cache; ``weights``: bytes of the parameters in ``folder``."""
+    """Medians over alternating rounds, with the files in the page cache. ``weights``: bytes of the parameters in
+    ``folder``."""
     _run(BARE), _run(NATIVE, str(folder))
     pairs = [(_run(BARE), _run(NATIVE, str(folder))) for _ in range(rounds)]
     return dict(

@@ -1,8 +1,9 @@
 """The whole model, 124M random parameters: ``python -m benchmarks.generate [--cases 1x32,8x512] [--json FILE]``.
 
-The native model, the drop-in class and transformers (sdpa) alternate in one process, each on the weights that it read
-from one checkpoint. prefill = P B / t(1 new token); decode = B (n - 1) / (t(n) - t(1)); ``bandwidth`` is what decoding
-the weights' bytes once a token makes of the read bandwidth measured in the same rounds.
+The native model, the drop-in class and transformers (sdpa) alternate in one process. Each has read its weights from the
+same checkpoint. For a batch of B prompts of P tokens and t(n), the seconds for n new tokens, in tokens per second:
+prefill = P B / t(1) and decode = B (n - 1) / (t(n) - t(1)). Decoding must read the weights once for each token;
+``bandwidth`` is that as a share of the read bandwidth measured in the same rounds.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from .output import JSON_HELP, json_file, origin, write
 from .table import markdown, show
 from .timing import ratios, summarise
 
-CASES = ["1x32", "1x512", "1x1023", "8x32", "8x512"]  # batch x prompt; 1023 fills all positions but one: prefill only
+CASES = ["1x32", "1x512", "1x1023", "8x32", "8x512"]  # batch x prompt; 1023 leaves one position: no decode
 NEW = {1: 33, 8: 17}
 PEERS = ("native", "drop-in", "sdpa", "eager")
 HEADER = ["case", "dtype", "what", "native", "drop-in", "sdpa", "±%", "native vs sdpa", "q10-q90", "drop-in vs sdpa",
@@ -28,7 +29,7 @@ HEADER = ["case", "dtype", "what", "native", "drop-in", "sdpa", "±%", "native v
 
 
 def make_checkpoint(folder: Path, dtype: str, **sizes) -> int:
-    """A GPT-2 with random weights; returns the bytes of its parameters."""
+    """Saves a GPT-2 with random weights. Returns the bytes of its parameters."""
     from gpt2fast import GPT2, Config
 
     torch.manual_seed(0)
@@ -38,7 +39,7 @@ def make_checkpoint(folder: Path, dtype: str, **sizes) -> int:
 
 
 def load(folder: Path, dtype: str, names: list[str]) -> dict:
-    """name -> generate(tokens, n), each on a model of its own."""
+    """The contenders by name, as functions generate(tokens, n). Each has a model of its own."""
     import transformers
 
     import gpt2fast
@@ -61,13 +62,13 @@ def load(folder: Path, dtype: str, names: list[str]) -> dict:
         kind = gpt2fast.GPT2LMHeadModel if name == "drop-in" else transformers.GPT2LMHeadModel
         attention = dict(attn_implementation="eager") if name == "eager" else dict(attn_implementation="sdpa")
         loaded = kind.from_pretrained(folder, dtype=DTYPES[dtype], **attention).eval()
-        loaded.generation_config.eos_token_id = None  # every run makes all of its tokens
+        loaded.generation_config.eos_token_id = None  # so that every run makes all of its tokens
         found[name] = functools.partial(theirs, loaded)
     return found
 
 
 def streamed_bytes(model_folder: Path, dtype: str) -> int:
-    """Bytes of weights that decoding a token must read: all but the positions, of which it needs one row."""
+    """The bytes of weights that decoding a token must read: all weights, but only one row of the table of positions."""
     from gpt2fast.model import GPT2, Config
 
     with torch.device("meta"):
@@ -85,7 +86,7 @@ def clock(generate, tokens: torch.Tensor, n: int) -> float:
 
 
 def run_case(models: dict, case: str, dtype: str, weights: int, probe, seconds: float, least: int) -> list[dict]:
-    """Rows for prefill and, where positions are left, decode."""
+    """A row for prefill and, if there are positions left, a row for decode."""
     B, P = map(int, case.split("x"))
     tokens = torch.randint(0, 50257, (B, P), generator=torch.Generator().manual_seed(P))
     new = min(NEW.get(B, 17), 1024 - P)
@@ -143,7 +144,7 @@ def run(
     dtypes: list[str], names: list[str], peers: list[str], seconds: float, with_fresh: bool, each=None,
     made_by: dict | None = None, **sizes,
 ) -> dict:  # fmt: skip
-    """All rows, the limits, and the figures of fresh processes; ``sizes``: of the model, instead of 124M's."""
+    """All rows, the machine's limits, and the figures of fresh processes. ``sizes``: of another model than 124M."""
     torch.use_deterministic_algorithms(False)
     probe = peak.Probe(huge=True, nbytes=peak.ARRAY)
     found = dict(kind="generate", made_by=made_by, machine=peak.machine(), peaks=peak.measure(quick=True), rows=[])

@@ -1,7 +1,7 @@
 """What a GPU has to tell, in eight minutes: ``make gpu``; ``make gpu REHEARSE=1`` runs the same script without one.
 
-The stages run one after the other, each in a process of its own with its own time limit, so that none stops the next.
-One JSON file holds what they found, also of a stage that was cut off; a short table closes the run.
+The stages run one after the other. Each has its own process and time limit, so that none can stop the next one. One
+JSON file has everything that they found, even from a stage that was cut off. A short table closes the run.
 """
 
 import argparse
@@ -20,7 +20,7 @@ LIMITS = dict(  # seconds: 8 minutes
 
 
 def make_importable() -> None:
-    """Where the package is not installed, its parts that lie in the root's folders are found there."""
+    """If the package is not installed, makes those of its parts importable that lie in folders of the root."""
     import gpt2fast
 
     if importlib.util.find_spec("gpt2fast.kernels") is None:
@@ -28,10 +28,10 @@ def make_importable() -> None:
 
 
 def run_stage(name: str, path: Path, rehearse: bool) -> dict:
-    """One stage in its own process: what it left in ``path``, its seconds, and how it ended."""
+    """Runs one stage in its own process. Returns what it left in ``path``, its seconds, and how it ended."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--stage", name, "--into", str(path)]
     start = time.perf_counter()
-    # The tail of the output goes to a file, since a killed process's children may hold a pipe open.
+    # The output goes to a file: the children of a killed process could hold a pipe open.
     with open(path.with_suffix(".log"), "w+") as log:
         process = subprocess.Popen(
             command + ["--rehearse"] * rehearse, cwd=ROOT, stdout=log, stderr=log, start_new_session=True
@@ -54,7 +54,7 @@ def run_stage(name: str, path: Path, rehearse: bool) -> dict:
 
 
 def summary(found: dict) -> list[str]:
-    """A line or more per stage."""
+    """One or more lines for each stage."""
     lines = []
     for name, stage in found["stages"].items():
         lines.append(f"{name:10} {stage['ended']}, {stage['seconds']} s")
@@ -75,7 +75,7 @@ def describe(row: dict, rehearsal: bool) -> str:
     if "error" in row and row["error"]:
         return " ".join([*words, "FAILED:", row["error"].strip().split("\n")[0][:160]])
     if "seconds" in row and rehearsal:
-        words.append("ran: " + ", ".join(row["seconds"]))  # its times are those of the PTX machine and mean nothing
+        words.append("ran: " + ", ".join(row["seconds"]))  # the times are those of the PTX machine and mean nothing
     elif "seconds" in row:
         words += [f"{n} {1e6 * s['median']:.1f} µs" for n, s in row["seconds"].items()]
         words += [f"{n} {r['median']:.2f}x ({r['q10']:.2f}-{r['q90']:.2f})" for n, r in row.get("ratios", {}).items()]

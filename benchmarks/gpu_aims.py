@@ -1,7 +1,7 @@
-"""What the project wants of a GPU, beside what ``make gpu`` measured: the table that closes its run.
+"""The project's aims on a GPU beside what ``make gpu`` measured: the table that closes its run.
 
-A row is one piece of work with its aims: a share of what the device was measured to reach, and ratios to other ways.
-What was not measured is said to be so.
+A row is one piece of work with its aims: a share of what the device was measured to reach, and ratios to other ways. A
+figure that was not measured is marked as such.
 """
 
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 ROWS = dict(B=16, T=1024)
 WIDTHS = (768, 1600)
 TRAINED = (16, 1024)
-PARAMETERS, LAYERS, WIDTH = 124_439_808, 12, 768  # of the model of 124M
+PARAMETERS, LAYERS, WIDTH = 124_439_808, 12, 768  # of the 124M model
 STREAMED = ("layer_norm", "add_layer_norm", "gelu", "bias_gelu", "layer_norm_backward", "gelu_backward")
 ATTENTION = dict(**ROWS, S=1024, H=12, D=64)
 LOSS = dict(R=8192, V=50257)
-# Timed first, in bfloat16, before the cases that the benchmarks share.
+# These cases are timed first, in bfloat16, before the cases that the benchmarks share.
 CASES = {
     **{op: [dict(**ROWS, C=C) for C in WIDTHS] for op in STREAMED},
     **dict.fromkeys(("cross_entropy", "cross_entropy_backward"), [LOSS]),
@@ -24,7 +24,8 @@ CASES = {
 
 @dataclass(frozen=True)
 class Aim:
-    """``share`` of the copy bandwidth or of the dense peak; ``times`` as fast as other ways, by their names."""
+    """An aim. ``share`` is of the copy bandwidth or of the dense peak. ``times``: how many times as fast as other ways,
+    by their names."""
 
     work: str
     op: str
@@ -46,7 +47,7 @@ def aims() -> Iterator[Aim]:
 
 
 def model_rows(stages: dict) -> Iterator[tuple[str, dict | None, float | None, float | None, dict[str, float]]]:
-    """(work, row, share reached, share wanted, ratios wanted) of the whole model."""
+    """(work, row, share reached, share wanted, ratios wanted) for the whole model."""
     measured = stages.get("machine", {}).get("found") or {}
     rows = (stages.get("model", {}).get("found") or {}).get("rows", [])
     decode = next((r for r in rows if r["what"] == "decode after 32" and r["case"] == "1" and "seconds" in r), None)
@@ -59,13 +60,13 @@ def model_rows(stages: dict) -> Iterator[tuple[str, dict | None, float | None, f
     step = next((r for r in steps if "compiled_transformers" in r["seconds"]), None) or next(iter(steps), None)
     share = None
     if step and "bfloat16_flops_per_second" in measured:
-        flops = 6 * B * T * (PARAMETERS + LAYERS * WIDTH * T)  # each token sees half of the others, twice backward
+        flops = 6 * B * T * (PARAMETERS + LAYERS * WIDTH * T)  # a token sees half of the others; backward counts twice
         share = flops / step["seconds"]["ours"]["median"] / measured["bfloat16_flops_per_second"]
     yield f"training step, 124M, {B} x {T}, bfloat16", step, share, 0.45, dict(compiled_transformers=1.1)
 
 
 def table(stages: dict) -> list[str]:
-    """A line per aim: what was measured, and whether all that was measured of it is reached."""
+    """A line for each aim: what was measured, and whether the aim is reached, as far as it was measured."""
     from .cases import describe
 
     rows = (stages.get("ops", {}).get("found") or {}).get("rows", [])

@@ -1,4 +1,4 @@
-"""The last stage of ``make gpu``: GPT-2 124M, the drop-in beside transformers, prefill, decode and training step."""
+"""The last stage of ``make gpu``: GPT-2 124M in the drop-in and in transformers: prefill, decode, a training step."""
 
 import copy
 import functools
@@ -13,7 +13,7 @@ SMALL = dict(n_layer=2, n_head=2, n_embd=32, vocab_size=101, n_positions=64)
 
 
 def rows_of(where: Where) -> Iterator[dict]:
-    """A row per piece of work, bfloat16 weights; every contender on a copy of the same model."""
+    """A row for each piece of work, with bfloat16 weights. Every contender has a copy of the same model."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     import gpt2fast
@@ -22,7 +22,7 @@ def rows_of(where: Where) -> Iterator[dict]:
     sizes = SMALL | dict(bos_token_id=0, eos_token_id=0) if where.rehearse else {}
     config = GPT2Config(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **sizes)
     plain = GPT2LMHeadModel(config).to(where.device).bfloat16().eval()
-    plain.generation_config.eos_token_id = None  # every run makes all of its tokens
+    plain.generation_config.eos_token_id = None  # so that every run makes all of its tokens
     ours = gpt2fast.optimize(copy.deepcopy(plain))
     models = dict(ours=ours, transformers=plain)
     prompts = [(2, 16)] if where.rehearse else [(1, 512), (8, 512)]
@@ -33,7 +33,7 @@ def rows_of(where: Where) -> Iterator[dict]:
         yield attempt(case, functools.partial(decode, where, models, config, B, 4 if where.rehearse else 64))
     B, T = (1, 16) if where.rehearse else (16, 1024)
     yield attempt(dict(what="training step", case=f"{B}x{T}"), functools.partial(train, where, models, config, B, T))
-    if not where.rehearse:  # last, since compiling takes most of the time that this stage has
+    if not where.rehearse:  # this is last, since compiling takes most of this stage's time
         models = dict(ours=ours, compiled_transformers=torch.compile(plain))
         yield attempt(dict(what="prefill", case="8x512"), functools.partial(prefill, where, models, config, 8, 512))
         yield attempt(
@@ -47,7 +47,8 @@ def tokens(where: Where, config, B: int, T: int) -> torch.Tensor:
 
 
 def timed(where: Where, calls: dict, rounds: int) -> dict:
-    """Wall-clock seconds with the device awaited, the contenders in turn; ratios of the pairs of each round."""
+    """Wall-clock seconds, including the wait for the device, with the contenders in turn, and the ratios of the pairs
+    of each round."""
 
     def call(function) -> float:
         where.synchronize()
@@ -77,7 +78,7 @@ def prefill(where: Where, models: dict, config, B: int, P: int) -> dict:
 
 
 def decode(where: Where, models: dict, config, B: int, new: int) -> dict:
-    """The drop-in, whose turns are CUDA graphs, beside transformers, and the native model without graphs."""
+    """Compares the drop-in, which decodes with CUDA graphs, transformers, and the native model without graphs."""
     from gpt2fast import GPT2
 
     ids = tokens(where, config, B, 16 if where.rehearse else 32)

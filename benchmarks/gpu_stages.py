@@ -1,6 +1,6 @@
-"""The stages of ``make gpu``, a function each: they take where to run and a ``save`` that keeps what they have so far.
+"""The stages of ``make gpu``. Each is a function of where to run and of ``save``, which keeps what was found so far.
 
-``save(rows=...)`` after every row, so that a stage that is cut off leaves the rows before.
+A stage calls ``save(rows=...)`` after every row, so that a stage that is cut off leaves the rows before.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def has_gpu() -> bool:
 
 @dataclass
 class Where:
-    """A GPU, or for a rehearsal the CPU with the PTX machine."""
+    """Where a stage runs: on a GPU, or for a rehearsal on the CPU with the PTX machine."""
 
     rehearse: bool
 
@@ -56,9 +56,11 @@ class Where:
             torch.cuda.synchronize()
 
     def times(self, contenders: dict[str, Callable], rounds: int = 30) -> dict[str, list[float]]:
-        """Seconds a call, the contenders in turn: a CUDA graph replayed between events, the L2 cache flushed before.
+        """The seconds of a call, with the contenders in turn. A CUDA graph is replayed between two events, after the L2
+        cache was flushed.
 
-        What cannot be captured runs as it is. In a rehearsal two calls by the wall clock, which mean nothing.
+        A call that cannot be captured runs without a graph. In a rehearsal, two calls are timed by the wall clock;
+        their times mean nothing.
         """
         if self.rehearse:
             return {name: [clock(call), clock(call)] for name, call in contenders.items()}
@@ -100,7 +102,7 @@ def _captured(call: Callable) -> Callable:
 
 
 class Found(dict):
-    """What a stage has found so far. A call adds to it and writes it to the stage's file."""
+    """What a stage has found so far. To call it adds to it, and writes all of it to the stage's file."""
 
     def __init__(self, into: Path):
         super().__init__(json.loads(into.read_text()) if into.exists() else {})
@@ -119,7 +121,7 @@ def run(name: str, into: Path, rehearse: bool) -> int:
 
 
 def attempt(row: dict, measure: Callable[[], dict]) -> dict:
-    """The row with what ``measure`` found, or with its error: one failure must not take the others with it."""
+    """The row with what ``measure`` found, or with its error: one failure must not end the others."""
     try:
         return row | measure()
     except Exception as error:
@@ -127,13 +129,13 @@ def attempt(row: dict, measure: Callable[[], dict]) -> dict:
 
 
 def build(where: Where, save) -> None:
-    """The PTX machine and, for torch's CUDA build, the kernels in CUDA C++: in place, with the Python that runs this.
-    No environment and no registry is needed."""
+    """Builds the PTX machine and, if torch is a CUDA build, the kernels in CUDA C++. It builds in place, with the
+    Python that runs this, and needs no new environment and no package index."""
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         save(skipped="Python's headers are missing: no C++ extension is built, and no counters are predicted")
         return
     command = [sys.executable, "setup.py", "-q", "build_clib", "build_ext", "--inplace"]
-    environment = os.environ | dict(GPT2FAST_CPU="0")  # the counters need the PTX machine, no stage the CPU's kernels
+    environment = os.environ | dict(GPT2FAST_CPU="0")  # counters need the PTX machine; no stage needs the CPU kernels
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     save(status=done.returncode, output=(done.stdout + done.stderr)[-2000:] if done.returncode else "")
     if done.returncode:
@@ -160,7 +162,8 @@ def machine(where: Where, save) -> None:
 
 
 def ceilings(where: Where) -> dict:
-    """What this device reaches: bytes a second of a large copy, read and written; FLOP/s of a bfloat16 product."""
+    """The limits that this device reaches: bytes read and written per second by a large copy, and FLOP/s of a bfloat16
+    product."""
     size, n = (1 << 16, 64) if where.rehearse else (1 << 30, 8192)
     x = torch.ones(size, dtype=torch.int8, device=where.device)
     y = torch.empty_like(x)
@@ -171,10 +174,10 @@ def ceilings(where: Where) -> dict:
 
 
 def parity(where: Where, save) -> None:
-    """Every op, dtype, case and layout on the device, by the same rule as everywhere; small cases first.
+    """Checks every op, dtype, case and layout on the device, by the same parity rule as everywhere, small cases first.
 
-    After a fault such as a misaligned address nothing runs on the device any more in this process. Another one takes
-    its place and goes on after the run that failed, without what is left of that op on that target.
+    After a fault such as a misaligned address, nothing runs on the device any more in this process. A new process then
+    replaces it. It goes on after the run that failed, and skips what is left of that op on that target.
     """
     from gpt2fast.testing import assert_parity, find_ops, lacks, on, runs, work
 
@@ -211,7 +214,7 @@ def parity(where: Where, save) -> None:
 
 
 def device_is_lost() -> bool:
-    """Whether a fault of an earlier launch keeps everything else from running on the device in this process."""
+    """Whether an earlier launch had a fault, so that nothing runs on the device any more in this process."""
     try:
         torch.cuda.synchronize()
     except RuntimeError:
@@ -234,7 +237,7 @@ def arguments(op, case: dict, dtype: torch.dtype, device: str) -> dict:
 
 
 def run_one_case_an_op(where: Where, each: Callable = lambda op, call: call()) -> None:
-    """One case of each op with a kernel, for tools that watch a process."""
+    """Runs one case of each op that has a kernel, for tools that watch a process."""
     from gpt2fast.backends import use_backend
 
     for op in kernel_ops():
@@ -250,7 +253,7 @@ def one_command(where: Where) -> list[str]:
 
 
 def sanitizer(where: Where, save) -> None:
-    """compute-sanitizer's memcheck and racecheck over one case an op; in a rehearsal the PTX machine's own checks."""
+    """Runs compute-sanitizer's memcheck and racecheck over one case of each op. A rehearsal runs the PTX machine's."""
     tool = shutil.which("compute-sanitizer")
     if not where.rehearse and tool is None:
         save(skipped="compute-sanitizer is not installed")
@@ -267,7 +270,7 @@ def sanitizer(where: Where, save) -> None:
 
 
 def counters(where: Where, save) -> None:
-    """Launch by launch what the PTX machine counts beside what Nsight Compute counted on the device."""
+    """Compares, launch by launch, what the PTX machine counts with what Nsight Compute counts on the device."""
     predicted: list[dict] = []
 
     def watch(op, call) -> None:
@@ -300,12 +303,12 @@ def count_by_ncu(kernels: set[str]) -> tuple[list[dict], str | None]:
     if len(lines) < 3:
         return [], (done.stdout + done.stderr)[-600:]
     back = {metric: name for name, metric in NCU.items()}
-    rows = list(csv.DictReader(lines))[1:]  # the first holds units
+    rows = list(csv.DictReader(lines))[1:]  # the first row has the units
     return [dict(kernel=r["Kernel Name"], counted={back.get(m, m): r.get(m) for m in metrics}) for r in rows], None
 
 
 def ops(where: Where, save) -> None:
-    """Ours against PyTorch eager and compiled, and against other libraries where they can be imported."""
+    """Times our ops against PyTorch, eager and compiled, and against other libraries that can be imported."""
     from gpt2fast.backends import use_backend
     from gpt2fast.dtypes import dtype_name
 
@@ -333,8 +336,8 @@ def smallest(op) -> dict:
 
 
 def contest(where: Where, op, case: dict, dtype: torch.dtype, copy: float) -> dict:
-    """One case of an op: seconds of ours in Triton and, by its side, in CUDA C++; of every other way, and ratios to the
-    fastest of those."""
+    """One case of an op: the seconds of our kernel in Triton, of ours in CUDA C++ and of every other way, and the ratio
+    to the fastest of the other ways."""
     from gpt2fast.backends import BACKENDS
 
     from . import cases
@@ -347,7 +350,7 @@ def contest(where: Where, op, case: dict, dtype: torch.dtype, copy: float) -> di
         contenders["ours in CUDA C++"] = functools.partial(kernel.run, **args)
     others = {name: functools.partial(f, *args.values()) for name, f in cases.rivals(op, case).items()}
     if not where.rehearse:
-        torch.compiler.reset()  # or the second case would compile for sizes that vary
+        torch.compiler.reset()  # otherwise the second case would compile for dynamic sizes
         others["compiled"] = functools.partial(torch.compile(op.naive or op.fused), *args.values())
     others |= cases.peers(op, case, args)
     found: dict = {}

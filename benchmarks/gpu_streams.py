@@ -1,6 +1,6 @@
-"""Streams, devices and graphs: kernels run on the stream and the device of their arguments, and can be captured.
+"""Checks that kernels run on the current stream and on the device of their arguments, and that graphs can capture them.
 
-A stage of ``make gpu``. In a rehearsal there is one stream and one device, and a replayed graph is a second call.
+This is a stage of ``make gpu``. A rehearsal has one stream and one device, and makes a second call instead of a replay.
 """
 
 import contextlib
@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-CYCLES = 30_000_000  # for which the device is kept busy, some 20 ms: a kernel on another stream would be done by then
+CYCLES = 30_000_000  # keeps the device busy for some 20 ms; a kernel on another stream would be done by then
 
 
 def rows_of(where) -> Iterator[dict]:
-    """A row for each op and backend of ours, with what was compared, or with the error."""
+    """A row for each op and each of our backends, with what was compared, or with the error."""
     from gpt2fast.backends import BACKENDS
     from gpt2fast.testing import find_ops
 
@@ -32,7 +32,7 @@ def rows_of(where) -> Iterator[dict]:
 
 
 def compare(where, op, backend: str, case: dict) -> dict:
-    """Raises AssertionError where results on a side stream, a second device or in a graph have other bits."""
+    """Raises AssertionError if results on a side stream, on a second device or in a graph have different bits."""
     from gpt2fast.backends import use_backend
     from gpt2fast.testing.inputs import build
 
@@ -54,8 +54,9 @@ def compare(where, op, backend: str, case: dict) -> dict:
 
 
 def on_a_side_stream(where, op, args: dict) -> list[Tensor]:
-    """The results for arguments that are written late on another stream, on which the op is called after that."""
-    source, late = (on(args, where.device) for _ in range(2))  # a copy on the device does not hold up the host
+    """The results of a call on another stream, on which the arguments are written late. A kernel on a wrong stream
+    would read them too early."""
+    source, late = (on(args, where.device) for _ in range(2))  # a copy between them does not block the host
     empty(late)
     where.synchronize()
     stream = contextlib.nullcontext() if where.rehearse else torch.cuda.stream(torch.cuda.Stream())
@@ -69,7 +70,7 @@ def on_a_side_stream(where, op, args: dict) -> list[Tensor]:
 
 
 def in_a_graph(where, op, first: dict, second: dict) -> list[Tensor]:
-    """The results for ``second`` of a graph that was captured with ``first``, replayed once its arguments changed."""
+    """The results of a graph that is captured with ``first`` and replayed after its arguments became ``second``."""
     args = on(first, where.device)
     call = functools.partial(results, op, args, copied=False)
     if where.rehearse:
@@ -89,7 +90,7 @@ def in_a_graph(where, op, first: dict, second: dict) -> list[Tensor]:
 
 
 def results(op, args: dict, copied: bool = True) -> list[Tensor]:
-    """The outputs of a call or, of an op that changes arguments, those; ``copied``: they are no arguments."""
+    """The outputs of a call. If the op changes arguments, these are its outputs; ``copied`` returns copies of them."""
     from gpt2fast.testing.inputs import tensors_of
 
     out = op.overload(**args)
@@ -112,12 +113,12 @@ def on(args: dict, device: str) -> dict:
 
 
 def empty(args: dict) -> None:
-    """Fills what numbers there are with NaN; other tensors stay, since indices must be in range."""
+    """Fills floating-point tensors with NaN. Other tensors stay as they are, since indices must be in range."""
     _each(lambda t: t.fill_(float("nan")) if t.is_floating_point() else t, args)
 
 
 def copy(source: dict, into: dict) -> None:
-    """Copies the tensors of arguments into those of others, in place."""
+    """Copies the tensors of ``source`` into those of ``into``, in place."""
     from gpt2fast.testing.inputs import tensors_of
 
     for a, b in zip(tensors_of(source), tensors_of(into), strict=True):

@@ -1,8 +1,8 @@
-"""What each kernel, in Triton and in CUDA C++, takes of a GPU and moves through it, one table an architecture:
+"""What each kernel in Triton and in CUDA C++ uses of a GPU and what it moves, in a table for each architecture:
 ``python -m benchmarks.kernel_table [sm_90 ...] > docs/kernels.md``.
 
-Registers, spills and shared memory are ptxas's, of compiled code; bytes, sectors, bank conflicts and operations are
-counted by the PTX machine. They are exact and repeatable, they are no times, and no GPU is needed.
+Registers, spills and shared memory are what ptxas says of the compiled code. The PTX machine counts bytes, sectors,
+bank conflicts and operations. All figures are exact and repeatable. None is a time, and no GPU is needed.
 """
 
 import re
@@ -23,8 +23,8 @@ from . import cases
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 GPU_BACKENDS = ("triton", "cuda")
 DTYPES = (torch.bfloat16, torch.float32)
-LIMIT = 1_000_000  # operations to which the cases of other ops are cut, whose kernels do not depend on their rows
-SHOWN = {  # so many rows that the tiles are those of large inputs
+LIMIT = 1_000_000  # cases of the other ops are cut to so many operations; their kernels do not depend on the rows
+SHOWN = {  # these cases have enough rows for the tiles of large inputs
     "linear": dict(B=1, T=640, K=128, N=256, bias=True, activation="gelu_tanh"),
     "linear_backward": dict(B=1, T=640, K=640, N=256),
     "mlp_backward": dict(B=1, T=640, K=128, M=640, N=128, bias_in=True, bias_out=True, keep=True),
@@ -39,7 +39,7 @@ HEADS = (
     "op", "dtype", "backend", "kernel", "threads", "registers", "spilled bytes", "shared bytes", "occupancy",
     "bytes / least", "sectors / ideal", "conflicts a request", "products / least",
 )  # fmt: skip
-MATRICES = ("linear", "mlp", "attention", "decode_attention")  # whose operations are products
+MATRICES = ("linear", "mlp", "attention", "decode_attention")  # ops whose operations are matrix products
 
 
 def shown(op: Op) -> dict:
@@ -47,7 +47,8 @@ def shown(op: Op) -> dict:
 
 
 def launches(op: Op, dtype: torch.dtype, backend: str) -> tuple[list, float, float | None]:
-    """One of each kernel of an op's call; its bytes over the least, and its tensor-core operations over its own."""
+    """The kernels of an op's call, each once; the call's bytes over the least possible; and its tensor-core operations
+    over the operations of its formula."""
     case = shown(op)
     args = build(op, case, dtype)
     with ptx.machine() as machine, use_backend(backend):
@@ -74,7 +75,8 @@ def registers(launch) -> int:
 
 
 def bytes_moved(launch) -> int:
-    """Of each source line the bytes that its threads ask for, or those of the sectors where many ask for the same."""
+    """The bytes that a launch moves. For each source line, these are the bytes that its threads ask for, or those of
+    the sectors if that is less, since many threads ask for the same bytes."""
     lines = [(line, kind) for line in launch.per_source.values() for kind in ("load", "store")]
     return sum(
         min(line.get(f"global_{kind}_bytes", 0), 32 * line.get(f"global_{kind}_sectors", 0)) for line, kind in lines
@@ -87,7 +89,7 @@ def ratio(counters: dict, over: str, under: str, kinds: tuple[str, ...]) -> floa
 
 
 def rows(op: Op, dtype: torch.dtype, backend: str, architectures: tuple[str, ...]) -> Iterator[tuple[str, list]]:
-    """(architecture, row) of each kernel."""
+    """(architecture, row) for each kernel."""
     made, moved, products = launches(op, dtype, backend)
     for i, launch in enumerate(made):
         threads = launch.block[0] * launch.block[1] * launch.block[2]
@@ -104,7 +106,7 @@ def rows(op: Op, dtype: torch.dtype, backend: str, architectures: tuple[str, ...
 
 
 def table(names: list[str], architectures: tuple[str, ...] = ARCHITECTURES) -> str:
-    """Markdown, for the ops named or for all that have a kernel for GPUs, backends side by side."""
+    """The table in Markdown, for the ops named or for all that have a GPU kernel, with the backends side by side."""
     found: dict[str, list[list]] = {architecture: [] for architecture in architectures}
     for name in names or OPS:
         backends = [backend for backend in GPU_BACKENDS if name in BACKENDS[backend].kernels]

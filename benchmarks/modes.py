@@ -1,4 +1,4 @@
-"""What is timed of an op: the forward pass, the backward pass, or both; and with what ours is compared."""
+"""What is timed of an op (the forward pass, the backward pass, or both), and what our kernel is compared with."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ BASELINES = ("fused", "naive", "compiled", "reference")  # and the names of back
 
 
 def assert_right(op: Op, case: dict, dtype: torch.dtype, mode: str) -> None:
-    """Raises AssertionError where what will be timed breaks the parity rule."""
+    """Raises AssertionError if the call that will be timed breaks the parity rule."""
     if mode != "bwd":
         assert_parity(op, case, dtype)
     if mode != "fwd":
@@ -27,10 +27,10 @@ def assert_right(op: Op, case: dict, dtype: torch.dtype, mode: str) -> None:
 
 
 def ways(op: Op, case: dict, names: Sequence[str] | None = None) -> dict[str, Callable]:
-    """By name what ours is compared with, functions of the op's arguments by position.
+    """What our kernel is compared with, by name, as functions that take the op's arguments by position.
 
-    ``names`` of ``BASELINES`` or of backends; None: PyTorch's fused way and the naive one. ValueError for a name that
-    is none, RuntimeError for a backend that cannot run here.
+    ``names`` are of ``BASELINES`` or of backends. None stands for PyTorch's fused way and the naive one. Raises
+    ValueError for an unknown name, and RuntimeError for a backend that cannot run here.
     """
     found = cases.rivals(op, case)
     if names is None:
@@ -54,22 +54,22 @@ def ways(op: Op, case: dict, names: Sequence[str] | None = None) -> dict[str, Ca
 
 
 def with_leaves(args: tuple) -> tuple[tuple, list[Tensor]]:
-    """The arguments with leaves of autograd in place of their floating-point tensors, and these leaves."""
+    """The arguments, with their floating-point tensors replaced by leaves of autograd, and these leaves."""
     args = tuple(a.detach().requires_grad_() if _differentiable(a) else a for a in args)
     return args, [a for a in args if _differentiable(a)]
 
 
 def outputs(op: Op, function: Callable, args: tuple) -> list[Tensor]:
-    """Of a call of ``function`` those outputs of ``op`` that have gradients."""
+    """Calls ``function`` and returns those outputs of ``op`` that have gradients."""
     out = function(*args)
     found = (out if isinstance(out, tuple) else (out,))[: len(op.returns)]
     return [o for o in found if o.is_floating_point()]
 
 
 def prepared(op: Op, function: Callable, args: tuple, mode: str) -> Callable[[], Any]:
-    """A function without arguments that does once what ``mode`` says, of ``function`` for these arguments.
+    """A function without arguments, which runs the passes of ``function`` that ``mode`` names, for these arguments.
 
-    RuntimeError where PyTorch does not differentiate ``function``.
+    Raises RuntimeError if PyTorch cannot differentiate ``function``.
     """
     if mode == "fwd":
         return functools.partial(function, *args)
@@ -78,7 +78,7 @@ def prepared(op: Op, function: Callable, args: tuple, mode: str) -> Callable[[],
     grads = [torch.ones_like(o) for o in found]
     if mode == "bwd":
         backward = functools.partial(torch.autograd.grad, found, leaves, grads, retain_graph=True, allow_unused=True)
-        backward()  # raises where there is no derivative
+        backward()  # raises if there is no derivative
         return backward
     return lambda: torch.autograd.grad(outputs(op, function, args), leaves, grads, allow_unused=True)
 

@@ -1,8 +1,8 @@
 """Every op at GPT-2's sizes against PyTorch: ``gpt2fast bench [NAMES] [--mode bwd] [--dtype float32] [--json FILE]``.
 
-Ours and PyTorch's ways alternate in one process; a kernel whose parity check fails is not timed. ``vs torch`` is the
-median over rounds of PyTorch's best time over ours, with the tenth and ninetieth percentile; ``limit`` the share of
-what this machine could do, measured in the same rounds where memory is the limit.
+Our way and PyTorch's ways alternate in one process. A kernel that fails its parity check is not timed. ``vs torch`` is
+PyTorch's best time over ours: the median over rounds, with the tenth and the ninetieth percentile. ``limit`` is our
+share of what this machine could do. Where memory is the limit, it is measured in the same rounds.
 """
 
 import contextlib
@@ -43,9 +43,9 @@ HEADER = [
 
 
 def least_seconds(moved: tuple[int, int], flops: float, pace: dict[str, float], rate: str, cached: bool):
-    """The roofline: the least time of a call and what limits it. In cache memory is no limit that we measure.
+    """The roofline: the least time of a call, and what limits it. For data in a cache, we measure no limit of memory.
 
-    As much reading as there is writing goes at the pace of a copy, the rest of the reading at that of reading alone.
+    As many bytes of reading as are written go at the speed of a copy; the rest goes at the speed of reading alone.
     """
     read, written = moved
     memory = 0.0
@@ -60,7 +60,7 @@ def bench_case(
     op: Op, case: dict, dtype: torch.dtype, measured: dict[str, float], probe, seconds: float, mode: str = "fwd",
     baselines: list[str] | None = None,
 ) -> dict:  # fmt: skip
-    """One row: times, ratios, shares and memory of a case; or the reason why it was not timed."""
+    """One row: the times, ratios, shares and memory of a case, or the reason why it was not timed."""
     row = dict(op=op.name, case=case, label=cases.describe(case), dtype=dtype_name(dtype), mode=mode)
     try:
         modes.assert_right(op, case, dtype, mode)
@@ -99,7 +99,7 @@ def bench_case(
 
 
 def _shares(op, dtype, measured, times, probes, work: Work, best, outside) -> dict:
-    """The bytes and operations, per second too, and how near to the machine's limit ours came."""
+    """The bytes and operations of a case, also per second, and how near our way came to the machine's limit."""
     flops, moved = work.flops, (work.read, work.written)
     rate = "dot" if op.autocast == "lower" and dtype == torch.bfloat16 else "fma"
     paces = [measured | dict(zip(probes, p)) for p in zip(*(times[n] for n in probes))] or [measured] * len(
@@ -152,11 +152,11 @@ def run(
     names: list[str], dtypes: list[str], quick: bool = False, keep_freed: bool = False, each=None, mode: str = "fwd",
     baselines: list[str] | None = None, shapes: list[dict] | None = None, made_by: dict | None = None,
 ) -> dict:  # fmt: skip
-    """All rows, with the machine and its limits; ``each(found)`` is called after every row."""
+    """All rows, with the machine and its limits. ``each(found)`` is called after every row."""
     chosen = cases.bench_ops(names)
     if mode != "fwd":
         chosen = _differentiable(chosen, names)
-    torch.use_deterministic_algorithms(False)  # or torch.empty would fill memory
+    torch.use_deterministic_algorithms(False)  # otherwise torch.empty would fill memory
     kept = keep_freed and keep_freed_memory()
     threads = torch.get_num_threads()
     peaks = peak.measure(threads, quick=quick or bool(names))
@@ -178,7 +178,7 @@ def run(
 
 
 def _differentiable(chosen: list[Op], names: list[str]) -> list[Op]:
-    """Those with a derivative; ValueError for one that was named and has none."""
+    """The ops that have a derivative. Raises ValueError if an op that was named has none."""
     for op in chosen:
         if names and not op.has_derivative:
             raise ValueError(f"gpt2fast bench: --mode must be fwd for {op.name}, which has no derivative")
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     def each(found: dict) -> None:
         if args.json != "-":
             print(*cells(found["rows"][-1]), sep="  ", file=sys.stderr, flush=True)
-            write(found, args.json)  # so that an interrupted run leaves what it has
+            write(found, args.json)  # so that an interrupted run leaves its rows
 
     try:
         with contextlib.ExitStack() as chosen:
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def print_tables(found: dict, metrics: list[str], as_markdown: bool) -> None:
-    """The rows and the machine's limits; then, row by row, what failed and what could not be compared."""
+    """Prints the rows and the machine's limits and then, row by row, what failed and what could not be compared."""
     threads = str(found["machine"]["threads"])
     limits = peak.limits(found["peaks"], int(threads))
     title = f"{found['machine']['cpu']}, {found['machine']['isa']}, {threads} threads: " + ", ".join(
@@ -257,7 +257,8 @@ def print_tables(found: dict, metrics: list[str], as_markdown: bool) -> None:
 
 
 def write_csv(found: dict, path: str) -> None:
-    """One line a row: seconds of every way, ratios to ours, bytes and operations a second. ``-`` is the terminal."""
+    """Writes a line for each row: seconds of every way, ratios to ours, bytes and operations per second. ``-`` is the
+    terminal."""
     ways = list(dict.fromkeys(name for row in found["rows"] for name in row.get("seconds", {})))
     lines = []
     for row in found["rows"]:

@@ -10,7 +10,7 @@ from . import modes, output
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ALL_DTYPES = DTYPES | {"float16": torch.float16}
-# By metric the columns of the table that show it.
+# For each metric, the columns of the table that show it.
 METRICS = dict(
     time=("ours µs", "±%"), bandwidth=("GB/s",), flops=("GFLOP/s",), limit=("limit",), memory=("MB",),
     ratio=("fused", "naive", "vs torch", "q10-q90"),
@@ -30,7 +30,7 @@ def parse_list(known) -> Callable[[str], list[str]]:
 
 
 def parse_shapes(text: str) -> list[dict]:
-    """For argparse: ``B=8,T=128,C=768;B=1,T=1,C=768`` as cases. A value is a number, true, false or a word."""
+    """For argparse: converts ``B=8,T=128,C=768;B=1,T=1,C=768`` to cases. A value is a number, true, false or a word."""
     found = []
     for part in filter(None, text.split(";")):
         case = {}

@@ -1,4 +1,5 @@
-"""Where results go: JSON files and folders, found writable before anything is measured; and what made them."""
+"""Where results go: JSON files and folders, which are checked to be writable before anything is measured. Also notes
+what made the results."""
 
 import argparse
 import datetime
@@ -14,7 +15,7 @@ JSON_HELP = "write JSON, without FILE to the terminal"
 
 
 def folder(text: str | Path) -> Path:
-    """The folder, made where it is missing; for argparse, which words the error."""
+    """For argparse, which reports the error: the folder, which is made if it is missing."""
     path = Path(text)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -25,7 +26,7 @@ def folder(text: str | Path) -> Path:
 
 
 def json_file(text: str) -> str:
-    """A path that can be written, or ``-`` for the terminal; for argparse, as ``folder``."""
+    """For argparse, as ``folder``: a path that can be written, or ``-`` for the terminal."""
     if text != "-":
         folder(Path(text).parent)
         try:
@@ -39,7 +40,8 @@ def json_file(text: str) -> str:
 
 
 def origin(program: str, argv: Sequence[str] | None) -> dict:
-    """When and by which command results came about, and of which versions. Of files the command has the names alone."""
+    """When and by which command the results were made, and with which versions. Of paths the command keeps only the
+    file names."""
     words = [word.rsplit("/", 1)[-1] for word in (sys.argv[1:] if argv is None else argv)]
     versions = {}
     for name in ("gpt2fast", "torch", "transformers", "triton"):
@@ -52,7 +54,7 @@ def origin(program: str, argv: Sequence[str] | None) -> dict:
 
 
 def write(found: dict, path: str | None) -> None:
-    """JSON to a file, or to the terminal for ``-``."""
+    """Writes JSON to a file, or to the terminal for ``-``."""
     if path == "-":
         print(json.dumps(found))
     elif path:

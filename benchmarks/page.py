@@ -1,4 +1,5 @@
-"""The report as one HTML file: style, drawings and a filter inside, nothing fetched, and whole without JavaScript."""
+"""The report as one HTML file. Style, drawings and a filter are inside, nothing is fetched, and it is complete without
+JavaScript."""
 
 import html
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ class Section:
 
 
 def escape(text: str) -> str:
-    """As HTML; a long case may break at its signs, and what follows a line break is small."""
+    """A text as HTML. A long case may break at its signs, and text after a line break is small."""
     for sign in "·=":
         text = text.replace(sign, sign + "\0")
     first, _, second = html.escape(text).replace("\0", "<wbr>").partition("\n")
@@ -42,7 +43,7 @@ def facts(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def html_table(table: Table) -> str:
-    """A table that scrolls in its own box, with a name for screen readers and scopes at its headers."""
+    """A table that scrolls in its own box. It has a name for screen readers, and its headers have scopes."""
 
     def klass(i: int) -> dict:
         wide = {"case": "case", "compared with": "rival"}.get(table.header[i])
@@ -63,7 +64,7 @@ def html_table(table: Table) -> str:
 
 
 def group(content: str) -> str:
-    """Content whose rows a filter may all hide, and what then stands there."""
+    """Content with rows, and the text that stands there if the filter hides all of them."""
     return f'<div class="group">{content}<p class="none" hidden>No row fits the filter.</p></div>'
 
 
@@ -73,7 +74,7 @@ def noted(table: Table, level: int = 2) -> str:
 
 
 def html_bars(bars: Sequence[Bar], without: Sequence[str] = ()) -> str:
-    """A row a bar; the ratio beside it in figures, below its name who the rival is."""
+    """A bar for each row. The ratio stands beside it in figures, and the rival below the row's name."""
     scale = Scale.over(b.ratio for b in bars)
     items = [
         f'<li class="scale" aria-hidden="true"><span class="what"></span>{axis(scale)}<span class="value"></span></li>'
@@ -105,7 +106,7 @@ def key_of_bars(bars: Sequence[Bar]) -> str:
 
 
 def html_roofline(results: dict) -> str:
-    """The roofline, as a wide drawing and, for phones, as a narrow one; "" where no case is outside the caches."""
+    """The roofline, as a wide drawing and as a narrow one for phones. It is "" if all cases fit in the caches."""
     limit = page_tables.limits(results)
     roof = Roof(
         max(limit["read"], limit["copy"]),
@@ -149,7 +150,7 @@ def html_roofline(results: dict) -> str:
 
 
 def sections(found: dict[str, dict], kernels: list[Table]) -> list[Section]:
-    """Those for which there are results, in the order of the page."""
+    """The sections for which there are results, in the order of the page."""
     made = []
     ops, model, parity, gpu = (found.get(kind) for kind in ("ops", "generate", "parity", "gpu"))
     if ops:
@@ -191,7 +192,7 @@ def sections(found: dict[str, dict], kernels: list[Table]) -> list[Section]:
 
 
 def filter_form(made: Sequence[Section], rows: list[dict[str, str]]) -> str:
-    """A field for words, and a choice for each thing that rows differ in. It shows where JavaScript runs."""
+    """A field for words, and a choice for each property in which rows differ. It is shown only if JavaScript runs."""
     choices = [("section", "Section", [(s.name, s.title) for s in made])]
     for name in ("dtype", "backend", "architecture"):
         values = dict.fromkeys(tags[name] for tags in rows if name in tags)
@@ -208,7 +209,7 @@ def filter_form(made: Sequence[Section], rows: list[dict[str, str]]) -> str:
 
 
 def to_html(found: dict[str, dict], kernels: list[Table]) -> str:
-    """The page of results by kind, and of the tables of GPU kernels."""
+    """The page, from results by kind and from the tables of GPU kernels."""
     made = sections(found, kernels)
     measured = next((found[kind] for kind in ("ops", "generate") if kind in found), None)
     about = measured or found.get("parity")

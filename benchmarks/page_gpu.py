@@ -1,4 +1,4 @@
-"""The tables and bars of results of benchmarks.gpu, a run on a machine with a GPU."""
+"""Tables and bars for the results of benchmarks.gpu, a run on a machine with a GPU."""
 
 from .page_tables import RIVALS, Bar, Row, Table, spread, timed
 from .units import NONE, count, number, percent, quantity
@@ -23,14 +23,14 @@ def of_machine(results: dict) -> list[tuple[str, str]]:
 
 
 def rival(row: dict) -> tuple[str, dict] | None:
-    """The fastest other way and the ratio to it; a way of ours is none."""
+    """The fastest other way and the ratio to it. Our own ways do not count."""
     found = {name.removeprefix("vs "): ratio for name, ratio in row.get("ratios", {}).items()}
     found = {name: ratio for name, ratio in found.items() if not name.startswith("ours")}
     return min(found.items(), key=lambda item: row["seconds"][item[0]]["median"]) if found else None
 
 
 def _times(row: dict) -> list[str]:
-    """The rival, our time, the rival's, and the ratio, with quantiles."""
+    """The rival, our time, the rival's time, and the ratio with its quantiles."""
     ours, other = row["seconds"]["ours"], rival(row)
     if other is None:
         return [NONE, timed(ours), NONE, NONE]

@@ -1,4 +1,4 @@
-"""What the report says, as tables: the sections of results of each kind, with words and units for readers."""
+"""The contents of the report as tables: the sections for each kind of results, with words and units for readers."""
 
 import re
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ MODES = dict(fwd="", bwd="backward pass", fwd_bwd="forward and backward pass")
 
 @dataclass
 class Row:
-    cells: list[str]  # what follows a line break is small: a spread, or what a share is of
-    tags: dict[str, str] = field(default_factory=dict)  # dtype, backend, architecture: what a filter asks for
+    cells: list[str]  # text after a line break is small: a spread, or what a share refers to
+    tags: dict[str, str] = field(default_factory=dict)  # dtype, backend, architecture: for the filter
     bad: bool = False
 
 
 @dataclass
 class Table:
-    """``texts`` columns of text come first, numbers follow; ``note`` says what the numbers are."""
+    """A table. ``texts`` columns of text come first, and numbers follow. ``note`` says what the numbers are."""
 
     title: str
     header: list[str]
@@ -46,7 +46,7 @@ class Bar:
 def fair(row: dict) -> str | None:
     """The way that a row of an op is compared with: the fastest one that is PyTorch's or a library's own.
 
-    Backends of ours and references are none; nor is PyTorch operation by operation, where nothing better was there.
+    Our own backends and references do not count. Neither does PyTorch operation by operation, if it is the only way.
     """
     known = [name for name in row.get("seconds", {}) if name in RIVALS]
     if known in ([], ["naive"]):
@@ -73,7 +73,7 @@ def spread(ratio: dict) -> str:
 
 
 def held(row: dict, way: str) -> str:
-    """The most memory of a call of ours, and below it the other way's."""
+    """The most memory that our call holds, and below it that of the other way."""
     memory = row.get("memory", {})
     if memory.get("ours") is None:
         return NONE
@@ -83,7 +83,7 @@ def held(row: dict, way: str) -> str:
 
 def of_ops(results: dict) -> Table:
     rows = []
-    measured = any("memory" in row for row in results["rows"])  # not by earlier versions
+    measured = any("memory" in row for row in results["rows"])  # earlier versions did not measure it
     for row in results["rows"]:
         first, tags = [row["op"], case(row), row["dtype"]], dict(dtype=row["dtype"])
         if "failed" in row:
@@ -135,7 +135,7 @@ def of_parity(results: dict) -> Table:
 
 
 def of_check(results: dict) -> Table:
-    """What ``gpt2fast check --json`` printed: an op a row, with how many of its runs and checks hold."""
+    """What ``gpt2fast check --json`` printed: a row for each op, with how many of its runs and checks hold."""
     rows = []
     for key, found in results["ops"].items():
         runs, promises = ([row for row in found if kind in row] for kind in ("layout", "promise"))
@@ -194,7 +194,7 @@ def of_machine(results: dict) -> list[tuple[str, str]]:
 
 
 def limits(results: dict) -> dict[str, float]:
-    """The figures that the head of the page states and that the roof is drawn from."""
+    """The machine's limits, as they stand at the head of the page and in the roofline."""
     return peak.limits(results["peaks"], results["machine"]["threads"])
 
 
@@ -208,7 +208,7 @@ def of_limits(results: dict) -> list[tuple[str, str]]:
 
 
 def bars_of_ops(results: dict) -> tuple[list[Bar], list[str]]:
-    """Bars, and the rows that have none, each with the reason."""
+    """The bars, and the rows that have no bar, each with the reason."""
     bars, without = [], []
     for row in results["rows"]:
         name = f"{row['op']} {case(row)}"
@@ -235,7 +235,7 @@ UNITS = {"bytes / least": "bytes moved, of the least", "sectors / ideal": "secto
 
 
 def of_kernels(path: Path) -> list[Table]:
-    """The tables of docs/kernels.md, one an architecture; ValueError where the file has none."""
+    """The tables of docs/kernels.md, one for each architecture. Raises ValueError if the file has none."""
     parts = re.split(r"^## (\S+)\n", path.read_text(encoding="utf-8"), flags=re.M)[1:]
     found = []
     for architecture, text in zip(parts[::2], parts[1::2]):

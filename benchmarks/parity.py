@@ -1,9 +1,9 @@
 """How far results are from the truth: ``python -m benchmarks.parity [OP ...] [--json FILE]``.
 
-For each op, case and dtype: the error of our kernel against float64, that of plain PyTorch, and the bound of the
-parity rule (twice PyTorch's error plus one rounding step), as RMS and as maximum. Of several outputs in the case's
-dtype the one nearest to its bound is shown; those in another dtype count where there are no others. Integers must be
-equal.
+For each op, case and dtype it shows the error of our kernel against float64, the error of plain PyTorch, and the bound
+of the parity rule (twice PyTorch's error plus one rounding step), as RMS and as maximum. If there are several outputs
+in the case's dtype, the one nearest to its bound is shown. Outputs in another dtype count only if there are no others.
+Integers must be equal.
 """
 
 import argparse
@@ -23,15 +23,15 @@ from .output import JSON_HELP, json_file, write
 from .table import show
 from .units import number
 
-SMALL = 20_000_000  # operations to which larger cases are cut, by rows
+SMALL = 20_000_000  # larger cases get fewer rows, until they have at most so many operations
 KINDS = ("rms", "max")
 HEADER = ["op", "case", "dtype", "output", "ours, RMS", "PyTorch", "bound", "ours, max", "PyTorch", "bound"]
 
 
 def steps(row: dict) -> list[float | None]:
-    """The six errors of a row in rounding steps, by which the bound is 2 x PyTorch's error + 1.
+    """The six errors of a row in rounding steps. In this unit the bound is 2 x PyTorch's error + 1.
 
-    A rounding step is eps times the RMS, or the maximum, of the truth. Where the truth is 0 there is none: None.
+    A rounding step is eps times the RMS, or the maximum, of the truth. If the truth is 0, the result is None.
     """
     found: list[float | None] = []
     for kind in KINDS:
@@ -41,7 +41,7 @@ def steps(row: dict) -> list[float | None]:
 
 
 def measure_case(op: Op, case: dict, dtype: torch.dtype) -> dict:
-    """A row: the errors of the output that comes nearest to its bound, or in ``failed`` why there are none."""
+    """A row: the errors of the output that comes nearest to its bound, or in ``failed`` the reason why it has none."""
     case = cut(op, case, SMALL)
     row = dict(op=op.name, label=cases.describe(case), dtype=dtype_name(dtype))
     try:
@@ -61,7 +61,7 @@ def measure_case(op: Op, case: dict, dtype: torch.dtype) -> dict:
     except (RuntimeError, ValueError, TypeError) as failure:
         return row | dict(failed=str(failure))
     row["keeps"] = same and all(errors["fits"] for errors in found)
-    found = [errors for errors in found if "plain_rms" in errors]  # those of which some number is finite
+    found = [errors for errors in found if "plain_rms" in errors]  # outputs with at least one finite number
     if not found:
         return row | dict(output="all", equal=same)
     shown = [errors for errors in found if errors["of_dtype"]] or found
@@ -69,7 +69,7 @@ def measure_case(op: Op, case: dict, dtype: torch.dtype) -> dict:
 
 
 def run(names: list[str], each=None) -> dict:
-    """Rows of the ops named, or of all that have a kernel of ours on this machine."""
+    """Rows for the ops named, or for all ops that have a kernel of ours on this machine."""
     chosen = find_ops(names)
     if not names:
         chosen = [OPS[op.name] for op in cases.bench_ops([])]

@@ -1,7 +1,8 @@
 """This machine's limits: ``python -m benchmarks.peak [--json] [--quick]``.
 
-Bandwidth of reading, and of copying (bytes read plus bytes written) by plain and by streaming stores, on 4 KiB and on
-2 MiB pages; float32 multiply-adds and bfloat16 pair products from registers; on one thread and on all.
+The limits are the bandwidth of reading, the bandwidth of copying (bytes read plus bytes written) with plain and with
+streaming stores, both on 4 KiB and on 2 MiB pages, and the rates of float32 multiply-adds and bfloat16 pair products in
+registers. All are measured on one thread and on all threads.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from gpt2fast.cli import gather_info
 
 from .table import show
 
-ARRAY = 256 << 20  # bytes, far above a usual last-level cache
+ARRAY = 256 << 20  # bytes; far larger than a usual last-level cache
 PAGES = {"4 KiB": False, "2 MiB": True}
 BANDWIDTHS = ("read", "copy", "stream")
 RATES = {"fma": "float32 multiply-add", "dot": "bfloat16 pair product"}
@@ -27,14 +28,14 @@ STEPS = 2_000_000
 
 
 def extension():
-    """gpt2fast._C, or RuntimeError saying why it is not there."""
+    """gpt2fast._C. Raises RuntimeError, which says why, if it is not there."""
     if backends._C is None:
         raise RuntimeError(f"gpt2fast: peaks are measured by the C++ extension: {backends.status()['cpu']}")
     return backends._C
 
 
 def array(nbytes: int, huge: bool) -> Tensor:
-    """Float32 zeros on pages of one size, touched."""
+    """Float32 zeros on pages of one size. All pages have been touched."""
     if huge:
         memory = extension().huge_empty(nbytes)
     else:
@@ -46,7 +47,7 @@ def array(nbytes: int, huge: bool) -> Tensor:
 
 
 class Probe:
-    """Two arrays on pages of one size; ``probe(what)`` is one measurement, in bytes a second."""
+    """Two arrays on pages of one size. ``probe(what)`` is one measurement, in bytes per second."""
 
     def __init__(self, huge: bool, nbytes: int):
         self.x, self.y = array(nbytes, huge), array(nbytes, huge)
@@ -56,19 +57,19 @@ class Probe:
         return moved / seconds
 
     def copy(self) -> float:
-        """The better of both kinds of stores."""
+        """The bandwidth of a copy, by the faster of the two kinds of stores."""
         return max(self("copy"), self("stream"))
 
 
 def rate(what: str, repeats: int = 3) -> float:
-    """Operations a second from registers, by all threads."""
+    """Operations per second in registers, by all threads."""
     x = torch.full((1 << 16,), 0.5)
     runs = (extension().measure_peak(what, x, None, STEPS) for _ in range(repeats + 1))
     return statistics.median([operations / seconds for seconds, operations in runs][1:])
 
 
 def measure(threads: int | None = None, quick: bool = False) -> dict:
-    """Limits by number of threads: bandwidths as ``read 4 KiB`` ... in bytes a second, rates in operations a second."""
+    """The limits by number of threads: bandwidths (``read 4 KiB`` ...) in bytes, rates in operations, per second."""
     before = torch.get_num_threads()
     found: dict[str, dict[str, float]] = {}
     probes = {pages: Probe(huge, ARRAY // 2 if quick else ARRAY) for pages, huge in PAGES.items()}
@@ -87,7 +88,7 @@ def measure(threads: int | None = None, quick: bool = False) -> dict:
 
 
 def limits(measured: dict, threads: int) -> dict[str, float]:
-    """What shares refer to: the best read and copy of either page size, and both rates, by all threads."""
+    """What shares refer to: the best read and copy bandwidth of the two page sizes and both rates, by all threads."""
     row = measured[str(threads)]
     read = max(row[f"read {pages}"] for pages in PAGES)
     copy = max(row[f"{what} {pages}"] for what in ("copy", "stream") for pages in PAGES)
@@ -95,7 +96,7 @@ def limits(measured: dict, threads: int) -> dict[str, float]:
 
 
 def machine() -> dict:
-    """What a reader must know about where figures come from."""
+    """What a reader must know about the machine that the figures come from."""
     return dict(
         cpu=gather_info()["machine"]["cpu"],
         isa=backends.isa(),
@@ -107,7 +108,7 @@ def machine() -> dict:
 
 
 def table(measured: dict) -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a limit a row, a column for each number of threads."""
+    """The header and the rows: a row for each limit, and a column for each number of threads."""
     names = {**{f"{w} {p}": f"{w}, {p} pages (GB/s)" for w in BANDWIDTHS for p in PAGES},
              **{w: f"{text} (GFLOP/s)" for w, text in RATES.items()}}  # fmt: skip
     rows = [[label, *(f"{row[name] / 1e9:.1f}" for row in measured.values())] for name, label in names.items()]

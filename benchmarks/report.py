@@ -1,8 +1,8 @@
 """The results of runs as one page: ``python -m benchmarks.report FILE.json ... [--out FOLDER | --report FILE.html]``.
 
 The files are what benchmarks.ops, generate, parity and gpu wrote, and what gpt2fast check --json printed. The page has
-a section for each kind, and the counts of docs/kernels.md where that file is there. ``write_page`` is the same as a
-function.
+a section for each kind. It also has the counts of docs/kernels.md if that file exists. ``write_page`` does the same as
+a function.
 """
 
 import argparse
@@ -22,7 +22,7 @@ KERNELS = Path(__file__).parent.parent / "docs" / "kernels.md"
 
 
 def read_file(path: str | Path) -> dict:
-    """Results of one file; ValueError that names the file, what was expected and what it has."""
+    """The results of one file. The ValueError names the file, what was expected and what the file has."""
     wanted = f"gpt2fast report: {path}: expected JSON written by {WRITERS}"
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -49,7 +49,7 @@ def is_check(rows: object) -> bool:
 
 
 def read(paths: Sequence[str | Path]) -> dict[str, dict]:
-    """Results by kind, the rows of several files of a kind joined; ValueError for files of two machines."""
+    """Results by kind; rows of several files of one kind are joined. Raises ValueError for files of two machines."""
     found: dict[str, dict] = {}
     first: dict[str, str | Path] = {}
     for path in paths:
@@ -67,7 +67,7 @@ def read(paths: Sequence[str | Path]) -> dict[str, dict]:
 
 
 def joined(one: dict, other: dict) -> dict:
-    """Two runs of one machine: the rows of both, and of each limit the higher one."""
+    """Joins two runs of one machine: the rows of both, and the higher value of each limit."""
     both = one | other | dict(rows=one["rows"] + other["rows"])
     if "peaks" in one and "peaks" in other:
         both["peaks"] = {
@@ -86,11 +86,11 @@ def kernel_tables(path: Path | None) -> list[Table]:
 
 def write_page(results: Mapping[str, dict] | Sequence[str | Path], path: str | Path,
                kernels: Path | None = KERNELS) -> None:  # fmt: skip
-    """Writes the page, one HTML file without anything outside it.
+    """Writes the page, one HTML file that needs no other file.
 
     ``results``: paths of JSON files, or what they hold by kind ("ops", "generate", "parity", "check", "gpu").
-    ``kernels``: the Markdown that benchmarks.kernel_table wrote; no section where it is not there. ValueError for what
-    is no results.
+    ``kernels``: the Markdown that benchmarks.kernel_table wrote; if it does not exist, the page has no such section.
+    Raises ValueError for a file that has no results.
     """
     found = dict(results) if isinstance(results, Mapping) else read(results)
     if not found or (unknown := [kind for kind in found if kind not in KINDS]):

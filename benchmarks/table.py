@@ -1,4 +1,4 @@
-"""Tables for a terminal (by rich where it is installed) and for Markdown. The first column is text, others numbers."""
+"""Tables for a terminal (with rich, if installed) and for Markdown. The first column is text, the others numbers."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def show(header: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", 
     for row in rows:
         table.add_row(*(Text(cell, style="bold red" if "FAILED" in cell else "") for cell in row))
     wanted = console.measure(table, options=console.options.update(width=1000)).maximum
-    console.width = max(console.width, wanted)  # a wide table beats one with cells cut off
+    console.width = max(console.width, wanted)  # a wide table is better than one with truncated cells
     if title:
         console.print(title, soft_wrap=True)
     console.print(table)

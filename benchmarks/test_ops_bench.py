@@ -24,7 +24,7 @@ def runs():
 
 @functools.lru_cache(maxsize=1)
 def prepared(name: str, number: int, dtype: str):
-    """Inputs of a case whose parity check holds; the ways of one case follow each other, so one is kept."""
+    """The inputs of a case that passed its parity check. The ways of a case follow each other, so one case is kept."""
     op = cases.bench_ops([name])[0]
     case = cases.bench_cases(op)[number]
     assert_parity(op, case, DTYPES[dtype])

@@ -1,4 +1,4 @@
-"""Timing that compares: contenders alternate in one process, and what is reported comes from pairs of one round."""
+"""Timing for comparisons: contenders alternate in one process, and ratios come from pairs of the same round."""
 
 import ctypes
 import gc
@@ -8,15 +8,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-LEAST_BLOCK = 2e-3  # seconds: short calls are timed many at a time
-WARM_UP = 2  # rounds not counted: the allocator has by then all the memory that the contenders ask for
+LEAST_BLOCK = 2e-3  # seconds; shorter calls are timed in blocks of at least this length
+WARM_UP = 2  # rounds that do not count; after them the allocator has all the memory that the contenders need
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to reuse freed memory instead of handing it back, as caching allocators do; False elsewhere.
+    """Tells glibc to reuse freed memory instead of handing it back, as caching allocators do. Without glibc: False.
 
-    Outputs are then still allocated by every call, but neither side pays page faults (about 10 GB/s, far below what
-    memory gives), which would hide the kernels.
+    Every call still allocates its outputs, but no contender pays for page faults. Faults limit writing to about
+    10 GB/s, far below the bandwidth of memory, and would hide the differences between kernels.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -31,10 +31,11 @@ def alternate(
     seconds: float = 0.5,
     rounds: tuple[int, int] = (5, 40),
 ) -> dict[str, list[float]]:
-    """Seconds a call, round by round, of every contender: its callables (one per set of inputs) taken in turn.
+    """The seconds of a call of every contender, round by round. A contender has a callable for each set of inputs; they
+    are called in turn.
 
     As many outputs as inputs are kept alive, so that outputs rotate through memory as inputs do. ``probes`` return
-    their own figure and run once a round. Rounds go on for ``seconds``, within the bounds of ``rounds``.
+    their own figure and run once in each round. Rounds go on for ``seconds``, within the bounds of ``rounds``.
     """
     found: dict[str, list[float]] = {name: [] for name in [*contenders, *(probes or {})]}
     calls = {}
@@ -76,12 +77,12 @@ def _time(callables: Sequence[Callable], calls: int) -> float:
 
 
 def summarise(values: Sequence[float]) -> dict[str, float]:
-    """median, and q10 and q90: the spread that eight of ten rounds stay within."""
+    """The median, and the quantiles q10 and q90, between which eight of ten rounds lie."""
     ordered = sorted(values)
     last = len(ordered) - 1
     return dict(median=statistics.median(ordered), q10=ordered[round(0.1 * last)], q90=ordered[round(0.9 * last)])
 
 
 def ratios(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
-    """How many times faster ``fast`` is, from the pairs of each round."""
+    """How many times as fast ``fast`` is, from the pairs of each round."""
     return summarise([a / b for a, b in zip(slow, fast)])

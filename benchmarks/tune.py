@@ -1,7 +1,8 @@
 """``gpt2fast tune``: the fastest tile sizes of the Triton kernels on this GPU, as a table for ``GPT2FAST_TILES``.
 
-From a kernel's own tile it goes to neighbours that differ in one field, and on from the fastest, until none is faster.
-A tile counts only if the op keeps the parity rule with it, and is listed only if it beats the kernel's own clearly.
+The search starts at the kernel's own tile and tries its neighbours, which differ in one field. It goes on from the
+fastest tile until no neighbour is faster. A tile counts only if the op keeps the parity rule with it, and it is listed
+only if it is clearly faster than the kernel's own.
 """
 
 import functools
@@ -26,13 +27,13 @@ VALUES = dict(
     num_warps=(2, 4, 8),
     num_stages=(1, 2, 3, 4, 5),
 )
-CLEARLY = 1.03  # times the speed of a kernel's own tile, and above 1 in 9 of 10 pairs
+CLEARLY = 1.03  # a listed tile is so many times as fast as the kernel's own, and faster in 9 of 10 pairs
 HEADS = (32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A key of a kernel's table, with a call in which its tile counts: one at GPT-2's sizes."""
+    """A key of a kernel's table of tiles, with a call at GPT-2's sizes that uses the tile of this key."""
 
     kernel: str
     key: tuple
@@ -58,7 +59,7 @@ def jobs() -> Iterator[Job]:
 
 
 class Contest:
-    """Tiles of one job against each other: ``clock`` gives seconds by name of contenders that are called in turn."""
+    """Compares tiles of one job. ``clock`` calls contenders in turn and returns their seconds by name."""
 
     def __init__(self, job: Job, where: Where, clock: Callable[[dict[str, Callable]], dict[str, list[float]]]):
         from gpt2fast.kernels import MODULES
@@ -82,7 +83,7 @@ class Contest:
         return out if isinstance(out, tuple) else (out,)
 
     def measure(self, tile: tuple) -> float:
-        """Seconds, the median; an exception where the tile does not run or breaks the parity rule."""
+        """The median of the seconds. Raises an exception if the tile does not run or breaks the parity rule."""
         from gpt2fast.testing import assert_close_to_truth
 
         for name, ours, plain, exact in zip(self.op.outputs, self.call(tile), self.plain, self.truth):
@@ -90,7 +91,7 @@ class Contest:
         return summarise(self.clock({"tile": functools.partial(self.call, tile)})["tile"])["median"]
 
     def neighbours(self, tile: tuple) -> Iterator[tuple]:
-        """Tiles that differ in one field, by one step."""
+        """The tiles that differ from this one in one field, by one step."""
         for i, field in enumerate(self.tiles.fields):
             values = VALUES[field]
             at = values.index(tile[i])
@@ -115,14 +116,14 @@ class Contest:
             best = fastest
 
     def duel(self, tile: tuple) -> dict[str, float]:
-        """Of pairs in turn, how many times as fast as the kernel's own tile."""
+        """How many times as fast as the kernel's own tile it is, from pairs that are called in turn."""
         calls = dict(own=functools.partial(self.call, self.own), tile=functools.partial(self.call, tile))
         times = self.clock(calls)
         return ratios(times["own"], times["tile"])
 
 
 def tune(wanted: list[Job], where: Where, clock: Callable, seconds: float) -> Iterator[dict]:
-    """A row per job: the fastest tile, its ratio to the kernel's own, how many ran, and whether it is listed."""
+    """A row for each job: the fastest tile, its ratio to the kernel's own, how many ran, and whether it is listed."""
     until = time.monotonic() + seconds
     for job in wanted:
         if time.monotonic() > until:
@@ -143,7 +144,7 @@ def find(job: Job, where: Where, clock: Callable, until: float) -> dict:
 
 
 def write(rows: list[dict], architecture: str, path: Path) -> None:
-    """Puts the rows that are to be listed into the table at ``path``; other entries there stay."""
+    """Writes the rows that are to be listed into the table at ``path``. Other entries there stay."""
     from gpt2fast.kernels.tiles import name_of
 
     table = json.loads(path.read_text()) if path.exists() else {}
@@ -174,7 +175,7 @@ def main(kernels: list[str], out: Path, seconds: float, as_json: bool = False) -
     rows = []
     for row in tune([job for job in jobs() if job.kernel in (kernels or FIELDS)], where, where.times, seconds):
         rows.append(row)
-        write(rows, architecture(), out)  # also of a run that is cut off
+        write(rows, architecture(), out)  # after every row, in case the run is cut off
         if not as_json:
             print(describe(row), flush=True)
     if as_json:

@@ -1,9 +1,9 @@
-"""Numbers as people read them: three significant digits, an SI prefix, a space before the unit, never an exponent."""
+"""Numbers for readers: three significant digits, an SI prefix, a space before the unit, and never an exponent."""
 
 import math
 
 NONE = "–"
-SPACE = "\u00a0"  # does not break: a number and its unit stay on one line
+SPACE = "\u00a0"  # a space that does not break: a number and its unit stay on one line
 THIN = "\u202f"  # between thousands
 PREFIXES = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T", 15: "P"}
 LEAST = 0.001
@@ -14,7 +14,7 @@ def rounded(value: float, significant: int = 3) -> float:
 
 
 def number(value: float | None, significant: int = 3) -> str:
-    """``2.59``, ``15.9``, ``1 230``; ``<0.001`` for what is smaller, a dash for None and what is not finite."""
+    """``2.59``, ``15.9``, ``1 230``; ``<0.001`` for smaller numbers, a dash for None and what is not finite."""
     if value is None or not math.isfinite(value):
         return NONE
     if not value:
@@ -27,7 +27,7 @@ def number(value: float | None, significant: int = 3) -> str:
 
 
 def exponent(value: float) -> int:
-    """Of the SI prefix, a multiple of 3, with which ``value`` is at least 1 and below 1000."""
+    """The exponent, a multiple of 3, of the SI prefix with which ``value`` is at least 1 and below 1000."""
     if not value or not math.isfinite(value):
         return 0
     return min(max(3 * (math.floor(math.log10(abs(rounded(value)))) // 3), min(PREFIXES)), max(PREFIXES))

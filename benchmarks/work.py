@@ -1,4 +1,4 @@
-"""What a call moves, computes and allocates: bytes that it must read and write, operations, and its peak of memory."""
+"""What a call moves, computes and allocates: the bytes that it must read and write, its operations, its peak memory."""
 
 import os
 from collections.abc import Callable
@@ -24,10 +24,10 @@ class Work:
 
 
 def work_of(op: Op, case: dict, args: dict, mode: str) -> Work:
-    """The least that the mode's passes of ``op`` move, every tensor once, and what they compute.
+    """The least bytes that the passes of ``mode`` move, with every tensor once, and the operations that they compute.
 
-    A backward pass reads what the forward pass kept for it and the gradients of the outputs, and writes those of the
-    inputs. Its operations are those of the ops that it calls, as they declare them.
+    A backward pass reads what the forward pass kept for it and the gradients of the outputs. It writes the gradients of
+    the inputs. Its operations are those that the ops which it calls declare.
     """
     forward = Work(*cases.nbytes(op, args), int(op.flops(case)) if op.flops else 0)
     if mode == "fwd":
@@ -54,14 +54,14 @@ def _backward(op: Op, args: dict) -> Work:
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most memory that a call holds at once beyond what was there before, its results among it, on the CPU.
+    """The most bytes of CPU memory that a call holds at once, including its results, beyond what was held before.
 
-    torch.profiler counts what PyTorch's allocator and ours give out and take back.
+    torch.profiler counts what PyTorch's allocator and ours hand out and take back.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it tells the terminal of each start and stop
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it prints a line at each start and stop
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as found:
         result = call()
-    del result  # it was there to the end
+    del result  # it was held until here
     events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
