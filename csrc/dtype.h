@@ -1,4 +1,5 @@
-// Storage types of the kernels, and the one place where a run-time dtype becomes a template argument.
+// The storage types of the kernels, their conversions from and to float on the host, and with_dtype, which turns a
+// dtype that is known at run time into a template argument.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -47,7 +48,7 @@ inline float from_float<float>(float x) {
 }
 
 template <>
-inline bfloat16 from_float<bfloat16>(float x) {  // to nearest, ties to even; NaN stays a quiet NaN
+inline bfloat16 from_float<bfloat16>(float x) {  // rounds to nearest, ties to even; NaN becomes a quiet NaN
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   if ((bits & 0x7fffffff) > 0x7f800000) return {uint16_t((bits >> 16) | 64)};
@@ -55,14 +56,14 @@ inline bfloat16 from_float<bfloat16>(float x) {  // to nearest, ties to even; Na
 }
 
 template <>
-inline float16 from_float<float16>(float x) {  // to nearest, ties to even
+inline float16 from_float<float16>(float x) {  // rounds to nearest, ties to even
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   uint16_t sign = uint16_t((bits >> 16) & 0x8000);
   bits &= 0x7fffffff;
   if (bits > 0x7f800000) return {uint16_t(sign | 0x7e00)};
   if (bits >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // rounds to infinity
-  if (bits < 0x38800000) {                                   // subnormal: add 2^-1 so that the unit is 2^-24
+  if (bits < 0x38800000) {  // subnormal: adding 2^-1 rounds to a multiple of 2^-24, the unit of subnormal float16
     float magnitude, half = 0.5f;
     std::memcpy(&magnitude, &bits, 4);
     magnitude += half;
@@ -78,6 +79,7 @@ struct Type {
   using type = T;
 };
 
+// Calls f with the tag of a dtype's storage type. Example:
 // with_dtype(args.dtype, [&](auto tag) { using T = typename decltype(tag)::type; ... });
 template <class F>
 inline void with_dtype(DType dtype, F&& f) {

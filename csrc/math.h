@@ -1,4 +1,4 @@
-// Formulas shared by every backend, host and device: written once over float or over a Vec.
+// Constants and random numbers that the C++ and the CUDA kernels share. They compile for the host and for the device.
 #pragma once
 #include <cstdint>
 
@@ -14,7 +14,8 @@ constexpr float kSqrtTwoOverPi = 0.7978845608028654f;
 constexpr float kGeluCubic = 0.044715f;
 constexpr float kSqrtHalf = 0.7071067811865476f;
 
-// Philox 4x32-10 (Salmon et al., SC11, "Parallel random numbers: as easy as 1, 2, 3"): counter and key to 4 words.
+// Philox 4x32-10 (Salmon et al., SC11, "Parallel random numbers: as easy as 1, 2, 3"). It maps a 64-bit key and a
+// 128-bit counter to four random words of 32 bits.
 struct Philox {
   uint32_t word[4];
 
@@ -31,17 +32,17 @@ struct Philox {
     word[0] = c0, word[1] = c1, word[2] = c2, word[3] = c3;
   }
 
-  // Uniform in [0, 1): the top 24 bits, so that float32 holds it exactly.
+  // Uniform in [0, 1). It takes the top 24 bits of a word, which float32 represents exactly.
   GPT2FAST_HD float uniform(int i) const { return float(word[i] >> 8) * 5.9604644775390625e-8f; }
 
-  // Uniform in [0, 1) with 53 random bits, word 0 the high ones.
+  // Uniform in [0, 1), from 53 random bits. Word 0 gives the high bits.
   GPT2FAST_HD double uniform53() const {
     return double((uint64_t(word[0]) << 21) ^ uint64_t(word[1] >> 11)) * 1.1102230246251565e-16;
   }
 };
 
-// Whether attention probability (b, h, i, j) of a (H, T, S) problem survives dropout: element j & 3 of the block
-// with counter (j >> 2, (b * H + h) * T + i).
+// Whether dropout with probability p keeps the attention probability of batch row b, head h, query i and key j. `block`
+// must have the counter (j / 4, (b H + h) T + i); key j takes its word j % 4.
 GPT2FAST_HD bool dropout_keeps(const Philox& block, int64_t j, float p) { return block.uniform(int(j & 3)) >= p; }
 
 }  // namespace gpt2fast

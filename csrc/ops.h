@@ -1,5 +1,7 @@
-// One plain struct per op: all that a kernel is told, on every backend. No torch here.
-// Strides are in elements, offsets 64-bit; a null pointer means that the optional tensor is absent.
+// One plain struct per op. It has all the arguments of a C++ or CUDA kernel, which knows nothing of torch.
+//
+// Strides are in elements. Offsets are 64-bit. Tensors are contiguous unless they have strides. A null pointer means
+// that an optional tensor is absent.
 #pragma once
 #include <cstdint>
 
@@ -11,21 +13,21 @@ enum class Activation : int32_t { kNone, kGeluTanh, kGeluErf };
 
 // out (B*T, C) = wte[tokens] + wpe[positions] (+ wte[token_types])
 struct EmbeddingArgs {
-  const int64_t *tokens, *positions, *token_types;  // (B, T) each; positions null: start + t; token_types may be null
+  const int64_t *tokens, *positions, *token_types;  // (B, T) each; null positions: start + t; token_types may be null
   const void *wte, *wpe;                            // (V, C), (P, C)
   void* out;
   int64_t B, T, C, V, P, start;
-  int64_t positions_stride_b;  // 0 when one row of positions serves the whole batch
+  int64_t positions_stride_b;  // 0 if one row of positions serves the whole batch
   int64_t stride_wte, stride_wpe;
   DType dtype;
 };
 
 // The gradient of one table: out[row[n]] += dy[source[n] % R] for n = 0, 1, ..., N - 1
 struct EmbeddingBackwardArgs {
-  const int64_t *row, *source;  // (N); row is sorted, and rows that out does not have are skipped
+  const int64_t *row, *source;  // (N) each; row is sorted, and rows that out does not have are skipped
   const void* dy;               // (R, C)
-  void* out;                    // (count, C): zeros; rows that nothing is added to stay as they are
-  float* parts;                 // (2 ceil(N / 256), C): workspace, may be null for N up to 256
+  void* out;                    // (count, C), zeros on entry; rows to which nothing is added are not written
+  float* parts;                 // (2 ceil(N / 256), C): workspace; may be null if N is at most 256
   int64_t N, R, C, count;
   int64_t stride_dy_r;
   DType dtype;
@@ -34,7 +36,7 @@ struct EmbeddingBackwardArgs {
 // s = x + residual (s = x without residual); y = (s - mean(s)) * rstd * weight + bias
 struct LayerNormArgs {
   const void *x, *residual, *weight, *bias;
-  void *y, *sum;       // sum (R, C): written only where residual is given
+  void *y, *sum;       // (R, C) each; sum is written only if residual is given
   float *mean, *rstd;  // (R)
   int64_t R, C;
   int64_t stride_x_r, stride_residual_r;
@@ -45,34 +47,34 @@ struct LayerNormArgs {
 // dx = rstd (g - avg(g) - n avg(g n)), g = dy weight, n = (x - mean) rstd; dweight = sum of dy n, dbias = sum of dy
 struct LayerNormBackwardArgs {
   const void *dy, *x, *weight;
-  const float *mean, *rstd;  // (R), as layer_norm gave them
+  const float *mean, *rstd;  // (R) each, from layer_norm
   void *dx, *dweight, *dbias;
-  float* partial;   // (P, 2, C): workspace, what each of P groups of rows adds to dweight and to dbias
+  float* partial;   // (P, 2, C): workspace for the shares of P groups of rows in dweight and in dbias
   int64_t R, C, P;  // P at least 1
   int64_t stride_dy_r, stride_x_r;
   DType dtype;
 };
 
-// y = activation(x @ W + bias) + residual; W is weight (K, N), or weight^T when transposed (N, K)
+// y = activation(x @ W + bias) + residual. W is weight (K, N) or, if transposed, the transpose of weight (N, K).
 struct LinearArgs {
   const void *x, *weight, *bias, *residual;  // (M, K), (K, N) or (N, K), (N), (M, N)
   void *y, *preactivation;                   // (M, N), contiguous; preactivation may be null
   int64_t M, K, N;
-  int64_t stride_x_m, stride_weight, stride_residual_m;  // stride_weight: of weight's outer dimension
+  int64_t stride_x_m, stride_weight, stride_residual_m;  // stride_weight is that of weight's first dimension
   bool transposed;
   Activation activation;
   DType dtype;
 };
 
-// out = activation(a @ b + bias) + residual; backward: out = (a @ b) activation'(preactivation)
+// out = activation(a @ b + bias) + residual. If backward: out = (a @ b) activation'(preactivation).
 struct ProductArgs {
   const void *a, *b, *bias, *residual;  // (M, K), (K, N), (N), (M, N); bias and residual may be null
-  void *out, *preactivation;            // (M, N), preactivation contiguous: written where it is not null, backward read
-  void* sums;                           // of the columns of b (N), or of the rows of a (M); may be null
+  void *out, *preactivation;            // (M, N); preactivation may be null, is contiguous, and is read if backward
+  void* sums;                           // of the columns of b (N) or, if sums_of_a, of the rows of a (M); may be null
   int64_t M, K, N;
   int64_t stride_a_m, stride_a_k, stride_b_k, stride_b_n, stride_residual_m, stride_out_m;
   bool backward, sums_of_a;
-  bool wide;  // out and residual are float32, whatever dtype is, and nothing else follows a @ b
+  bool wide;  // out and residual are float32, whatever dtype is; there is no bias and no activation
   Activation activation;
   DType dtype;
 };
@@ -97,37 +99,38 @@ struct GeluBackwardArgs {
   DType dtype;
 };
 
-// out = softmax(scale * q k^T + bias, over visible keys) v; lse = log of the sum of exponentials.
-// Query i of T sees key j of S if j <= S - T + i (causal), j > S - T + i - window (window > 0) and mask[b, j].
+// out = softmax(scale q k^T + bias) v over the keys that each query sees; lse = log sum exp of the same scores.
+// Query i of T sees key j of S if j <= S - T + i (if causal), j > S - T + i - window (if window > 0) and mask[b, j].
 struct AttentionArgs {
   const void *q, *k, *v;  // (B, T, H, D), (B, S, H, D); innermost stride 1
-  const bool* mask;       // (B, S) or null; true = visible
-  const void* bias;       // (B|1, H|1, T|1, S|1) in q's dtype or null; stride 0 where broadcast
+  const bool* mask;       // (B, S) or null; true means visible
+  const void* bias;       // (B or 1, H or 1, T or 1, S or 1) in q's dtype, or null; stride 0 where it broadcasts
   void* out;              // (B, T, H, D) contiguous
   float* lse;             // (B, H, T) contiguous
   int64_t B, T, S, H, D;
   int64_t stride_q[3], stride_k[3], stride_v[3];  // of B, T or S, H
   int64_t stride_mask_b, stride_bias[4];
-  int64_t window;  // 0: unlimited
+  int64_t window;  // 0 means unlimited
   bool causal;
   float scale;
-  float dropout_p;      // each probability is kept with 1 - dropout_p and scaled by 1 / (1 - dropout_p)
-  const int64_t* seed;  // one int64, read where dropout_p > 0: Philox key of the mask (math.h)
+  float dropout_p;      // a probability is kept with chance 1 - dropout_p, and is then divided by 1 - dropout_p
+  const int64_t* seed;  // one int64, read if dropout_p > 0: the Philox key of the dropout mask (math.h)
   DType dtype;
 };
 
-// With p the probabilities after dropout, dp = dout v^T and delta = rowsum(dout out): ds = p (dp - delta),
-// dq = scale ds k, dk = scale ds^T q, dv = p^T dout, dbias = ds summed where bias broadcasts.
+// With p the probabilities, dp = dout v^T and delta = rowsum(dout out): ds = p (dp - delta), dq = scale ds k,
+// dk = scale ds^T q, dv = p^T dout, and dbias is ds summed where bias broadcasts. Dropout is applied to dp, and to the
+// p of dv.
 struct AttentionBackwardArgs {
-  AttentionArgs attention;     // with out (B, T, H, D) and lse as attention gave them; both are read
+  AttentionArgs attention;     // its out (B, T, H, D) and lse are read here, as attention has written them
   const void* dout;            // (B, T, H, D); innermost stride 1
-  void *dq, *dk, *dv, *dbias;  // contiguous, as q, k, v and bias; dbias null where there is no bias
+  void *dq, *dk, *dv, *dbias;  // contiguous, of the shapes of q, k, v and bias; dbias is null if there is no bias
   float *delta, *excess;       // (B, H, T): workspace
   int64_t stride_dout[3], stride_out[3];
 };
 
-// As attention, causal, over a cache of which row b holds lengths[b] keys (the T new ones included), the first
-// starts[b] of them padding.
+// Causal attention over a cache. Row b has lengths[b] keys, with the T new ones at the end. Its first starts[b] keys
+// are padding, which no query sees.
 struct DecodeAttentionArgs {
   const void *q, *k, *v;            // (B, T, H, D), (B, S, H, D): S is the cache's capacity
   const int64_t *lengths, *starts;  // (B); starts may be null
@@ -139,84 +142,85 @@ struct DecodeAttentionArgs {
   DType dtype;
 };
 
-// loss of row r = lse - (1 - e) * logits[target] - e * mean(logits), 0 where target == ignore_index; e =
-// label_smoothing
+// The loss of a row is lse - (1 - e) logits[target] - e avg(logits), with e = label_smoothing. It is 0 if the target is
+// ignore_index.
 struct CrossEntropyArgs {
   const void* logits;  // (R, V)
   const int64_t* targets;
-  float *loss, *lse;  // (R): per-row loss; the reduction is done by the caller over R floats
+  float *loss, *lse;  // (R) each; the caller reduces the losses
   int64_t R, V, stride_logits_r, ignore_index;
   float label_smoothing;
   DType dtype;
 };
 
-// out = the sum of the rows' losses, or their mean over the rows whose target is not ignore_index
+// out is the sum of the losses, or their mean over the rows whose target is not ignore_index.
 struct CrossEntropyReduceArgs {
   const float* loss;       // (R)
-  const int64_t* targets;  // (R), looked at for the mean
+  const int64_t* targets;  // (R), read for the mean only
   float* out;              // one number
   int64_t R, ignore_index;
   bool mean;
 };
 
-// dlogits = dloss (softmax(logits) - (1 - e) onehot(target) - e / V), 0 in ignored rows; for the mean, dloss over the
-// number of the others
+// dlogits = dloss (softmax(logits) - (1 - e) onehot(target) - e / V), and 0 in rows whose target is ignore_index. For
+// the mean, dloss is divided by the number of the other rows.
 struct CrossEntropyBackwardArgs {
-  const float* dloss;  // (R), or one number where stride_dloss is 0
+  const float* dloss;  // (R), or one number if stride_dloss is 0
   const void* logits;  // (R, V)
   const int64_t* targets;
-  const float* lse;  // (R), as cross_entropy gave it
+  const float* lse;  // (R), from cross_entropy
   void* dlogits;     // (R, V), contiguous
-  float* scale;      // one number, workspace of the mean; null otherwise
+  float* scale;      // one number: workspace for the mean; otherwise null
   int64_t R, V, stride_dloss, stride_logits_r, ignore_index;
   float label_smoothing;
   bool mean;
   DType dtype;
 };
 
-// What linear_cross_entropy does between its products: loss and lse of rows of logits, as cross_entropy has them, and
-// in their place dloss (softmax(logits) - (1 - e) onehot(target) - e / V), 0 in ignored rows and beyond the V columns
+// The step of linear_cross_entropy between its products. It computes loss and lse of the rows of logits, as
+// cross_entropy does. If gradients, it then writes dloss (softmax(logits) - (1 - e) onehot(target) - e / V) over the
+// logits, and 0 in ignored rows and in the columns after the first V.
 struct LinearCrossEntropyArgs {
-  void* logits;  // (R, V), rows that begin at multiples of 16 bytes and have less than 512 bytes of padding
+  void* logits;  // (R, V); rows begin at multiples of 16 bytes and have less than 512 bytes of padding
   const int64_t* targets;
-  float *loss, *lse;   // (R)
-  const float* dloss;  // (R), or one number where stride_dloss is 0, or null for 1
+  float *loss, *lse;   // (R) each
+  const float* dloss;  // (R), or one number if stride_dloss is 0, or null for 1
   int64_t R, V, stride_logits_r, stride_dloss, ignore_index;
   float label_smoothing;
-  bool gradients;  // logits become their gradients, else they stay
+  bool gradients;  // the logits become their gradients; otherwise they stay
   DType dtype;
 };
 
-// One draw per row, in transformers' order: repetition penalty, temperature, top-k, top-p, min-p.
+// One token per row, drawn after repetition penalty, temperature, top-k, top-p and min-p, in the order of transformers.
 struct SampleArgs {
   const void* logits;                        // (B, V)
-  const int64_t *tokens, *seed, *positions;  // earlier tokens (B, T) or null, -1 = none; (1); (B)
-  const int64_t* rows;                       // (B) stream ids, or null: the row's index
+  const int64_t *tokens, *seed, *positions;  // (B, T) earlier tokens (-1 for none) or null; (1); (B)
+  const int64_t* rows;                       // (B), or null for 0 ... B - 1; a draw depends on seed, rows and positions
   int64_t* out;                              // (B)
   int64_t B, T, V, stride_logits_b, stride_tokens_b;
-  float temperature, top_p, min_p, repetition_penalty;  // temperature 0: argmax
-  int64_t top_k;                                        // 0: off
+  float temperature, top_p, min_p, repetition_penalty;  // temperature 0 means the likeliest token
+  int64_t top_k;                                        // 0 means off
   DType dtype;
 };
 
-// One step of AdamW on the tensors of a list, in place, with g the gradient times scale: m += rest1 (g - m),
+// One step of AdamW on a list of tensors, in place. With g the gradient times scale: m += rest1 (g - m),
 // v = beta2 v + rest2 g^2, w = decay w - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps).
 struct AdamwArgs {
-  const int64_t* tensors;     // (n, 5) of each: the addresses of weight, gradient, m and v, and how many numbers it has
-  const int32_t* programs;    // (P, 2) of each block of numbers: its tensor, and which block of that it is
+  const int64_t* tensors;     // (n, 5): the addresses of weight, gradient, m and v, and the count of numbers
+  const int32_t* programs;    // (P, 2), for each block of numbers: its tensor, and which block of that tensor it is
   const float *step, *scale;  // one number each; scale may be null
-  const int64_t* seed;        // one number, or null: key of the random rounding of weights in bfloat16
+  const int64_t* seed;        // one number, the key of the random rounding of bfloat16 weights; or null
   int64_t P;
   bool aligned;                                                     // all addresses are multiples of 16
-  float lr, beta2, rest1, rest2, log_beta1, log_beta2, eps, decay;  // rest: 1 - beta, before it is rounded to float
+  float lr, beta2, rest1, rest2, log_beta1, log_beta2, eps, decay;  // rest: 1 - beta, computed in double precision
   DType dtype;                                                      // of weights and gradients; m and v are float32
 };
 
-// norm = the root of the sum of squares of all numbers of a list of tensors; factor = min(max_norm / (norm + eps), 1)
+// norm = sqrt(sum of the squares of all numbers of a list of tensors); factor = min(max_norm / (norm + eps), 1).
 struct GradientNormArgs {
-  const int64_t* tensors;   // (n, 5) of each: its address, three that are not looked at, and how many numbers it has
-  const int32_t* programs;  // (P, 2) of each block of numbers: its tensor, and which block of that it is
-  float *squares, *norm, *factor;  // workspace (P); one number each
+  const int64_t* tensors;   // (n, 5): the address, three unused numbers, and the count of numbers
+  const int32_t* programs;  // (P, 2), for each block of numbers: its tensor, and which block of that tensor it is
+  float *squares, *norm, *factor;  // squares (P) is workspace; norm and factor are one number each
   int64_t P;
   bool aligned;  // all addresses are multiples of 16
   float max_norm, eps;

@@ -3,7 +3,7 @@
     p = e^(scale q k^T + bias - lse)      dp = dout v^T      delta = rowsum(dout out)      ds = p (dp - delta)
     dq = scale ds k                       dk = scale ds^T q                                dv = p^T dout
 
-There are three kernels, and all of them loop over tiles:
+Dropout is applied to dp, and to the p of dv. There are three kernels, and all of them loop over tiles:
 - attention_backward_q_kernel: a program holds a tile of queries and loops over keys. It writes dq, and for the other
   kernels delta and excess, the log2 of what a row's p sum to.
 - attention_backward_kv_kernel: a program holds a tile of keys and loops over queries. It writes dk and dv.

@@ -1,8 +1,14 @@
-// One step of AdamW on many tensors in one launch. Weights and moments are read once and written once, gradients read
-// once; every number is computed in float32 by one thread, which reads it before it writes it.
+// One step of AdamW on many tensors in one launch. For each number w of the weights, with its gradient g:
 //
-// A thread has the packs of a block that lie kThreads packs apart, and reads all of them before it computes. Where
-// addresses are not aligned, and at the end of a tensor, it has single numbers, kThreads apart.
+//   m = beta1 m + (1 - beta1) g        v = beta2 v + (1 - beta2) g^2
+//   w = w (1 - lr weight_decay) - lr (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
+//
+// A block has kAdamwNumbers numbers of one tensor (tensor_list.cuh). A thread has packs of them that are kThreads packs
+// apart, and reads all of these before it computes, in float32. At the end of a tensor, and if addresses are not
+// aligned, it has single numbers that are kThreads apart.
+//
+// The floor is memory traffic: w, m and v are read and written once, and g is read once. docs/kernels.md counts 1.02
+// times that.
 #include <type_traits>
 
 #include "../math.h"
@@ -13,16 +19,16 @@ namespace gpt2fast::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kQuad = 4;  // float32 numbers in 128 bits, and words of a block of Philox
+constexpr int kQuad = 4;  // float32 numbers in 128 bits; a block of Philox has as many words
 enum Column { kWeight, kGradient, kFirstMoment, kSecondMoment };
 static_assert(kSecondMoment < kSizeColumn && kPack<float> == kQuad);
 
-// A tensor's four addresses, each read from the table once.
+// The four addresses of a tensor, read from the table.
 template <class T>
 struct Numbers {
   T* weights;
   const T* gradients;
-  float *firsts, *seconds;  // moments
+  float *firsts, *seconds;  // the first and second moments, m and v
 
   __device__ __forceinline__ explicit Numbers(const Share& share)
       : weights(share.address<T>(kWeight)),
@@ -33,8 +39,8 @@ struct Numbers {
 
 // What all numbers of a tensor share.
 struct Step {
-  float scale, correction, root;  // of the gradients; 1 - beta1^step; the square root of 1 - beta2^step
-  uint64_t key, counter;          // of Philox; the upper half of its counter: tensor + 2^32 step
+  float scale, correction, root;  // a factor of the gradients; 1 - beta1^step; sqrt(1 - beta2^step)
+  uint64_t key, counter;          // the key of Philox; the upper half of its counter: tensor + 2^32 step
 
   // 1 - beta^step is -expm1(step log(beta)), which keeps its digits where it is near 0.
   __device__ __forceinline__ Step(const AdamwArgs& a, int32_t tensor) {
@@ -45,15 +51,16 @@ struct Step {
   }
 };
 
-// x / y but for the last two bits, as in Triton: a division that is rounded is twice as long.
+// x / y, which may differ from the rounded quotient in the last two bits, as in Triton. An exactly rounded division
+// takes twice as many instructions.
 __device__ __forceinline__ float quotient(float x, float y) {
   float found;
   asm("div.full.f32 %0, %1, %2;" : "=f"(found) : "f"(x), "f"(y));
   return found;
 }
 
-// The new weight; both moments change. What is rounded once is spelled out, so that packs and single numbers agree in
-// every bit.
+// Returns the new weight and changes both moments. Fused operations are written out, so that packs and single numbers
+// give the same bits.
 __device__ __forceinline__ float updated(const AdamwArgs& a, const Step& step, float w, float g, float& m, float& v) {
   g = __fmul_rn(g, step.scale);
   m = fmaf(a.rest1, g - m, m);
@@ -62,16 +69,17 @@ __device__ __forceinline__ float updated(const AdamwArgs& a, const Step& step, f
   return fmaf(w, a.decay, -quotient(a.lr * m, denominator));
 }
 
-// w up or down to a number of bfloat16, by 16 random bits, the upper ones of a word: bfloat16 lacks w's lower 16 bits.
+// Rounds w up or down to a bfloat16 number at random. The upper 16 bits of a random word are added to the lower 16 bits
+// of w, which bfloat16 does not have.
 __device__ __forceinline__ float rounded(float w, uint32_t word) {
   const uint32_t bits = __float_as_uint(w);
   const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
   return finite ? __uint_as_float((bits + (word >> 16)) & 0xffff0000u) : w;
 }
 
-// Of a 16-bit type a lane's pack is two quads, and a pair of neighbouring lanes swaps two of its four: then the even
-// lane has the first quad of both packs, the odd one the second. So neighbouring lanes have neighbouring quads, whose
-// moments lie in whole sectors of memory. To swap twice is to swap back. All lanes of a warp take part.
+// A pack of a 16-bit type is two quads. Two neighbouring lanes exchange two of their four quads: the even lane then has
+// the first quad of both packs, and the odd lane the second. So neighbouring lanes have neighbouring quads, and their
+// accesses of the moments fill whole sectors of memory. A second call undoes the first. All lanes of a warp must call.
 template <class T>
 __device__ __forceinline__ void swap_quads(float (&pack)[kPack<T>]) {
   if constexpr (kPack<T> == 2 * kQuad) {
@@ -84,17 +92,18 @@ __device__ __forceinline__ void swap_quads(float (&pack)[kPack<T>]) {
   }
 }
 
-// Numbers that lanes hold together: two packs where quads are swapped, else one.
+// The numbers that lanes must hold together: two packs if quads are swapped, else one.
 template <class T>
 constexpr int kTogether = kPack<T> == kQuad ? kQuad : 2 * kPack<T>;
 
-// After swap_quads, the place of a lane's quad q, where its pack was at `at`.
+// The place of a lane's quad q after swap_quads, if its pack was at `at`.
 template <class T>
 __device__ __forceinline__ int64_t place(int64_t at, int q) {
   return kPack<T> == kQuad ? at : at - int(threadIdx.x % 2) * kQuad + q * kPack<T>;
 }
 
-// A thread's packs of a block: of the numbers from `first` on, and before `end`, which are whole groups of kTogether.
+// Updates the thread's packs of the numbers from `first` up to, but without, `end`. Their count is a multiple of
+// kTogether.
 template <class T, bool kStochastic>
 __device__ __forceinline__ void update_packs(const AdamwArgs& a, const Step& step, const Numbers<T>& of, int64_t first,
                                              int64_t end) {
@@ -143,7 +152,7 @@ __device__ __forceinline__ void update_packs(const AdamwArgs& a, const Step& ste
   }
 }
 
-// One number at a time: of those from `first` on, and before `end`.
+// Updates the thread's numbers from `first` up to, but without, `end`, one at a time.
 template <class T, bool kStochastic>
 __device__ __forceinline__ void update_singles(const AdamwArgs& a, const Step& step, const Numbers<T>& of,
                                                int64_t first, int64_t end) {

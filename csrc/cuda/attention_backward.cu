@@ -3,6 +3,8 @@
 //   p = e^(scale q k^T + bias - lse)      dp = dout v^T      delta = rowsum(dout out)      ds = p (dp - delta)
 //   dq = scale ds k                       dk = scale ds^T q                                dv = p^T dout
 //
+// Dropout is applied to dp, and to the p of dv.
+//
 // 1. attention_delta_kernel writes delta.
 // 2. attention_backward_kernel runs twice. A block holds a tile of rows and loops over tiles of columns. In the first
 //    run, rows are queries and columns are keys: it writes dq and excess, the log2 of what a query's p sum to. In the

@@ -1,23 +1,30 @@
-// loss = lse - (1 - e) logits[target] - e mean(logits) of each row, lse = log sum exp(logits), and its gradient.
+// Cross entropy of each row of logits (R, V) with label smoothing e, and its gradient:
 //
-// A block has a row. Forward: every thread keeps the greatest logit that it saw and the sum of exponentials relative to
-// it, so that the row is read once and the threads meet once. Backward: the row is read once and written once. One
-// block adds up what the rows leave: their losses, and how many count. Nothing is added atomically: the same bits every
-// time.
+//   lse = log sum exp(logits)        loss = lse - (1 - e) logits[target] - e avg(logits)
+//   dlogits = dloss (softmax(logits) - (1 - e) onehot(target) - e / V)
+//
+// A block has a row. Forward, every thread keeps the greatest logit that it has seen and the sum of exponentials
+// relative to it. So one pass over the row is enough, and the threads are joined once, at its end. Backward, the row is
+// read once and its gradient is written once. One more block adds up the losses of the rows, or counts the rows that
+// matter for the mean. There are no atomics, so that the bits are the same in every run.
+//
+// The floor is memory traffic: each logit once forward; each logit and its gradient once backward. docs/kernels.md
+// counts 1.00 times that.
 #include "cross_entropy.cuh"
 #include "kernels.h"
 
 namespace gpt2fast::cuda {
 namespace {
 
-constexpr float kLargeLse = 256;  // from here on its rounding to 24 bits puts e^(logit - lse) off by more than 1.5e-5
+// Above this |lse|, the rounding of lse to 24 bits may change e^(logit - lse) by more than 1.5e-5 of its value.
+constexpr float kLargeLse = 256;
 
 template <class T, bool kSmoothing>
 __global__ void __launch_bounds__(kRowThreads, kRowsResident) cross_entropy_kernel(CrossEntropyArgs a) {
   const int64_t row = blockIdx.x;
   const T* logits = static_cast<const T*>(a.logits) + row * a.stride_logits_r;
   int64_t target = a.ignore_index;
-  float at_target[1] = {__int_as_float(0x7fffffff)};  // NaN where there is no such column
+  float at_target[1] = {__int_as_float(0x7fffffff)};  // NaN, if the row has no such column
   if (threadIdx.x == 0) {
     target = a.targets[row];
     if (0 <= target && target < a.V) load<T, 1>(logits + target, at_target);
@@ -25,7 +32,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowsResident) cross_entropy_kern
   const RowSums<kSmoothing> sums = sums_of_row<kSmoothing>(logits, int(a.V));
   if (threadIdx.x > 0) return;
   const float log_total = logf(sums.total);
-  // The differences from the greatest logit are added, not the logits: they keep their digits however large those are.
+  // The loss is a sum of differences from the greatest logit, which keep their digits however large the logits are.
   float loss = sums.peak - at_target[0] + log_total;
   if constexpr (kSmoothing) {
     const float e = a.label_smoothing;
@@ -43,7 +50,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowsResident)
   const T* logits = static_cast<const T*>(a.logits) + row * a.stride_logits_r;
   T* dlogits = static_cast<T*>(a.dlogits) + row * a.V;
   const int64_t target = a.targets[row];
-  if (target == a.ignore_index) {  // a row that is not read
+  if (target == a.ignore_index) {  // the gradient is 0, and the logits are not read
     walk_row(dlogits, V, [&](int column, auto tile) {
       const float zeros[tile.kPacks][tile.kWidth] = {};
       tile.write(dlogits + column, zeros);
@@ -57,7 +64,8 @@ __global__ void __launch_bounds__(kRowThreads, kRowsResident)
                          .uniform = a.label_smoothing / float(V),
                          .share = 1 - a.label_smoothing,
                          .target = 0 <= target && target < V ? int(target) : -1};
-  // Where lse is large, the log of the sum is lost among its digits, so that the row is read twice.
+  // A large lse has no digits left for the log of the sum. The row is then read twice: first for its greatest logit and
+  // the sum, which together stand for lse.
   if (fabsf(gradient.shift) > kLargeLse) {
     const RowSums<false> sums = sums_of_row<false>(logits, V);
     gradient.shift = sums.peak, gradient.log2_total = log2f(sums.total);
@@ -65,7 +73,7 @@ __global__ void __launch_bounds__(kRowThreads, kRowsResident)
   write_gradient(logits, dlogits, V, gradient);
 }
 
-// Of a block's share of the rows, how many count.
+// How many of this thread's share of the rows have a target that is not ignored.
 __device__ __forceinline__ float counted(const int64_t* targets, int64_t R, int64_t ignore_index) {
   int count = 0;
   for (int64_t r = threadIdx.x; r < R; r += kMaxThreads) count += targets[r] != ignore_index;
@@ -81,7 +89,7 @@ __global__ void __launch_bounds__(kMaxThreads) cross_entropy_reduce_kernel(Cross
   if (threadIdx.x == 0) *a.out = a.mean ? sums.x / sums.y : sums.x;
 }
 
-// What a row's gradient is multiplied with when the loss is the mean over the rows.
+// The factor of each row's gradient if the loss is the mean over the rows.
 __global__ void __launch_bounds__(kMaxThreads) cross_entropy_scale_kernel(CrossEntropyBackwardArgs a) {
   __shared__ float2 scratch[kWarp];
   const float count = block_sums(counted(a.targets, a.R, a.ignore_index), 0, scratch).x;

@@ -1,19 +1,20 @@
-// A row of logits as a block reads it: log sum exp in one pass, and the gradient of its logits in another.
+// How a block reads a row of logits: log sum exp takes one pass, and the gradient of the logits takes another.
 //
-// A row may begin anywhere: rows of 50257 columns of 16 bits do. Its columns before the first whole sector of memory
-// and those after the last whole pack go one by one, all between by packs of 128 bits.
+// A row of 50257 columns, as GPT-2 has, does not begin at an aligned address as a rule. The columns before the first
+// whole sector of memory (32 bytes) and those after the last whole pack are read one by one. All columns between are
+// read in packs of 128 bits.
 #pragma once
 #include "device.cuh"
 
 namespace gpt2fast::cuda {
 
-constexpr int kRowThreads = 256;  // of a block, which has one row
-constexpr int kRowAhead = 4;      // packs of a thread whose loads are under way together
-// Blocks that a multiprocessor holds, at up to 48 registers a thread. Left to itself the compiler aims at more, and
-// spills.
+constexpr int kRowThreads = 256;  // threads of a block, which has one row
+constexpr int kRowAhead = 4;      // packs that a thread loads together
+// Blocks that must fit on a multiprocessor, which allows 48 registers a thread. By default the compiler aims at more
+// blocks and spills registers.
 constexpr int kRowsResident = 5;
-constexpr int kSectorBytes = 32;                                                    // what memory moves at least
-constexpr int64_t kMostColumns = INT32_MAX - kRowThreads * kRowAhead * kPackBytes;  // so that an int numbers them
+constexpr int kSectorBytes = 32;                                                    // the least that memory moves
+constexpr int64_t kMostColumns = INT32_MAX - kRowThreads * kRowAhead * kPackBytes;  // an int can number the columns
 
 // kPacks packs of kWidth columns each, kStep columns apart.
 template <int kPacksOfTile, int kWidthOfPack>
@@ -32,8 +33,8 @@ struct Tile {
   }
 };
 
-// f(column, Tile) for the tiles that a thread has of columns begin to end: neighbouring threads have neighbouring
-// packs.
+// Calls f(column, Tile) for each of this thread's tiles of the columns from begin to end. Neighbouring threads have
+// neighbouring packs.
 template <int kWidth, class F>
 __device__ __forceinline__ void walk_packs(int begin, int end, F&& f) {
   constexpr int kStep = kRowThreads * kWidth;
@@ -42,8 +43,8 @@ __device__ __forceinline__ void walk_packs(int begin, int end, F&& f) {
   for (; column < end; column += kStep) f(column, Tile<1, kWidth>{});
 }
 
-// The same for a row of V columns that begins at `row`: the first warp has the columns before the packs, the last warp
-// those after them.
+// The same for a row of V columns that begins at `row`. The first warp also has the single columns before the packs,
+// and the last warp those after them.
 template <class T, class F>
 __device__ __forceinline__ void walk_row(const T* row, int V, F&& f) {
   const int before = int(reinterpret_cast<uintptr_t>(row) % kSectorBytes / sizeof(T));
@@ -55,24 +56,25 @@ __device__ __forceinline__ void walk_row(const T* row, int V, F&& f) {
   if (threadIdx.x >= kRowThreads - kWarp && lane < V - end) f(end + lane, Tile<1, 1>{});
 }
 
-// 2^x; what is below the smallest normal number becomes 0.
+// 2^x, approximately. Results below the smallest normal number become 0.
 __device__ __forceinline__ float power_of_2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-// What is kept of the columns seen so far: the greatest, and sums of what depends on the differences from it. These
-// keep their digits however large the logits are. With kMean the differences themselves are summed, for the mean logit.
+// What a thread keeps of the columns that it has seen: the greatest logit (peak), and sums that depend only on the
+// differences from it. Differences keep their digits however large the logits are. kMean: the differences themselves
+// are summed too, for the mean of the logits.
 template <bool kMean>
 struct RowSums {
   static constexpr float kLog2E = 1.4426950408889634f;
 
-  // From the lowest number on, not from -infinity: columns of -infinity alone then have the sum 0 and not NaN.
-  float peak = -3.402823466e38f, total = 0, differences = 0;  // total: of e^(x - peak)
+  // peak begins with the lowest number, not with -infinity. So columns that are all -infinity have the sum 0, not NaN.
+  float peak = -3.402823466e38f, total = 0, differences = 0;  // total: the sum of e^(x - peak)
   int seen = 0;
 
-  // The same sums relative to a greater logit.
+  // Makes the sums relative to a greater logit.
   __device__ __forceinline__ void raise(float to) {
     total *= power_of_2((peak - to) * kLog2E);
     if (kMean && seen) differences += float(seen) * (peak - to);
@@ -103,7 +105,7 @@ struct RowSums {
     seen += kPacks * kWidth;
   }
 
-  // The sums of the whole block, in every thread, added in a fixed order.
+  // Gives every thread the sums of the whole block, added in a fixed order.
   __device__ __forceinline__ void merge() {
     constexpr int kWarps = kRowThreads / kWarp;
     __shared__ float peaks[kWarps];
@@ -122,7 +124,8 @@ struct RowSums {
   }
 };
 
-// Of a row of V columns, in every thread. Its shared memory allows for one call in a kernel.
+// The sums of a row of V columns, in every thread. A kernel may call this only once, because merge() has no barrier
+// that protects its shared memory.
 template <bool kMean, class T>
 __device__ __forceinline__ RowSums<kMean> sums_of_row(const T* row, int V) {
   RowSums<kMean> sums;
@@ -135,10 +138,11 @@ __device__ __forceinline__ RowSums<kMean> sums_of_row(const T* row, int V) {
   return sums;
 }
 
-// dlogit = scale (p - uniform), and less by scale share at the target; p = e^(logit - shift) / 2^log2_total.
+// The gradient of a logit is scale (p - uniform), and scale (p - uniform - share) at the target, where
+// p = e^(logit - shift) / 2^log2_total.
 struct LogitGradient {
   float shift, log2_total, scale, uniform, share;
-  int target;  // its column, -1 for none
+  int target;  // the target's column, or -1 for none
 
   template <int kPacks, int kWidth>
   __device__ __forceinline__ void apply(float (&x)[kPacks][kWidth], int column) const {
@@ -159,7 +163,8 @@ struct LogitGradient {
   }
 };
 
-// The gradient of a row of V logits. It may be written over them: a thread reads no column but those that it writes.
+// Writes the gradient of a row of V logits. It may overwrite the logits, since a thread reads only the columns that it
+// writes.
 template <class T>
 __device__ __forceinline__ void write_gradient(const T* logits, T* dlogits, int V, const LogitGradient& gradient) {
   const auto move = [&](int column, auto tile) {
@@ -168,8 +173,9 @@ __device__ __forceinline__ void write_gradient(const T* logits, T* dlogits, int 
     gradient.apply(x, column);
     tile.write(dlogits + column, x);
   };
-  // Where the two are not aligned alike, as with rows of logits that have gaps between them, both go one by one:
-  // neighbouring threads still have neighbours, so that memory moves no more than it must.
+  // If the two rows do not have the same alignment, as when there are gaps between the rows of logits, columns are read
+  // and written one by one. Neighbouring threads still have neighbouring columns, so that memory moves no extra
+  // sectors.
   if ((reinterpret_cast<uintptr_t>(logits) - reinterpret_cast<uintptr_t>(dlogits)) % kPackBytes == 0)
     walk_row(dlogits, V, move);
   else

@@ -1,5 +1,10 @@
-// The norm of many gradients as of one vector, and the factor that clips it, in two launches: the sum of squares of
-// every block of numbers, then one block adds up those sums. Nothing is added atomically: the same bits every time.
+// The norm of many gradients, as if they were one vector, and the factor that clips it to max_norm:
+//
+//   norm = sqrt(sum of g^2)        factor = min(max_norm / (norm + eps), 1)
+//
+// The first kernel has one block of threads for each kNormNumbers numbers of a tensor (tensor_list.cuh), which adds up
+// their squares. The second kernel is one block, which adds up these sums. There are no atomics, so that the bits are
+// the same in every run. The floor is one read of the gradients; docs/kernels.md counts 1.02 to 1.04 times that.
 #include "kernels.h"
 #include "tensor_list.cuh"
 
@@ -22,7 +27,7 @@ __global__ void __launch_bounds__(kThreads) gradient_squares_kernel(GradientNorm
     if (at < end) load<T, kWidth>(gradient + at, x[s]);
   }
   float squares = 0;
-  const int64_t rest = end + threadIdx.x;  // what is left of a tensor is less than a pack
+  const int64_t rest = end + threadIdx.x;  // less than a pack of numbers is left at the end of a tensor
   if (kWidth > 1 && rest < share.end) squares = widen(gradient[rest]) * widen(gradient[rest]);
 #pragma unroll
   for (int s = 0; s < kSteps; ++s)

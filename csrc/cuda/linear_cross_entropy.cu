@@ -1,30 +1,34 @@
-// What linear_cross_entropy does between its products: loss and lse of rows of logits, and their gradients over them.
+// The step of linear_cross_entropy between its products: loss and lse of rows of logits, and the gradients of the
+// logits, which are written over them. The formulas are those of cross_entropy.cu.
 //
-// A block has a row, which it reads for the sums and, where gradients are wanted, once more to write them in its place.
-// Rows of the buffer are padded to whole packs, so that every access but that of the target's logit has 128 bits. What
-// the padding holds counts for nothing, and becomes 0 where gradients are written: products sum over it.
+// A block has a row. It reads the row once for the sums and, if gradients are wanted, a second time to write them in
+// its place. The rows of the buffer are padded to whole packs, so that every access has 128 bits, apart from that of
+// the target's logit. The padding may hold anything. It becomes 0 where gradients are written, because the products
+// that follow sum over it.
 #include "cross_entropy.cuh"
 #include "kernels.h"
 
 namespace gpt2fast::cuda {
 namespace {
 
-// Blocks that a multiprocessor holds, at up to 64 registers a thread: what both passes keep is more than 48 hold.
+// Blocks that must fit on a multiprocessor, which allows 64 registers a thread. The two passes together need more than
+// 48.
 constexpr int kResident = kRowsResident - 1;
 
-// Where the whole sectors of V columns of T end.
+// The column at which the whole sectors of a row of V columns end.
 template <class T>
 __device__ __forceinline__ int whole_sectors(int V) {
   return V - V % int(kSectorBytes / sizeof(T));
 }
 
-// The column at which a thread's pack after those sectors begins: the block's last thread has the first of them.
+// The column at which this thread's pack after those sectors begins. The last thread of the block has the first pack.
 template <class T>
 __device__ __forceinline__ int pack_after(int end) {
   return end + int(kRowThreads - 1 - threadIdx.x) * kPack<T>;
 }
 
-// Of a row of V columns that begins at an aligned address, in every thread. The last pack may hold fewer logits.
+// The sums of a row of V columns that begins at an aligned address, in every thread. The last pack may be partly
+// padding.
 template <bool kMean, class T>
 __device__ __forceinline__ RowSums<kMean> sums_of_padded_row(const T* row, int V) {
   constexpr int kWidth = kPack<T>;
@@ -46,7 +50,7 @@ __device__ __forceinline__ RowSums<kMean> sums_of_padded_row(const T* row, int V
   return sums;
 }
 
-// Over a row its gradient, and 0 in columns V to `padded`. Columns of padding alone are not read.
+// Writes the gradient over a row, and 0 to the columns from V to `padded`. Packs that are all padding are not read.
 template <class T>
 __device__ __forceinline__ void overwrite(T* row, int V, int padded, const LogitGradient& gradient) {
   constexpr int kWidth = kPack<T>;
@@ -75,15 +79,14 @@ __global__ void __launch_bounds__(kRowThreads, kResident) loss_and_gradient_kern
   const int V = int(a.V), padded = int(a.stride_logits_r);
   T* row = static_cast<T*>(a.logits) + r * a.stride_logits_r;
   const auto known = [&](int64_t target) { return 0 <= target && target < V; };
-  float at_target[1] = {__int_as_float(0x7fffffff)};  // NaN where there is no such column
+  float at_target[1] = {__int_as_float(0x7fffffff)};  // NaN, if the row has no such column
   if (threadIdx.x == 0 && known(a.targets[r])) load<T, 1>(row + a.targets[r], at_target);
   const RowSums<kSmoothing> sums = sums_of_padded_row<kSmoothing>(row, V);
-  const int64_t target = a.targets[r];  // read here again, so that it takes no registers before
+  const int64_t target = a.targets[r];  // read again here, so that it takes no registers during the first pass
   const bool ignored = target == a.ignore_index;
   if (threadIdx.x == 0) {
     const float log_total = logf(sums.total);
-    // The differences from the greatest logit are added, not the logits: they keep their digits however large those
-    // are.
+    // The loss is a sum of differences from the greatest logit, which keep their digits however large the logits are.
     float loss = sums.peak - at_target[0] + log_total;
     if constexpr (kSmoothing) {
       const float e = a.label_smoothing;
@@ -93,7 +96,7 @@ __global__ void __launch_bounds__(kRowThreads, kResident) loss_and_gradient_kern
     a.lse[r] = sums.peak + log_total;
   }
   if (!a.gradients) return;
-  if (ignored) {  // a row that is not read again
+  if (ignored) {  // the gradient is 0, and the row is not read again
     walk_packs<kPack<T>>(0, padded, [&](int column, auto tile) {
       const float zeros[tile.kPacks][tile.kWidth] = {};
       tile.write(row + column, zeros);
@@ -109,8 +112,8 @@ __global__ void __launch_bounds__(kRowThreads, kResident) loss_and_gradient_kern
              .target = known(target) ? int(target) : -1});
 }
 
-// Rows of so many columns, all of which begin at multiples of 16 bytes; a block has threads for what a row has after
-// its sectors.
+// Whether the kernel covers these sizes. All rows must begin at multiples of 16 bytes, and the block must have a thread
+// for each pack after the whole sectors of a row.
 template <class T>
 bool covered(const LinearCrossEntropyArgs& a) {
   return 0 <= a.V && a.V <= a.stride_logits_r && a.stride_logits_r <= kMostColumns && a.R <= INT32_MAX &&
