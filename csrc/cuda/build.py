@@ -1,9 +1,11 @@
 """Builds CUDA kernels as one shared library, without torch: ``python csrc/cuda/build.py OUT.so [SOURCES]``.
 
-Without sources it is gpt2fast's own; ``gpt2fast.build_cuda`` is the same for a package's. It needs nvcc (``CUDA_HOME``,
-PATH, or the usual place) and no GPU. CUDA's runtime is linked in, so that the library loads where there is no CUDA
-toolkit and no driver, and does not care which CUDA torch was built with. ``TORCH_CUDA_ARCH_LIST`` names compute
-capabilities, ``"8.0 9.0+PTX"``; by default all from 8.0 on that nvcc knows.
+If no sources are given, it builds gpt2fast's own kernels. ``gpt2fast.build_cuda`` does the same for the kernels of
+another package. The build needs nvcc (found by ``CUDA_HOME``, ``CUDA_PATH``, PATH or in /usr/local/cuda), but no GPU.
+
+CUDA's runtime is linked statically. So the library loads even without a CUDA toolkit and without a driver, and it does
+not depend on the CUDA version that torch was built with. ``TORCH_CUDA_ARCH_LIST`` names the compute capabilities, such
+as ``"8.0 9.0+PTX"``. The default is those of ``ARCHITECTURES`` that nvcc knows.
 """
 
 import os
@@ -17,13 +19,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-COMMON = FOLDER / "device.cu"  # what the text of an error is asked by; every library has it
+COMMON = FOLDER / "device.cu"  # gives the text of an error; it is part of every library
 ARCHITECTURES = "8.0 8.6 8.9 9.0 10.0+PTX"
 FLAGS = ["-O3", "-std=c++20", "-Xcompiler", "-fPIC", "-lineinfo"]
 
 
 def find_nvcc() -> str | None:
-    """The path of nvcc, or None."""
+    """The path of nvcc, or None if it is not found."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     places = [Path(home) / "bin" / "nvcc" for home in homes if home]
     found = next((str(place) for place in places if place.is_file()), None) or shutil.which("nvcc")
@@ -32,7 +34,10 @@ def find_nvcc() -> str | None:
 
 
 def targets(nvcc: str) -> list[str]:
-    """nvcc's options for the architectures wanted; of the default ones those that it knows."""
+    """nvcc's options for the wanted architectures. Default ones that this nvcc does not know are left out.
+
+    Raises ValueError if ``TORCH_CUDA_ARCH_LIST`` is malformed or names a compute capability below 8.0.
+    """
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST")
     known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
     found = []
@@ -52,11 +57,11 @@ def targets(nvcc: str) -> list[str]:
 
 
 def build(out: Path, sources: Sequence[Path] = (), include: Sequence[Path] = (), flags: Sequence[str] = ()) -> None:
-    """Compiles sources, by default every one beside this file, and links them.
+    """Compiles the sources (by default all .cu files beside this file) and links them to the shared library ``out``.
 
-    ``include`` are folders of headers besides that of "cuda/device.cuh" and "ops.h", ``flags`` more options of nvcc.
-    RuntimeError where there is no nvcc, or with its words where a source does not compile; FileNotFoundError for a
-    source that is not there.
+    ``include``: folders of headers, besides the one that has "cuda/device.cuh" and "ops.h". ``flags``: more options of
+    nvcc. Raises RuntimeError if there is no nvcc, or, with nvcc's output, if a source does not compile. Raises
+    FileNotFoundError if a source does not exist.
     """
     nvcc = find_nvcc()
     if nvcc is None:
@@ -77,7 +82,7 @@ def build(out: Path, sources: Sequence[Path] = (), include: Sequence[Path] = (),
         commands = [[nvcc, *options, "-c", str(f), "-o", str(o)] for f, o in zip(files, objects)]
         with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
             list(pool.map(run, commands))
-        linked = out.with_name(f"{out.name}.{os.getpid()}")  # a library in use by another process is not written over
+        linked = out.with_name(f"{out.name}.{os.getpid()}")  # never writes into a library that another process uses
         run([nvcc, "-shared", "-cudart", "static", "-o", str(linked), *map(str, objects)])
         linked.replace(out)
 
@@ -93,7 +98,10 @@ def run(command: list[str]) -> None:
 
 
 def is_current(out: Path, sources: Sequence[Path] = (), include: Sequence[Path] = ()) -> bool:
-    """Whether the library is newer than all that it is made of: sources, what lies beside them, and headers."""
+    """Whether the library is newer than everything that it is made of: the sources, the headers and this file.
+
+    Headers are looked for beside this file, in its parent folder, beside the sources and in ``include``.
+    """
     folders = {FOLDER, FOLDER.parent, *(Path(source).parent for source in sources), *map(Path, include)}
     headers = [file for one in folders for end in ("*.h", "*.cuh", "*.hpp") for file in one.glob(end)]
     parts = [file for file in (*_files(sources), *headers, Path(__file__)) if file.is_file()]

@@ -1,9 +1,13 @@
 // y = wte[token] + wpe[position] (+ wte[token_type]), summed in float32 and rounded once, and the tables' gradients.
 //
-// Forward: a warp has a row of y, or a part of its columns, and a lane the same columns of each table, whose loads are
-// under way together. Backward: the rows of dy are sorted by the row of the table that they came from; a warp adds up
-// all that came from one, in their order and without atomics: the same bits every time. A token that comes often is
-// added up by several warps, one for each segment of the sorted rows, and a second kernel joins their parts.
+// Forward: a warp has a row of y, or a part of its columns. A lane has the same columns of each table and starts all
+// its loads before it adds. The floor is memory traffic: the rows of the tables that are named are read, and y is
+// written once. docs/kernels.md counts 1.01 times that.
+//
+// Backward: the gradient of a table row is the sum of the rows of dy that it went into. The caller sorts the rows of dy
+// by table row. One warp adds up the rows of dy of one table row, in their order. A token that occurs often is shared
+// by several warps: each has one segment of the sorted rows, and a second kernel joins their parts. There are no
+// atomics, so that the bits are the same in every run.
 #include <type_traits>
 
 #include "device.cuh"
@@ -13,28 +17,29 @@ namespace gpt2fast::cuda {
 namespace {
 
 constexpr int kThreads = 128, kWarps = kThreads / kWarp;  // of a block
-constexpr int kForwardPacks = 4;                          // of a lane, and as many single elements
-constexpr int kRowsAtOnce = 8;                            // of dy, whose loads are under way together
-constexpr int kPartsAtOnce = 8;                           // of other segments, likewise
-constexpr int64_t kMostAcross = 65535;                    // blocks along a grid's second dimension
+constexpr int kForwardPacks = 4;                          // packs (or single elements) of a lane in the forward pass
+constexpr int kRowsAtOnce = 8;                            // rows of dy that a warp loads together
+constexpr int kPartsAtOnce = 8;                           // parts of other segments that a warp loads together
+constexpr int64_t kMostAcross = 65535;                    // the most blocks along a grid's second dimension
 
-// Packs of a lane in the backward pass: two where a pack is one element, as each warp reads the lists of rows anew.
+// Packs of a lane in the backward pass. There are two if a pack is one element, since each warp reads the lists of rows
+// again.
 template <int kWidth>
 constexpr int kBackwardPacks = kWidth == 1 ? 2 : 1;
 
-// Columns of a warp whose lanes have kPacks packs each: lane i has the packs i, i + 32, ..., so that neighbouring lanes
-// read neighbouring bytes.
+// The columns of a warp whose lanes have kPacks packs each. Lane i has the packs i, i + 32, ..., so that neighbouring
+// lanes read neighbouring bytes.
 template <int kWidth, int kPacks>
 constexpr int kColumns = kWarp * kWidth * kPacks;
 
-// Which row of many a warp has.
+// The number of this warp's row.
 __device__ __forceinline__ int64_t row_of_warp() { return int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp; }
 
-// Whether a table of so many rows has this one.
+// Whether a table of `rows` rows has this row.
 __device__ __forceinline__ bool has(int64_t rows, int64_t row) { return 0 <= row && row < rows; }
 
-// A pack as it lies in memory. It is widened once all loads are under way: where a load has a condition, the compiler
-// would widen right behind it, and the next load would wait.
+// A pack as it is in memory. It is converted to float32 only after all loads have started. If a load has a condition,
+// the compiler would put the conversion right behind it, and the next load would wait.
 template <class T, int kWidth>
 using Raw = std::conditional_t<kWidth == 1, T, uint4>;
 
@@ -50,7 +55,8 @@ __device__ __forceinline__ void add(const Raw<T, kWidth>& raw, float (&to)[kWidt
   for (int i = 0; i < kWidth; ++i) to[i] += wide[i];
 }
 
-// Warp (r, j): columns j of row r of y. A row that a table does not have is NaN: nobody looks at the numbers before.
+// Warp (r, j) has the j-th part of the columns of row r of y. If a table does not have a row, y is NaN, since no check
+// precedes the launch.
 template <class T, int kWidth, bool kTypes>
 __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingArgs a) {
   const int64_t r = row_of_warp();
@@ -91,16 +97,16 @@ __global__ void __launch_bounds__(kThreads) embedding_kernel(EmbeddingArgs a) {
   }
 }
 
-// A part of a sum, C numbers in float32. A segment has two: of the table row that it begins with, and of the one that
-// goes on in the next segment. A pack of 16-bit numbers is two accesses of float32: all lanes' first ones lie together,
-// then all lanes' second ones.
+// A part of a sum: C numbers in float32. A segment has two parts: of the table row that it begins with, and of the one
+// that goes on in the next segment. A pack of 16-bit numbers takes two accesses of float32. The first accesses of all
+// lanes are neighbours in memory, and then come the second ones.
 template <int kWidth>
 struct Part {
   static constexpr int kStep = kWidth == 1 ? 1 : kPack<float>;
   float* at;
-  int64_t next;  // from one access of a lane to its next
+  int64_t next;  // the distance from one access of a lane to its next
 
-  // `first`: of the columns that the warp's lanes have a pack each of.
+  // `first` is the first of the columns of which each lane of the warp has one pack.
   __device__ __forceinline__ Part(const EmbeddingBackwardArgs& a, int64_t part, int64_t first, int lane) {
     const int64_t lanes = (a.C - first) / kWidth;
     at = a.parts + part * a.C + first + lane * kStep;
@@ -126,15 +132,17 @@ struct Part {
   }
 };
 
-// Warp (i, j): if the i-th of the sorted rows is the first of its table row, in all or in its segment, columns j of the
-// sum up to the end of the segment. It is the table row's gradient, or a part where others add to it too.
+// Warp (i, j) has place i in the sorted list of rows and the j-th part of the columns. It works only if place i is the
+// first of its table row, in the whole list or in its segment. It then adds up the rows of dy from place i on, until
+// the table row or the segment ends. The sum is the gradient of the table row, or a part of it if the table row has
+// places in other segments too.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) embedding_backward_kernel(EmbeddingBackwardArgs a) {
   constexpr int kPacks = kBackwardPacks<kWidth>;
   const int64_t i = row_of_warp();
   if (i >= a.N) return;
   const int lane = threadIdx.x % kWarp;
-  // The lists are read in aligned groups of 32, one number a lane, beginning with the group that i is in.
+  // The lists are read in aligned groups of 32, one number for each lane. The first group is the one that has place i.
   int64_t n = i - i % kWarp + lane;
   int64_t of_lane = n < a.N ? a.row[n] : -1, source = n < a.N ? a.source[n] : 0;
   const int64_t row = __shfl_sync(kAllLanes, of_lane, int(i % kWarp));
@@ -147,7 +155,7 @@ __global__ void __launch_bounds__(kThreads) embedding_backward_kernel(EmbeddingB
   for (int from = int(i % kWarp);; from = 0) {
     const unsigned ours = __ballot_sync(kAllLanes, n >= i && n < end && of_lane == row);
     const int to = from + __popc(ours);
-    // Tokens and token types are one list of 2 R numbers: both come from row source % R of dy.
+    // Tokens and token types are one list of 2 R numbers. Number `source` of that list belongs to row source % R of dy.
     const unsigned mine = unsigned(source) % unsigned(a.R);
     for (int k = from; k < to; k += kRowsAtOnce) {
       Raw<T, kWidth> dy[kRowsAtOnce][kPacks] = {};
@@ -180,7 +188,8 @@ __global__ void __launch_bounds__(kThreads) embedding_backward_kernel(EmbeddingB
   }
 }
 
-// Warp (s, j): if a table row begins in segment s and goes on in the next, columns j of the sum of its parts.
+// Warp (s, j): if a table row begins in segment s and goes on in the next segment, the warp adds up the parts of that
+// table row, for the j-th part of the columns.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) embedding_backward_join_kernel(EmbeddingBackwardArgs a) {
   constexpr int kPacks = kBackwardPacks<kWidth>;
@@ -198,7 +207,7 @@ __global__ void __launch_bounds__(kThreads) embedding_backward_join_kernel(Embed
     if (column >= a.C) return;
     float total[kWidth];
     Part<kWidth>(a, 2 * s + !fills, turn, lane).read(total);
-    int same = kPartsAtOnce;  // of the next segments, how many begin with this row
+    int same = kPartsAtOnce;  // how many of the next segments begin with this table row
     for (int64_t from = s + 1; same == kPartsAtOnce; from += kPartsAtOnce) {
       int64_t begins_with[kPartsAtOnce];
       float part[kPartsAtOnce][kWidth] = {};
@@ -222,7 +231,8 @@ __global__ void __launch_bounds__(kThreads) embedding_backward_join_kernel(Embed
   }
 }
 
-// Blocks whose warps have `columns` columns of one of n rows each; none where a grid does not hold them.
+// The grid for n rows of C columns, if a warp has `columns` columns of one row. It is empty if a grid cannot be so
+// large.
 dim3 grid_for(int64_t n, int64_t C, int columns) {
   const int64_t across = (C + columns - 1) / columns;
   if (n > INT32_MAX || across > kMostAcross) return dim3(0);
@@ -244,7 +254,7 @@ cudaError_t launch_backward(const EmbeddingBackwardArgs& a, cudaStream_t stream)
   const dim3 grid = grid_for(a.N, a.C, kOfWarp);
   if (!grid.x || a.R > INT32_MAX) return cudaErrorInvalidValue;
   embedding_backward_kernel<T, kWidth><<<grid, kThreads, 0, stream>>>(a);
-  const int64_t joins = (a.N - 1) / kSegmentRows;  // of a segment and the next
+  const int64_t joins = (a.N - 1) / kSegmentRows;  // pairs of a segment and the next
   if (joins) {
     const dim3 join_grid = grid_for(joins, a.C, kOfWarp);
     embedding_backward_join_kernel<T, kWidth><<<join_grid, kThreads, 0, stream>>>(a);

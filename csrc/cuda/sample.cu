@@ -1,12 +1,15 @@
-// A token per row of logits: the likeliest, or a draw after repetition penalty, temperature, top-k, top-p and min-p.
+// One token per row of logits: the likeliest, or a draw after repetition penalty, temperature, top-k, top-p and min-p.
 //
-// A block has a row, and each of its warps the columns from one place to another, so that what warps find is in the
-// order of tokens without a barrier. Nothing is sorted: what may survive top-k or top-p goes to a list in memory, and
-// the cut in that list is found bit by bit, from the highest on. The list of those that the cut may still lie among
-// gets shorter with every bit.
+// A block has a row. Each of its warps has a range of the columns, so that what the warps find is in the order of the
+// tokens. Top-k and top-p need a cut, the least score that survives. It is found without sorting:
+// 1. One pass finds the greatest score and a lower bound for the cut.
+// 2. A second pass copies the scores that may survive to a list in memory.
+// 3. The cut is found bit by bit, from the highest bit on. The list of scores among which the cut may still be gets
+//    shorter with every bit.
+// The token is then drawn from the list. The floor is one read of the logits.
 //
-// Weights are added up as integers of 64 bits. These sums are exact, so that they depend on no order, and the sum of a
-// row is that of its parts: the same bits every time.
+// Weights are added up as 64-bit integers. These sums are exact and do not depend on the order, so that the bits are
+// the same in every run.
 #include <bit>
 
 #include "../math.h"
@@ -16,9 +19,9 @@
 namespace gpt2fast::cuda {
 namespace {
 
-constexpr int kPartColumns = 4096;  // of a row that a block of penalise_kernel has
+constexpr int kPartColumns = 4096;  // columns of a row that a block of penalise_kernel has
 
-// The greatest key that at least k of the threads reach.
+// The greatest key such that at least k threads have that key or a greater one.
 __device__ __forceinline__ uint32_t kth_of_threads(uint32_t key, int k) {
   uint32_t found = 0;
   for (uint32_t bit = 1u << 31; bit; bit >>= 1)
@@ -26,12 +29,14 @@ __device__ __forceinline__ uint32_t kth_of_threads(uint32_t key, int k) {
   return found;
 }
 
-// The greatest key from low to high such that what is less has a mass of up to `limit`, and that mass. All keys of the
-// block's lists lie between low and high. of(score) is a score's mass, and `below` that of what is on no list.
+// Returns the greatest key from low to high such that the scores below it have a mass of at most `limit`. All keys in
+// the block's lists are between low and high. of(score) is the mass of a score. `below` is the mass of the scores that
+// are in no list; it becomes the mass of all scores below the returned key. `shorter` is workspace for the shorter
+// lists.
 template <class F>
 __device__ __forceinline__ uint32_t find_cut(const List& list, float* shorter, uint32_t low, uint32_t high, Mass limit,
                                              F&& of, Mass& below, Block& block) {
-  const int bits = 32 - __clz(low ^ high);  // all keys agree in the others
+  const int bits = 32 - __clz(low ^ high);  // all keys agree in the bits above these
   uint32_t cut = bits < 32 ? high >> bits << bits : 0;
   const float* from = list.scores;
   int n = list.n;
@@ -41,9 +46,9 @@ __device__ __forceinline__ uint32_t find_cut(const List& list, float* shorter, u
     for (int first = 0; first < n; first += kWarp) {
       const int place = first + lane_of_warp();
       const float x = place < n ? from[place] : 0;
-      __syncwarp();  // what is read here may be written by another lane
+      __syncwarp();  // another lane may overwrite what this lane has just read
       const uint32_t apart = (key_of(x) ^ cut) >> bit;
-      const bool stays = place < n && apart < 2;  // the cut lies among those, and `apart` is the bit looked for
+      const bool stays = place < n && apart < 2;  // the cut is among these; `apart` is then the bit in question
       const unsigned staying = __ballot_sync(kAllLanes, stays);
       if (stays) shorter[kept + __popc(staying & lanes_before())] = x;
       if (stays && apart == 0) mass += of(x);
@@ -58,7 +63,7 @@ __device__ __forceinline__ uint32_t find_cut(const List& list, float* shorter, u
   return cut;
 }
 
-// Drops what is less than the k-th greatest of the block's lists. Returns its key.
+// Drops the scores of the block's lists that are less than the k-th greatest. Returns the key of the k-th greatest.
 __device__ __forceinline__ uint32_t keep_top_k(List& list, float* shorter, uint32_t low, uint32_t high, int64_t k,
                                                Block& block) {
   const Mass limit = block.sums(lane_of_warp() == 0 ? list.n : 0).total - k;
@@ -68,8 +73,9 @@ __device__ __forceinline__ uint32_t keep_top_k(List& list, float* shorter, uint3
   return cut;
 }
 
-// Drops the least of the block's lists, by (score, token), that together have at most `share` of all weight. `dropped`
-// is the weight of what a thread saw and did not list.
+// Drops the least scores of the block's lists, as many as together have at most `share` of the total weight. Equal
+// scores are taken in the order of their tokens. `dropped` is the weight of the scores that this thread has read but
+// not listed.
 __device__ __forceinline__ void keep_top_p(List& list, float* shorter, uint32_t low, uint32_t high, Mass dropped,
                                            double share, const Weights& weights, Block& block) {
   Mass listed = 0;
@@ -81,15 +87,15 @@ __device__ __forceinline__ void keep_top_p(List& list, float* shorter, uint32_t 
   list.walk([&](const float (&x)[1], int place) { alike += place < list.n && key_of(x[0]) == cut; });
   const Sums equal = block.sums(alike);
   const Mass each = weights(number_of(cut));
-  Mass gone = each ? (limit - below) / each : 0;                   // of equal scores the first tokens go
-  if (cut == high && gone >= equal.total) gone = equal.total - 1;  // and never the last of the greatest
+  Mass gone = each ? (limit - below) / each : 0;                   // of equal scores the first tokens are dropped
+  if (cut == high && gone >= equal.total) gone = equal.total - 1;  // the last of the greatest always stays
   list.keep(cut, equal.before, gone);
 }
 
 constexpr int kNowhere = INT32_MAX;
 
-// The first place at which the running sum of the weights exceeds `uniform` of all of it, in the lanes of the warp that
-// has it; -1 in all others. Where nothing has weight, the first warp has kNowhere.
+// The first place at which the running sum of the weights exceeds `uniform` times their total. The lanes of the warp
+// that has this place return it; all other lanes return -1. If the total is 0, the first warp returns kNowhere.
 template <class Source>
 __device__ __forceinline__ int draw(const Source& source, const Weights& weights, float min_p, double uniform,
                                     Block& block) {
@@ -133,7 +139,7 @@ __global__ void __launch_bounds__(kSampleThreads) sample_kernel(SampleArgs a, Sa
   const int V = int(a.V);
   const Row<T> row(a.logits, b * a.stride_logits_b, V, a.temperature);
   const Philox random(uint64_t(*a.seed), uint64_t(a.positions[b]), uint64_t(a.rows ? a.rows[b] : b));
-  float peak = -kInfinity;  // a thread's greatest logit, which has its greatest score
+  float peak = -kInfinity;  // the thread's greatest logit, which also has its greatest score
   row.walk([&](const float (&x)[Row<T>::kWidth], int) {
 #pragma unroll
     for (int i = 0; i < Row<T>::kWidth; ++i) peak = fmaxf(peak, x[i]);
@@ -154,9 +160,12 @@ __global__ void __launch_bounds__(kSampleThreads) sample_kernel(SampleArgs a, Sa
   } else {
     const bool has_top_k = 0 < a.top_k && a.top_k < a.V, has_top_p = space.share > 0;
     uint32_t low = 0;
-    if (!has_top_k)  // all that have less than 1 / V of the share together have less than the share
+    // low is a lower bound for the cut. For top-p: the greatest weight is 1, so that all weights below share / V
+    // together are less than share of the total. For top-k: at least k scores reach the k-th greatest of the threads'
+    // peaks.
+    if (!has_top_k)
       low = key_of(top + logf(float(space.share / V)) - 0.01f);
-    else if (a.top_k <= kSampleThreads)  // below no more than k logits, so that few others lie above it
+    else if (a.top_k <= kSampleThreads)
       low = kth_of_threads(key_of(peak), int(a.top_k));
     const int64_t begin = b * space.stride_b + row.begin();
     List list{space.scores + begin, space.ids + begin};
@@ -184,13 +193,13 @@ __global__ void __launch_bounds__(kSampleThreads) sample_kernel(SampleArgs a, Sa
   }
 }
 
-// The first of the greatest logits.
+// The token with the greatest logit; of equal ones, the first.
 template <class T>
 __global__ void __launch_bounds__(kSampleThreads) greedy_kernel(SampleArgs a) {
   __shared__ Mass found[kSampleWarps];
   const int64_t b = blockIdx.x;
   const Row<T> row(a.logits, b * a.stride_logits_b, int(a.V), 1);
-  Mass best = 0;  // the key of a logit, and below it one that is greater for earlier columns
+  Mass best = 0;  // high half: the key of a logit; low half: a number that is greater for earlier columns
   row.walk([&](const float (&x)[Row<T>::kWidth], int place) {
 #pragma unroll
     for (int i = 0; i < Row<T>::kWidth; ++i)
@@ -210,7 +219,8 @@ __global__ void __launch_bounds__(kSampleThreads) greedy_kernel(SampleArgs a) {
   if (lane_of_warp() == 0) a.out[b] = ~uint32_t(best);
 }
 
-// Copies a part of a row as float32 and changes the logits of earlier tokens, each once however often it came before.
+// Copies a part of a row as float32 and applies the repetition penalty to the logits of earlier tokens. A token that
+// occurs several times is penalised once, since the new value is always made from the original logit.
 template <class T>
 __global__ void __launch_bounds__(kSampleThreads) penalise_kernel(SampleArgs a, SampleSpace space, int parts) {
   const int64_t b = blockIdx.x / parts;

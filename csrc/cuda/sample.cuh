@@ -1,5 +1,5 @@
-// What the kernels of sample are made of: the order of numbers, weights as integers, sums over a block, and a row of
-// logits or a list of some of them, of which every warp has its part.
+// Parts of the kernels in sample.cu: the order of float32 numbers as integers, weights as integers, sums over a block,
+// a row of logits, and a list of some of them. Each warp has its own part of the row or of the list.
 #pragma once
 #include <limits>
 
@@ -7,26 +7,27 @@
 
 namespace gpt2fast::cuda {
 
-constexpr int kSampleThreads = 512;  // of a block, which has one row
+constexpr int kSampleThreads = 512;  // threads of a block, which has one row
 constexpr int kSampleWarps = kSampleThreads / kWarp;
-constexpr int kSampleAhead = 4;  // packs of a thread whose loads are under way together
+constexpr int kSampleAhead = 4;  // packs that a thread loads together
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-using Mass = unsigned long long;
+using Mass = unsigned long long;  // a sum of weights
 
 __device__ __forceinline__ int warp_of_block() { return threadIdx.x / kWarp; }
 __device__ __forceinline__ int lane_of_warp() { return threadIdx.x % kWarp; }
 __device__ __forceinline__ unsigned lanes_before() { return (1u << lane_of_warp()) - 1; }
 
-// uint32 in the order of float32 numbers: both zeros are one, NaN is the greatest.
+// Maps float32 to uint32 in the same order. Both zeros map to one key, and NaN maps to the greatest key.
 __device__ __forceinline__ uint32_t key_of(float x) {
   if (x != x) return ~0u;
-  const uint32_t bits = __float_as_uint(x + 0.0f);  // which makes 0 of -0
+  const uint32_t bits = __float_as_uint(x + 0.0f);  // the addition turns -0 into 0
   return bits >> 31 ? ~bits : bits | 1u << 31;
 }
 
 __device__ __forceinline__ float number_of(uint32_t key) { return __uint_as_float(key >> 31 ? key ^ 1u << 31 : ~key); }
 
-// e^(score - top) as an integer, in units so small that V of them leave the highest two bits free.
+// The weight of a score, e^(score - top), as an integer. Its unit is such that the sum of V weights leaves the highest
+// two bits free.
 struct Weights {
   float top, unit;
 
@@ -35,7 +36,7 @@ struct Weights {
     unit = __uint_as_float(uint32_t(127 + 62 - bits) << 23);
   }
 
-  // 0 of what is less likely than `least` times the likeliest, and of what is no number.
+  // The weight is 0 if it is less than `least` times the greatest weight, and if the score is NaN.
   __device__ __forceinline__ Mass operator()(float score, float least = 0) const {
     const float w = power_of_2((score - top) * kLog2E);
     return w >= least ? Mass(w * unit) : 0;
@@ -49,7 +50,7 @@ __device__ __forceinline__ N sum_of_lanes(N x) {
   return x;
 }
 
-// The sum over the lanes up to one's own.
+// The sum over the lanes up to and including this one.
 template <class N>
 __device__ __forceinline__ N sum_up_to(N x) {
 #pragma unroll
@@ -60,14 +61,14 @@ __device__ __forceinline__ N sum_up_to(N x) {
   return x;
 }
 
-// The sums over the warps before one's own, over one's own, and over all of the block.
+// Sums over the warps before this one, over this warp, and over the whole block.
 struct Sums {
   Mass before, own, total;
 };
 
 class Block {
  public:
-  // Calls take turns at two rows of shared memory, so that there is one barrier a call.
+  // Calls use two rows of shared memory in turn, so that one barrier a call is enough.
   __device__ __forceinline__ Sums sums(Mass x) {
     __shared__ Mass of_warps[2][kSampleWarps];
     Mass(&found)[kSampleWarps] = of_warps[turn_];
@@ -84,16 +85,16 @@ class Block {
   int turn_ = 0;
 };
 
-// A row of logits, of which a warp has whole steps: a pack a lane. Places are counted from the beginning of the sector
-// of memory that the row begins in, so that packs are aligned.
+// A row of logits. A warp has a range of steps of it; a step is one pack for each lane. Places are counted from the
+// start of the sector of memory that has the row's first logit, so that packs are aligned.
 template <class T>
 struct Row {
   static constexpr int kWidth = kPack<T>;
 
   const T* logits;    // place 0
-  int before, V;      // places before the row; its columns
-  int first, last;    // the warp's steps
-  float temperature;  // 1 where logits are taken as they are
+  int before, V;      // places before the row; columns of the row
+  int first, last;    // the warp's steps, without `last`
+  float temperature;  // 1 leaves the logits as they are
 
   __device__ __forceinline__ Row(const void* all, int64_t offset, int V, float temperature)
       : V(V), temperature(temperature) {
@@ -108,7 +109,7 @@ struct Row {
   __device__ __forceinline__ bool inside(int place) const { return unsigned(place - before) < unsigned(V); }
   __device__ __forceinline__ float score(float logit) const { return temperature == 1 ? logit : logit / temperature; }
 
-  // -infinity for what is not the row's.
+  // Reads a pack. Places outside of the row are -infinity.
   __device__ __forceinline__ void read(int place, float (&x)[kWidth]) const {
     if (place >= before && place + kWidth <= before + V) {
       load<T, kWidth>(logits + place, x);
@@ -118,7 +119,7 @@ struct Row {
     }
   }
 
-  // f(logits, place) for the packs of a lane, in their order. All lanes of a warp make the same calls.
+  // Calls f(logits, place) for the packs of a lane, in their order. All lanes of a warp make the same number of calls.
   template <class F>
   __device__ __forceinline__ void walk(F&& f) const {
     constexpr int kStep = kWarp * kWidth;
@@ -141,7 +142,7 @@ struct Row {
   }
 };
 
-// What a warp has listed of its columns, in their order.
+// The columns that a warp has listed, in their order.
 struct List {
   static constexpr int kWidth = 1;
 
@@ -160,7 +161,7 @@ struct List {
     }
   }
 
-  // Adds the columns of a pack that `stays` has a bit for.
+  // Adds the columns of a pack whose bit in `stays` is set.
   template <int kCount>
   __device__ __forceinline__ void add(unsigned stays, const float (&x)[kCount], int column) {
     if (!__any_sync(kAllLanes, stays)) return;
@@ -172,8 +173,8 @@ struct List {
     n += __shfl_sync(kAllLanes, up_to, kWarp - 1);
   }
 
-  // Keeps what is not less than the cut, but of those that equal it not the first `gone` of the block; `rank` of those
-  // are in warps before.
+  // Keeps the scores that are not less than the cut. Of the block's scores that equal the cut, the first `gone` are
+  // dropped too; `rank` of these equal scores are in the warps before.
   __device__ __forceinline__ void keep(uint32_t cut, Mass rank, Mass gone) {
     const int listed = n;
     n = 0;
@@ -182,7 +183,7 @@ struct List {
       const bool inside = place < listed;
       const float x = inside ? scores[place] : 0;
       const int32_t id = inside ? ids[place] : 0;
-      __syncwarp();  // what is read here may be written by another lane
+      __syncwarp();  // another lane may overwrite what this lane has just read
       const uint32_t key = key_of(x);
       const unsigned equal = __ballot_sync(kAllLanes, inside && key == cut);
       const bool stays = inside && (key > cut || (key == cut && rank + __popc(equal & lanes_before()) >= gone));
