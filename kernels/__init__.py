@@ -1,4 +1,4 @@
-"""The Triton kernels, installed as ``gpt2fast.kernels``. Nothing is imported here, so that Triton may be missing."""
+"""The Triton kernels, installed as ``gpt2fast.kernels``. Importing this package does not import Triton."""
 
 # Maps each op to the file that holds its kernel. Ops that share a formula share a file.
 MODULES = dict(

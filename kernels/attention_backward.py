@@ -335,7 +335,7 @@ def attention_backward(
     S = k.shape[1]
     dq, dk, dv = empty_as(q), empty_as(k), empty_as(v)
     dbias = q.new_empty(0) if bias is None else empty_as(bias)
-    if 0 in (B, T, S, H):  # nothing attends to anything
+    if 0 in (B, T, S, H):  # no query sees a key
         return dq.zero_(), dk.zero_(), dv.zero_(), dbias.zero_()
     dout, out, q, k, v = dense_heads(dout, out, q, k, v)
     lse = lse.contiguous()

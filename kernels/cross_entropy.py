@@ -8,7 +8,7 @@ gradient is written once. Forward, every lane keeps the greatest logit that it h
 relative to it. So one pass over the row is enough, and the lanes are joined once, at its end.
 docs/kernels.md counts 1.00 to 1.01 times the least bytes.
 
-A row of 50257 columns, as GPT-2 has, does not begin at an aligned address as a rule. The first and the last tile are
+A row of 50257 columns, as GPT-2 has, usually does not begin at an aligned address. The first and the last tile are
 therefore partial, and all tiles between them are aligned.
 """
 

@@ -4,7 +4,7 @@
 
 The floor is memory traffic: x is read once and y is written once. To reach it, a program holds whole rows in registers.
 It takes BLOCK_R rows at a time and walks over the rows in steps of the whole grid, so that it reads weight and bias
-only once. What the kernels move above the floor is mostly weight and bias, once for each program.
+only once (for rows of up to 8192 columns). What the kernels move above the floor is mostly weight and bias.
 
 Backward, with n = (x - mean) rstd and g = dy weight:
 

@@ -3,7 +3,9 @@
 One kernel does all of this: out = a @ b for two matrices with any strides, a (M, K), b (K, N) and out (M, N).
 gpt2fast/products.py says which strides make which gradient. A program has one tile of out and loops along K. Bias,
 activation and residual are applied to the tile in float32, before it is rounded once. For dweight, the programs of the
-first row of tiles also add up the columns of dy, which they read anyway: that is dbias.
+first row or column of tiles also add up dy, which they read anyway: that is dbias.
+
+By default PyTorch's product runs instead of this kernel; MEASURED_FASTER lists the exceptions.
 
 The floor is 2 M K N operations where there are many rows, and reading the weight once where there are few. A tile reads
 its rows of a and its columns of b, so that each matrix is asked for several times; neighbouring programs share these
@@ -51,7 +53,7 @@ def linear_kernel(
 ):  # fmt: skip
     """out = activation(a @ b + bias) + residual, as gpt2fast/products.py describes.
 
-    FORM: the activation, as in FORMS of products.py. KEEP: the input of the activation is stored in preactivation.
+    FORM: the activation, as in FORMS of activations.py. KEEP: the input of the activation is stored in preactivation.
     BACKWARD: out is a @ b times the derivative of the activation at preactivation.
     SUMS: 1 stores the sums of the columns of b, by the programs of the first row of tiles; 2 stores the sums of the
     rows of a, by the programs of the first column of tiles; 0 stores none.

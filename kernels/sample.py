@@ -1,6 +1,7 @@
 """One token per row of logits: the likeliest, or a draw after temperature, top-k, top-p and min-p. A program has a row.
 
-The floor is one read of the logits. The greedy kernel reads them once; a draw reads the row once more or twice more.
+The floor is one read of the logits. The greedy kernel reads them once. A draw reads them twice if there is a list (see
+below), otherwise three times.
 
 Top-k and top-p need a cut: the least score that survives. It is found without sorting.
 1. One pass over the row gives each lane its greatest score. For top-k, take the k-th greatest of these: at least k

@@ -1,6 +1,6 @@
 // How a block reads a row of logits: log sum exp takes one pass, and the gradient of the logits takes another.
 //
-// A row of 50257 columns, as GPT-2 has, does not begin at an aligned address as a rule. The columns before the first
+// A row of 50257 columns, as GPT-2 has, usually does not begin at an aligned address. The columns before the first
 // whole sector of memory (32 bytes) and those after the last whole pack are read one by one. All columns between are
 // read in packs of 128 bits.
 #pragma once
