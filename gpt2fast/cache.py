@@ -1,22 +1,26 @@
-"""Preallocated key-value cache: per layer (B, H, S, D) in memory, seen as (B, S, H, D); each row has its own ends."""
+"""The key-value cache. Its memory is allocated in advance.
+
+Keys and values of a layer are stored as (B, H, S, D) and returned as views (B, S, H, D). Each row of the batch has its
+own first and last column.
+"""
 
 import torch
 from torch import Tensor
 
 from .dtypes import dtype_name
 
-MOST_DECODED = 8  # new tokens that decode_attention takes; its kernels are made for as many
+MOST_DECODED = 8  # up to this number of new tokens, decode_attention runs; its kernels are made for that many
 
 
 class Cache:
-    """What attention remembers of the tokens seen so far.
+    """The keys and values of the tokens so far, for every layer.
 
-    ``length`` columns are filled in the longest row, ``lengths`` (B,) int64 in each; the first ``starts[b]`` columns of
-    row b are left padding. A mask that hides other columns is kept whole in ``mask`` (B, S) bool. ``capacity`` S
-    doubles when it runs out, up to ``limit``.
+    ``length`` is the number of filled columns in the longest row, and ``lengths`` (B,) int64 is that of each row. The
+    first ``starts[b]`` columns of row b are left padding. A mask that hides other columns is kept as ``mask`` (B, S)
+    bool. Where the ``capacity`` S does not suffice, it is doubled, up to ``limit``.
 
-    A cache that is ``fixed`` is one for CUDA graphs: it has its tensors where they are and changes them in place, finds
-    the current columns by ``lengths``, and counts nothing on the host, ``length`` neither.
+    A ``fixed`` cache is for CUDA graphs. Its tensors keep their addresses and are changed in place. It finds the
+    current columns by ``lengths`` and counts nothing on the host, so that ``length`` stays as it is.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Cache:
         return self._memory[0].shape[3]
 
     def check(self, layers: int, batch: int, heads: int, head_size: int, dtype: torch.dtype | None) -> None:
-        """Raises ValueError, or TypeError for the dtype (None: any), where a model of those sizes cannot use it."""
+        """Raises ValueError where a model of those sizes cannot use the cache, TypeError for its dtype (None: any)."""
         found = dict(zip(("batch", "heads", "head_size"), (self.batch, *self._memory[0].shape[2::2])))
         found = dict(layers=len(self._memory)) | found
         for name, expected in dict(layers=layers, batch=batch, heads=heads, head_size=head_size).items():
@@ -73,7 +77,7 @@ class Cache:
         self.values = [view[1] for view in views]
 
     def reserve(self, capacity: int) -> None:
-        """Makes room for ``capacity`` columns, keeping what is there."""
+        """Makes room for ``capacity`` columns and keeps the content. Raises ValueError beyond ``limit``."""
         if capacity <= self.capacity:
             return
         if self.limit is not None and capacity > self.limit:
@@ -89,9 +93,9 @@ class Cache:
         self._view()
 
     def advance(self, tokens: int, mask: Tensor | None = None) -> None:
-        """Makes ``tokens`` new columns the current ones, to be filled by ``append`` in every layer.
+        """Adds ``tokens`` new columns, which ``append`` then fills in every layer.
 
-        mask (B, tokens) bool: which of them are real; left padding of the first columns becomes ``starts``.
+        mask (B, tokens) bool: False for padding. Left padding in the first columns is stored in ``starts``.
         """
         if self.fixed:
             if mask is not None:
@@ -108,10 +112,10 @@ class Cache:
             self._hide(mask, before)
 
     def visible(self) -> Tensor | None:
-        """(B, length) bool: the columns that are not padding; None where all are tokens."""
+        """(B, length) bool: the columns that are not padding, or None where there is no padding."""
         if self.mask is not None:
             return self.mask[:, : self.length]
-        if self.starts is None or self.fixed:  # decode_attention asks for starts
+        if self.starts is None or self.fixed:  # decode_attention uses starts
             return None
         return torch.arange(self.length, device=self.starts.device) >= self.starts[:, None]
 
@@ -128,7 +132,7 @@ class Cache:
         self.mask[:, before : self.length] = mask
 
     def decodes(self, tokens: int) -> bool:
-        """Whether so few tokens, with keys of which each row shows one range, are decode_attention's business."""
+        """Whether decode_attention runs. It takes few new tokens, and in each row one range of keys without gaps."""
         return self.fixed or (self.mask is None and tokens <= MOST_DECODED)
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,13 +153,13 @@ class Cache:
         return keys[:, : self.length], values[:, : self.length]
 
     def clear(self) -> None:
-        """Forgets everything; the memory stays."""
+        """Empties the cache and keeps its memory."""
         self.length, self.lengths = 0, torch.zeros_like(self.lengths)
         self.starts = self.mask = None
         self.fixed = False
 
     def fix(self) -> None:
-        """Makes the cache a fixed one, until ``clear``; the caller sees to it that ``capacity`` lasts.
+        """Makes the cache a fixed one, until ``clear``. The caller must make sure that ``capacity`` is large enough.
 
         Raises ValueError where a mask hides columns other than padding on the left.
         """

@@ -1,7 +1,8 @@
-"""The turns of generate's loop, each a forward call and a draw; on a GPU as a CUDA graph, captured once per batch size.
+"""The turns of generate's loop. A turn is a forward call and a draw.
 
-A graph runs the launches of one turn again, on the same memory, without Python. So whatever differs from turn to turn
-lies in tensors that are changed in place, and nothing that the host counts takes part in a turn.
+On a GPU, a turn is captured as a CUDA graph, once per batch size. A graph runs the launches of the turn again, on the
+same memory, without Python. Everything that differs from turn to turn must therefore be in tensors that are changed in
+place, and a turn must not depend on numbers that the host counts.
 """
 
 import contextlib
@@ -15,20 +16,22 @@ from torch import Tensor
 from . import backends, ops
 from .cuda import library
 
-GPU_BACKENDS = ("triton", "cuda")  # whose kernels neither wait nor look at values
-LEAST_TURNS = 16  # of one call that are worth a capture, which takes as long as some turns do
-MOST_KEPT = 4  # captured turns of a model; each has a cache of its own
-LEAST_COLUMNS = 128  # of their caches, which grow by factors of 2
+GPU_BACKENDS = ("triton", "cuda")  # their kernels neither make the host wait nor read values on it
+LEAST_TURNS = 16  # fewer turns in a call are not worth a capture, which takes as long as some turns
+MOST_KEPT = 4  # the number of captured turns that are kept for a model; each has its own cache
+LEAST_COLUMNS = 128  # the smallest capacity of their caches; larger ones are powers of 2
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# model -> what was captured, by all that its launches depend on; a call takes it out for as long as it uses it
+# For each model the captured turns. Their key is everything that the launches depend on. A call removes the turns from
+# here while it uses them.
 _kept: WeakKeyDictionary[Any, dict[tuple, "Turns"]] = WeakKeyDictionary()
 
 
 class Turns:
-    """A batch between two turns: its cache and the tokens (B, 1) last drawn, with their positions (B, 1).
+    """The state of a batch between two turns.
 
-    ``real`` (B,) int64 counts each row's tokens without padding; ``seen`` (B, columns) is what the repetition penalty
-    counts, -1 for none.
+    It has the cache, the tokens (B, 1) that were drawn last, and their positions (B, 1). ``real`` (B,) int64 is the
+    number of tokens of each row without padding. ``seen`` (B, columns) int64 has the tokens for the repetition penalty,
+    with -1 for none.
     """
 
     def __init__(self, model: Any, batch: int, columns: int, options: dict[str, float], by_graph: bool):
@@ -57,14 +60,15 @@ class Turns:
             self.positions.copy_(positions[:, -1:])
         if self.seen is not None:
             self.seen.fill_(-1)[:, :T] = prompt
-            if mask is not None:  # as in transformers, padding on the left does not count, any other does
+            if mask is not None:  # as in transformers, only padding on the left is left out
                 self.seen[:, :T].masked_fill_(mask.cumsum(1) == 0, -1)
         self._draw(model(prompt, positions, mask, self.cache, logits_to_keep=1), banned)
 
     def next(self, model: Any, banned: Sequence[int]) -> None:
-        """Puts the tokens last drawn into the model and draws the next ones.
+        """Runs the model on the tokens that were drawn last and draws the next ones.
 
-        A turn that bans tokens is not captured. Nor is the first of the others: it compiles what has to be compiled.
+        A turn that bans tokens is not captured. The first turn without banned tokens is not captured either: it may
+        have to compile kernels.
         """
         if not self.by_graph or banned:
             return self._run(model, banned)
@@ -81,13 +85,13 @@ class Turns:
         return self.replay()
 
     def record(self, tokens: Tensor, column: int) -> None:
-        """Has the tokens (B,) in that column count for the repetition penalty."""
+        """Adds the tokens (B,) of that column to those of the repetition penalty."""
         if self.seen is not None:
             self.seen[:, column] = tokens
 
     def _run(self, model: Any, banned: Sequence[int] = ()) -> None:
         self.real += 1
-        positions = None  # the model counts for itself, unless there is padding or nothing may be counted
+        positions = None  # by default the model counts positions on the host; not with padding or a graph
         if self.padded or self.cache.fixed:
             self.positions += 1
             positions = self.positions
@@ -106,17 +110,17 @@ class Turns:
 def turns(
     model: Any, batch: int, columns: int, options: dict[str, float], padded: bool, by_graph: bool
 ) -> Iterator[Turns]:
-    """The turns of one call: new ones, or captured ones of an earlier call that fit, which are kept for the next."""
+    """The turns of one call. With a graph, those of an earlier call are used again if they fit, and kept afterwards."""
     if not by_graph:
         yield Turns(model, batch, columns, options, False)
         return
     key = (batch, padded, *options.values(), *_launch_state(model))
-    found = _kept.setdefault(model, {}).pop(key, None)  # nobody else has it meanwhile
+    found = _kept.setdefault(model, {}).pop(key, None)  # no other thread can take it meanwhile
     if found is None or found.cache.capacity < columns:
         rounded = max(LEAST_COLUMNS, 1 << (columns - 1).bit_length())
         found = Turns(model, batch, rounded, options, True)
     yield found
-    if found.replay is not None:  # not after an exception, which leaves a turn half done
+    if found.replay is not None:  # an exception, which may leave a turn half done, does not come here
         kept = _kept[model]
         kept[key] = found
         while len(kept) > MOST_KEPT:
@@ -124,7 +128,7 @@ def turns(
 
 
 def _launch_state(model: Any) -> Iterator[Any]:
-    """All that the launches of a turn have in them beside the batch: tensors, numbers, the stream."""
+    """Everything besides the batch that the launches of a turn depend on: tensors, numbers, the stream."""
     yield backends.active()
     if model.wte.weight.is_cuda:
         yield torch.cuda.current_stream(model.wte.weight.device).cuda_stream
@@ -135,7 +139,7 @@ def _launch_state(model: Any) -> Iterator[Any]:
 
 
 def capture(turn: Callable[[], None]) -> Callable[[], None]:
-    """Records the launches of ``turn`` as a CUDA graph; returns what runs them."""
+    """Records the launches of ``turn`` as a CUDA graph. Returns the function that runs them."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         turn()
@@ -143,12 +147,15 @@ def capture(turn: Callable[[], None]) -> Callable[[], None]:
 
 
 def graph_obstacle(model: Any) -> str | None:
-    """Why a turn of the model must not be captured: something in it may look at values, or change between turns."""
+    """Why a turn of the model must not be captured, or None.
+
+    It must not where something in it may read values on the host or change between turns.
+    """
     weight = model.wte.weight
     if not (weight.is_cuda or backends.cpu_counts_as_cuda() and torch.cuda.is_available()):
         return f"the model is on {weight.device}, not on a GPU"
     active = backends.active()
-    usable = backends.status() | dict(cuda=library.reason())  # without ours, cuda may have kernels of a package
+    usable = backends.status() | dict(cuda=library.reason())  # our own cuda kernels count, not a package's
     if active not in ("auto", *GPU_BACKENDS):
         return f"backend {active!r} is in force"
     missing = [usable[name] for name in GPU_BACKENDS if active in ("auto", name)]

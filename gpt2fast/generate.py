@@ -1,4 +1,7 @@
-"""Generation in transformers' semantics: (B, T) tokens in, (B, T + N) out; one forward call and one draw a token."""
+"""``generate``, with the semantics of transformers' own: (B, T) tokens in, (B, T + N) tokens out.
+
+Each new token takes one forward call of the model and one draw. decoding.py runs these turns.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -37,13 +40,21 @@ def generate(
 ) -> Tensor:
     """Continues each row until its end-of-sequence token, a stop string, or ``max_new_tokens``.
 
-    Args: input_ids (B, T) int64; attention_mask (B, T), 0 for padding (left padding for batches), by default none;
-    do_sample False takes the likeliest token; temperature, top_k, top_p, min_p as in transformers (None: off), only
-    where do_sample; eos_token_id: by default the config's, [] for none; pad_token_id fills rows that ended early, by
-    default the config's, else the first eos; stop_strings need a tokenizer; streamer has put(tokens) and end(); seed:
-    of the draws, by default from torch's generator. A draw depends on (seed, row index, tokens so far) alone.
-    cuda_graph: whether each token after the first is one launch of a CUDA graph, which is captured once per batch size
-    and kept with its cache; by default where a GPU runs a model of stock parts and enough tokens are asked for.
+    Args:
+        input_ids: (B, T) int64.
+        attention_mask: (B, T), 0 for padding; by default there is none. Batches need padding on the left.
+        do_sample: False takes the likeliest token.
+        temperature, top_k, top_p, min_p: as in transformers (None: off). They have an effect only with do_sample.
+        eos_token_id: by default the config's; [] for none.
+        pad_token_id: fills rows that ended early; by default the config's, or else the first eos_token_id.
+        stop_strings: need a tokenizer.
+        streamer: an object with put(tokens) and end().
+        seed: the seed of the draws, by default from torch's generator. A draw depends only on the seed, the index of
+            the row and the tokens so far.
+        cuda_graph: whether each token after the first is one launch of a CUDA graph. The graph is captured once per
+            batch size and kept with its cache. By default, a graph is used where a GPU runs a model of stock parts and
+            enough tokens are asked for.
+
     Returns: (B, T + N) int64, N <= max_new_tokens. Errors: ValueError or TypeError before anything is computed.
     """
     config = model.config
@@ -85,7 +96,7 @@ def generate(
     )
     with torch.inference_mode():
         out = _run(model, input_ids, mask, plan, streamer)
-    return out.clone()  # a normal tensor, which autograd accepts
+    return out.clone()  # autograd does not accept inference tensors
 
 
 @dataclass
@@ -135,7 +146,7 @@ def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streame
 
 
 def _stream(streamer: Any, tokens: Tensor) -> None:
-    """Hands a copy on: a normal tensor, and the streamer's code does not run in inference mode."""
+    """Gives a copy on the CPU to the streamer. It is a normal tensor, and the streamer runs outside inference mode."""
     if streamer is not None:
         with torch.inference_mode(False), torch.no_grad():
             streamer.put(tokens.to("cpu", copy=True))
@@ -144,7 +155,10 @@ def _stream(streamer: Any, tokens: Tensor) -> None:
 def check_prompt(
     input_ids: Tensor, attention_mask: Tensor | None, vocabulary: int, device: torch.device
 ) -> Tensor | None:
-    """Raises where the prompt cannot be continued; returns the mask as bools, None where nothing is padding."""
+    """Checks the prompt. Returns the mask as bools, or None where there is no padding.
+
+    Raises ValueError or TypeError where the prompt cannot be continued.
+    """
     if not isinstance(input_ids, Tensor):
         raise TypeError(f"gpt2fast.generate: input_ids must be a tensor, got {type(input_ids).__name__}")
     if input_ids.dtype != torch.int64:
@@ -177,7 +191,7 @@ def check_prompt(
 
 
 def make_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
-    """The (1,) int64 seed of all draws; without one, from torch's default generator."""
+    """The seed of all draws, (1,) int64. For None it comes from torch's default generator."""
     if seed is None:
         return torch.randint(-(2**63), 2**63 - 1, (1,), device="cpu").to(device)
     if isinstance(seed, Tensor):
@@ -190,7 +204,7 @@ def make_seed(seed: int | Tensor | None, device: torch.device) -> Tensor:
 
 
 def _by_graph(wanted: bool | None, model: Any, mask: Tensor | None, turns: int) -> bool:
-    """Whether CUDA graphs are used; ValueError where they are asked for and cannot be."""
+    """Whether a CUDA graph is used. Raises ValueError where one is asked for and cannot be used."""
     if wanted is False or (wanted is None and turns < decoding.LEAST_TURNS):
         return False
     found = decoding.graph_obstacle(model)
@@ -201,7 +215,7 @@ def _by_graph(wanted: bool | None, model: Any, mask: Tensor | None, turns: int) 
 
 
 class Stops:
-    """Tells whether a row's text has just completed a stop string, also one that its last token runs beyond."""
+    """Tells whether the last token of a row has completed a stop string. The token may go on after the string's end."""
 
     def __init__(self, strings: str | Sequence[str], tokenizer: Any):
         self.strings = [strings] if isinstance(strings, str) else list(strings)
@@ -209,7 +223,7 @@ class Stops:
         if tokenizer is None:
             raise ValueError("gpt2fast.generate: tokenizer must be given with stop_strings, got None")
         self.decode = tokenizer.decode
-        self.window = max(len(s.encode()) for s in self.strings) + 4  # a token has a byte or more; 4: a split character
+        self.window = max(len(s.encode()) for s in self.strings) + 4  # a token has 1 byte or more; 4: a split character
 
     def ends(self, tokens: Tensor) -> bool:
         recent = tokens[-self.window :].tolist()

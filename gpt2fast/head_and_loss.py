@@ -5,8 +5,8 @@ make dx and dweight. The logits of one chunk are in memory at a time. The functi
 
 - ``product(a, b, out, add=False)``: out = a @ b, or out += a @ b.
 - ``row(logits, targets, loss, lse, dloss, stride_dloss, V, ignore_index, label_smoothing, gradients)`` computes loss
-  and lse of each row of logits. Only the first V columns are logits. Where ``gradients`` is true, it overwrites the logits
-  by their gradients, for ``dloss`` or for 1 where that is None, and the other columns by 0.
+  and lse of each row of logits. Only the first V columns are logits. Where ``gradients`` is true, it overwrites the
+  logits by their gradients, for ``dloss`` or for 1 where that is None, and the other columns by 0.
 - ``total(loss, targets, ignore_index, reduction)``: the sum or the mean of the rows' losses.
 """
 

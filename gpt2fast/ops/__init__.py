@@ -1,6 +1,9 @@
-"""The ops, one file each. ``gpt2fast.ops.layer_norm(x, weight, bias)`` runs on whatever backend is active.
+"""The ops, one file for each op and its backward op. ``gpt2fast.ops.layer_norm(x, weight, bias)`` runs on the backend
+in force.
 
-An op is found by its file: what a module of this folder declares under its own name is here by that name.
+A file holds test cases, the ways of plain PyTorch (``_fused``, ``_naive``, ``_baseline``) and the declaration, whose
+body is the reference. Every module of this folder is imported here. The ops that they declare become attributes of this
+package.
 """
 
 import importlib

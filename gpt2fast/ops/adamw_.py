@@ -15,7 +15,7 @@ CASES = [
 
 
 def _moment(shape, case, g):
-    """Not negative, as the second one is; 0 before the first step."""
+    """Numbers of at least 0, as the second moment needs; 0 before the first step."""
     return torch.zeros(shape) if case.get("first") else torch.rand(shape, generator=g)
 
 
@@ -34,9 +34,10 @@ ADAM = dict(
 
 
 def _rounded(x: Tensor, dtype: torch.dtype, seed: Tensor | None, tensor: int, step: Tensor) -> Tensor:
-    """x in ``dtype``; with ``seed`` to bfloat16 up or down at random, so that the mean is x.
+    """Rounds x to ``dtype``. With ``seed``, it rounds to bfloat16 up or down at random, so that the mean is x.
 
-    Number e of a tensor gets the upper half of word e % 4 of the Philox block with counter (e / 4, tensor + 2^32 step).
+    Element e of a tensor uses the upper half of word e % 4 of the Philox block with counter (e / 4, tensor + 2^32
+    step).
     """
     if seed is None or dtype != torch.bfloat16 or not x.numel():
         return x.to(dtype)
@@ -44,7 +45,7 @@ def _rounded(x: Tensor, dtype: torch.dtype, seed: Tensor | None, tensor: int, st
     words = torch.stack(philox(seed, torch.arange(-(-x.numel() // 4), device=x.device), high), -1)
     noise = (words.flatten()[: x.numel()] >> 16).to(torch.int32).view(x.shape)
     bits = x.contiguous().view(torch.int32)
-    up = ((bits + noise) & -65536).view(torch.float32)  # the lower 16 bits are those that bfloat16 lacks
+    up = ((bits + noise) & -65536).view(torch.float32)  # bfloat16 has only the upper 16 bits
     return torch.where(x.isfinite(), up, x).to(dtype)
 
 
@@ -99,8 +100,8 @@ def adamw_(
 
     Args: weights and gradients, lists of tensors of one dtype; exp_avgs, exp_avg_sqs, lists of the moments, float32;
     step (), float32: the number of this step, from 1 on; scale (), float32: a factor on the gradients, such as that of
-    ``gradient_norm``; seed (1,), int64: weights in bfloat16 are rounded up or down at random, so that updates smaller
-    than a rounding step count in the mean (other dtypes are rounded to the nearest).
+    ``gradient_norm``; seed (1,), int64: with it, weights in bfloat16 are rounded up or down at random, so that updates
+    smaller than a rounding step are not lost on average. Other dtypes are rounded to the nearest.
     Source: Loshchilov and Hutter, 2019.
     """
     steps = step.double()

@@ -7,7 +7,7 @@ from .common import dropout_kept, widen
 
 
 def _mask(shape, case, g):
-    """Row b hides its first b and its last b % 2 keys: left padding, right padding, and none."""
+    """Row b hides its first b and its last b % 2 keys. Some rows have left padding, some right padding, some none."""
     B, S = shape
     key, row = torch.arange(S), torch.arange(B)[:, None]
     return (key >= row) & (key < S - row % 2)
@@ -36,7 +36,7 @@ SHAPES = dict(q="B T H D", k="B S H D", v="B S H D", mask="B S: bool", bias="B|1
 
 
 def _pairs(n) -> int:
-    """Query-key pairs that the mask leaves, up to padding."""
+    """The number of pairs of query and key that causal and window leave. Padding is not subtracted."""
     T, S = n["T"], n["S"]
     if not n.get("causal", True):
         return T * S
@@ -44,7 +44,7 @@ def _pairs(n) -> int:
 
 
 def visible(T: int, S: int, causal: bool, window: int, mask: Tensor | None, device: torch.device) -> Tensor:
-    """(B or 1, 1, T, S) bools: which keys each query sees; causal is aligned bottom-right."""
+    """(B or 1, 1, T, S) bools: which keys each query sees. With causal, the last query sees the last key."""
     last = torch.arange(S - T, S, device=device)[:, None]
     key = torch.arange(S, device=device)
     seen = torch.ones(T, S, dtype=torch.bool, device=device)
@@ -57,9 +57,9 @@ def visible(T: int, S: int, causal: bool, window: int, mask: Tensor | None, devi
 
 
 def zero_unseen(seen: Tensor, *tensors: Tensor) -> list[Tensor]:
-    """(B, S, H, D) tensors with the rows of keys that no query sees set to 0: what lies there, NaN too, counts nothing.
+    """Sets the rows of (B, S, H, D) tensors to 0 for keys that no query sees, so that a NaN there has no effect.
 
-    Hiding their scores is not enough: 0 * NaN is NaN.
+    To hide the scores is not enough: 0 * NaN is NaN.
     """
     unseen = ~seen.any(2).transpose(1, 2)[..., None]  # (B or 1, S, 1, 1)
     return [t.masked_fill(unseen, 0) for t in tensors]
@@ -73,9 +73,9 @@ def _scores(q, k, seen, bias, scale) -> Tensor:
 
 
 def _softmax(scores: Tensor, nothing: Tensor) -> Tensor:
-    """Softmax over the keys, 0 in rows that see nothing, of which both softmax and its derivative would be NaN.
+    """Softmax over the keys. Rows that see nothing are 0; their softmax and its derivative would be NaN.
 
-    Not exp(scores - lse): where lse is large, its last digit is worth more than the log of the sum in it.
+    This is not computed as exp(scores - lse). Where lse is large, the error of its rounding is too large for that.
     """
     return torch.softmax(scores.masked_fill(nothing, 0.0), -1).masked_fill(nothing, 0.0)
 
@@ -102,11 +102,14 @@ def _naive(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scal
 
 
 def _sdpa_arguments(q, k, v, mask, bias, causal, window):
-    """What PyTorch's flash attention for the CPU takes: (B, H, T, D) tensors dense inside, is_causal, attn_mask."""
+    """The arguments of PyTorch's flash attention for the CPU: q, k, v (B, H, T, D), is_causal and attn_mask.
+
+    The last dimension of q, k and v is dense.
+    """
     T, S = q.shape[1], k.shape[1]
     plain = mask is None and bias is None and window == 0
     added = None
-    if not plain or (causal and T != S and T > 1):  # is_causal is aligned top-left
+    if not plain or (causal and T != S and T > 1):  # with is_causal, PyTorch's first query sees the first key
         seen = visible(T, S, causal, window, mask, q.device)
         k, v = zero_unseen(seen, k, v) if mask is not None or window > 0 or T > S else (k, v)
         added = torch.zeros((), dtype=q.dtype, device=q.device) if bias is None else bias
@@ -125,7 +128,7 @@ def _fused_unless(q, k, v, mask=None, bias=None, seed=None, causal=True, window=
 
 def _fused(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
     dtype, bias = q.dtype, None if bias is None else widen(bias)
-    q, k, v = map(widen, (q, k, v))  # in 16 bits PyTorch's exponential is rough: lse would break the parity rule
+    q, k, v = map(widen, (q, k, v))  # in 16 bits, PyTorch's exponential is too inexact for the parity rule of lse
     q, k, v, is_causal, added = _sdpa_arguments(q, k, v, mask, bias, causal, window)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, is_causal, attn_mask=added, scale=scale
@@ -191,8 +194,8 @@ def attention(
     return out.to(q.dtype).contiguous(), lse.contiguous()
 
 
-LARGE = 256  # an lse beyond which e^(score - lse) is off by more than 1.5e-5, as lse is rounded to 24 bits
-FEW = 1024  # its exponential is off by up to 20 ulp, which shows where few terms are summed
+LARGE = 256  # above this lse, e^(score - lse) has an error of more than 1.5e-5, because lse is rounded to 24 bits
+FEW = 1024  # pairs. The exponential of PyTorch's fused way has an error of up to 20 ulp, which few terms do not average
 
 
 def _fused_unless_backward(
@@ -211,7 +214,7 @@ def _fused_unless_backward(
 def _fused_backward(
     dout, q, k, v, out, lse, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0
 ):
-    if lse.abs().masked_fill(lse == torch.finfo(torch.float32).min, 0).max() > LARGE:  # it takes lse as it is
+    if lse.abs().masked_fill(lse == torch.finfo(torch.float32).min, 0).max() > LARGE:  # PyTorch uses lse
         return attention_backward.reference(dout, q, k, v, out, lse, mask, None, None, causal, window, scale)
     q, k, v, is_causal, added = _sdpa_arguments(q, k, v, mask, bias, causal, window)
     dout, out = (t.contiguous().transpose(1, 2) for t in (dout, out))

@@ -1,4 +1,4 @@
-"""What several references share: widening, memory as a GPU needs it, and Philox in PyTorch."""
+"""Functions that several ops share: wider dtypes, memory layout for a GPU, and Philox random numbers in PyTorch."""
 
 import functools
 import math
@@ -8,25 +8,25 @@ from torch import Tensor
 
 
 def widen(x: Tensor) -> Tensor:
-    """float16 and bfloat16 to float32; float32 and float64 as they are."""
+    """Converts float16 and bfloat16 to float32; float32 and float64 stay as they are."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def elements(n: dict) -> int:
-    """Of a case or call of an op on lists: of one list, all together."""
+    """The number of elements of one list of tensors, in a case or call of an op on lists."""
     return sum(math.prod(shape) for shape in n["each"])
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """What ``widen`` makes of x's dtype."""
+    """The dtype that ``widen`` converts x to."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def multiply(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
     """out = a @ b, or out += a @ b, by PyTorch: a (M, K), b (K, N) of one dtype, out (M, N) in ``wide_dtype`` of it.
 
-    On a CPU a product of 16-bit numbers is rounded to 16 bits once, since PyTorch has no other there, unless it is to
-    be added: then it is one of float32 numbers, at half the speed.
+    On a CPU, PyTorch rounds a product of 16-bit numbers to 16 bits. For ``add``, the numbers are therefore converted to
+    float32 first, which halves the speed.
     """
     if a.dtype == out.dtype:
         out.addmm_(a, b) if add else torch.mm(a, b, out=out)
@@ -42,7 +42,7 @@ def multiply(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
 
 @functools.cache
 def _adds_wide(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this PyTorch adds a product of 16-bit numbers to float32 in one step: some versions refuse the types."""
+    """Whether this PyTorch can add a product of 16-bit numbers to float32 in one step. Some versions raise an error."""
     a = torch.zeros(16, 16, device=device, dtype=dtype)
     try:
         torch.addmm(a.float(), a, a, out_dtype=torch.float32)
@@ -52,9 +52,10 @@ def _adds_wide(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def aligned(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """On a GPU a copy of what is not dense and 16-byte aligned row by row.
+    """On a GPU, copies the tensors whose rows are not dense or not aligned to 16 bytes.
 
-    PyTorch's attention reads 16 bytes at a time whatever the strides are: elsewhere it reads wrong numbers, or faults.
+    PyTorch's attention reads 16 bytes at a time, whatever the strides are. From a row that is not aligned it reads
+    wrong numbers, or the access faults.
     """
     return tuple(t if _is_aligned(t) else t.contiguous() for t in tensors)
 
@@ -70,15 +71,16 @@ _MASK = 0xFFFFFFFF
 
 
 def philox(key: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox 4x32-10 (Salmon et al., SC11): int64 key and counter halves, broadcast, to four 32-bit words in int64.
+    """The random number generator Philox 4x32-10 (Salmon et al., SC11).
 
-    The same function as ``Philox`` of csrc/math.h, for any seed, bit by bit.
+    It maps the key and the two halves of the counter, int64 tensors that broadcast, to four 32-bit words, as int64. The
+    bits are the same as those of ``Philox`` in csrc/math.h, for any seed.
     """
     low, high, key = torch.broadcast_tensors(low, high, key)
     k0, k1 = key & _MASK, (key >> 32) & _MASK
     c0, c1, c2, c3 = low & _MASK, (low >> 32) & _MASK, high & _MASK, (high >> 32) & _MASK
     for _ in range(10):
-        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2  # wraps to 64 bits: the bits are those of the unsigned product
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2  # int64 wraps around: the bits equal those of the unsigned product
         c0, c1, c2, c3 = (
             ((p1 >> 32) & _MASK) ^ c1 ^ k0,
             p1 & _MASK,
@@ -96,7 +98,7 @@ def uniform53(key: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def dropout_kept(seed: Tensor, p: float, B: int, H: int, T: int, S: int) -> Tensor:
-    """The (B, H, T, S) bool mask of attention dropout: which probabilities are kept, for one int64 ``seed``."""
+    """(B, H, T, S) bool: which probabilities attention dropout keeps, for ``seed`` (1,) int64."""
     device = seed.device
     row = torch.arange(B * H * T, device=device).view(B, H, T, 1)
     block = torch.arange((S + 3) // 4, device=device)

@@ -10,7 +10,7 @@ VALUES = dict(targets="[0, V) or ignore_index", label_smoothing="[0, 1]", reduct
 
 
 def targets_of_rows(shape, case, g):
-    """Every third row is ignored."""
+    """Random targets; every third row is ignored."""
     targets = torch.randint(0, case["V"], shape, generator=g)
     return torch.where(torch.arange(shape[0]) % 3 == 2, case.get("ignore_index", -100), targets)
 
@@ -54,7 +54,7 @@ def _naive(logits, targets, ignore_index=-100, label_smoothing=0.0, reduction="m
     make=dict(targets=targets_of_rows),
     flops=lambda n: 4 * n["R"] * n["V"],
     autocast="widest",
-    values=VALUES,  # no fused=: F.cross_entropy keeps no lse, and making it anew costs what the reference does
+    values=VALUES,  # no fused=: F.cross_entropy returns no lse, and computing that costs as much as the reference
     baseline=_baseline,
     naive=_naive,
 )
@@ -96,7 +96,7 @@ def _fused_backward(dloss, logits, targets, lse, ignore_index=-100, label_smooth
     index = torch.where(counts, targets, 0)[:, None]
     dlogits = torch.softmax(logits, 1)
     p = dlogits.gather(1, index).to(lse.dtype)
-    # At the target p - 1 loses all digits where p is near 1, so that it is minus the sum of the others there.
+    # At the target, p - 1 loses all digits where p is near 1. There, minus the sum of the other probabilities is used.
     others = dlogits.scatter_(1, index, 0.0).sum(1, keepdim=True, dtype=torch.float64).to(lse.dtype)
     at_target = label_smoothing * (1 - 1 / logits.shape[1]) - torch.where(p < 0.5, 1 - p, others)
     if label_smoothing > 0:
@@ -132,7 +132,7 @@ def cross_entropy_backward(
     counts = targets != ignore_index
     scale = dloss / counts.sum() if reduction == "mean" else dloss
     scale = torch.where(counts, scale, 0.0)[:, None]
-    # Not exp(logits - lse): where lse is large, its last digit is worth more than the log of the sum in it.
+    # This is not computed as exp(logits - lse). Where lse is large, the error of its rounding is too large for that.
     dlogits = torch.softmax(wide, 1) - label_smoothing / V
     onehot = torch.arange(V, device=logits.device) == targets[:, None]
     dlogits = torch.where(onehot, dlogits - (1 - label_smoothing), dlogits)

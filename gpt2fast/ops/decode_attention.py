@@ -8,7 +8,7 @@ from .common import aligned
 
 
 def _lengths(shape, case, g):
-    """Each row's own number of keys, between T and the capacity."""
+    """A different number of keys for each row, between T and the capacity."""
     return torch.linspace(case["S"], max(case["T"], 1), shape[0]).long()
 
 
@@ -37,7 +37,7 @@ def _seen(q, k, lengths, starts, window) -> Tensor:
 
 
 def _for_attention(q, k, v, lengths, starts, window) -> tuple[Tensor, Tensor, Tensor]:
-    """What attention takes instead: k and v, 0 where the cache is not in use, and an additive bias of 0 and -inf."""
+    """Arguments for the op attention: k and v, with 0 where the cache is not in use, and a bias of 0 and -inf."""
     seen = _seen(q, k, lengths, starts, window)
     zero = torch.zeros((), dtype=q.dtype, device=q.device)
     return *zero_unseen(seen, k, v), zero.masked_fill(~seen, -torch.inf)
@@ -45,7 +45,7 @@ def _for_attention(q, k, v, lengths, starts, window) -> tuple[Tensor, Tensor, Te
 
 def _fused(q, k, v, lengths, starts=None, window=0, scale=None):
     T, even = q.shape[1], False
-    if q.device.type == "cpu" and lengths.numel():  # a GPU would have to wait for the lengths
+    if q.device.type == "cpu" and lengths.numel():  # on a GPU, the host would have to wait for the lengths
         shortest, longest = (int(n) for n in lengths.aminmax())
         k, v, even = k[:, :longest], v[:, :longest], shortest == longest
     seen = None

@@ -71,7 +71,7 @@ def _fused_backward(dy, tokens, V, P, positions=None, token_types=None, start=0)
     rows = dy.reshape(-1, C)
 
     def scatter(count: int, *indices: Tensor) -> Tensor:
-        if dy.dtype not in (torch.bfloat16, torch.float16):  # 16 bits: embedding_dense_backward would add in them
+        if dy.dtype not in (torch.bfloat16, torch.float16):  # PyTorch's op would sum 16-bit numbers in 16 bits
             parts = [torch.ops.aten.embedding_dense_backward(dy, index, count, -1, False) for index in indices]
             return parts[0] if len(parts) == 1 else parts[0] + parts[1]
         used, where = torch.cat([index.reshape(-1) for index in indices]).unique(return_inverse=True)

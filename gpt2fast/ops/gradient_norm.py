@@ -13,7 +13,7 @@ CASES = [
 
 
 def _fused(gradients, max_norm=1.0):
-    # Not _foreach_norm, whose error on a CPU grows with the number of elements.
+    # _foreach_norm is not used: on a CPU, its error grows with the number of elements.
     norm = torch.stack([widen(g).square().sum() for g in gradients]).sum().sqrt()
     return norm, (max_norm / (norm + EPS)).clamp(max=1.0)
 
@@ -30,9 +30,9 @@ def _fused(gradients, max_norm=1.0):
 def gradient_norm(gradients: list[Tensor], max_norm: float = 1.0) -> tuple[Tensor, Tensor]:
     """The norm of many tensors as of one vector, and the factor that brings it down to ``max_norm``, at most 1.
 
-    Args: gradients, a list of at least one tensor, of one dtype. Returns: norm and factor, both (), float32; nobody
-    waits for them, so that ``adamw_`` can take the factor as its ``scale``. The factor is that of clip_grad_norm_:
-    max_norm / (norm + 1e-6).
+    Args: gradients, a list of at least one tensor, of one dtype. Returns: norm and factor, both (), float32. They stay
+    on the device, and the host does not wait for them: ``adamw_`` takes the factor as its ``scale``. The factor is that
+    of clip_grad_norm_, max_norm / (norm + 1e-6).
     """
     total = sum(widen(g).double().square().sum() for g in gradients)
     norm = torch.as_tensor(total, device=gradients[0].device).sqrt().to(wide_dtype(gradients[0]))

@@ -26,7 +26,7 @@ CASES = [
 
 
 def _scaled(shape, case, g):
-    """Normals over sqrt(K), so that outputs are of order one."""
+    """Random normals divided by sqrt(K), so that the outputs are of order one."""
     return torch.randn(shape, generator=g) * case["K"] ** -0.5
 
 
@@ -35,26 +35,30 @@ def _activate(y: Tensor, activation: str) -> Tensor:
 
 
 ALIGNED = 8  # columns of 16 bits in the 16 bytes that the matrix units of a GPU read at a time
-FEW_ROWS = 16  # up to which the bias is added by itself on the CPU
-MANY_ROWS = 128  # from which a copy of the weight is cheaper than a product over columns that are not aligned
+FEW_ROWS = 16  # up to this number of rows, the CPU adds the bias in a separate step
+MANY_ROWS = 128  # from this number of rows on, a padded copy of the weight costs less than an unaligned product
 
 
 def _missing(x: Tensor, columns: int) -> int:
-    """Columns by which a GPU's product of 16-bit numbers is better made wider: GPT-2's vocabulary of 50257 lacks 7.
+    """The number of columns to add to a product of 16-bit numbers on a GPU: 7 for GPT-2's vocabulary of 50257.
 
-    cuBLAS has no kernel for its newer matrix units where rows are not aligned; what it takes is several times slower.
+    Where rows are not aligned, cuBLAS has no kernel for the newer matrix units and takes one that is several times
+    slower.
     """
     many = x.device.type == "cuda" and x.element_size() == 2 and x.numel() >= MANY_ROWS * x.shape[-1]
     return -columns % ALIGNED if many else 0
 
 
 def _adds_bias_roughly(x: Tensor) -> bool:
-    """Of up to 9 rows, or the last of a few more, MKL's addmm has on some CPUs twice the error of its plain product."""
+    """Whether MKL's addmm may be less exact. On some CPUs it has twice the error of MKL's plain product.
+
+    That is so for up to 9 rows, or for the last ones of a few more rows.
+    """
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() <= FEW_ROWS * x.shape[-1]
 
 
 def _fused(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
-    x, weight = x.contiguous(), weight.contiguous()  # see the reference
+    x, weight = x.contiguous(), weight.contiguous()  # the reference says why
     if transposed and (missing := _missing(x, weight.shape[0])):
         wider = F.pad(weight, (0, 0, 0, missing)), None if bias is None else F.pad(bias, (0, missing))
         before = F.linear(x, *wider)[..., : weight.shape[0]].contiguous()
@@ -91,7 +95,7 @@ def _fused_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
 def _fused_is_differentiable(
     x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False
 ):
-    """PyTorch would keep what comes before the activation, and pads as the forward pass did."""
+    """PyTorch's autograd would keep the preactivation in any case, and would not choose the padding anew."""
     return (activation == "none" or keep_preactivation) and not _missing(x, weight.shape[0 if transposed else 1])
 
 
@@ -133,7 +137,7 @@ def linear(
     x, weight = (
         x.contiguous(),
         weight.contiguous(),
-    )  # PyTorch's AMX product reads the gaps between rows: NaN there counts
+    )  # PyTorch's AMX product also reads the gaps between rows, where a NaN would spoil the result
     wide = F.linear(x, weight) if transposed else x @ weight
     if bias is not None:
         wide = widen(wide) + widen(bias)
@@ -178,7 +182,7 @@ def _(saved, grad):
     dy = grad.y
     if saved.activation != "none":
         before = saved.preactivation
-        if not saved.keep_preactivation or torch.is_grad_enabled():  # for second derivatives it must depend on x
+        if not saved.keep_preactivation or torch.is_grad_enabled():  # second derivatives need its dependence on x
             before = linear(saved.x, saved.weight, saved.bias, transposed=saved.transposed)
         dy = gelu_backward(dy, before, APPROXIMATE[saved.activation])
     want = " ".join("d" + n for n in ("x", "weight", "bias") if n in saved.needs)

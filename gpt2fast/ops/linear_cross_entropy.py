@@ -9,14 +9,16 @@ from .common import multiply, wide_dtype
 from .cross_entropy import REDUCTION, VALUES, cross_entropy, cross_entropy_backward, dloss_shape, targets_of_rows
 from .linear import linear
 
-GRADIENTS = dict(none="", dx="dx", dweight="dweight", both="dx dweight")  # by ``keep``
+GRADIENTS = dict(none="", dx="dx", dweight="dweight", both="dx dweight")  # what each value of ``keep`` computes
 KEEP = " | ".join(GRADIENTS)
-MOST_ROWS = 4096  # whose logits are there at a time where dweight is added up, which is read and written for each chunk
-FEW_ROWS = 1024  # the same without dweight
+# The largest number of rows of a chunk, the rows whose logits are in memory at a time. With dweight it is larger,
+# because each chunk reads and writes all of dweight.
+MOST_ROWS = 4096  # with dweight
+FEW_ROWS = 1024  # without dweight
 
 
 def _weight(shape, case, g):
-    """Normals over sqrt(K), so that logits are of order one."""
+    """Random normals divided by sqrt(K), so that the logits are of order one."""
     return torch.randn(shape, generator=g) * case["K"] ** -0.5
 
 
@@ -35,7 +37,7 @@ CASES = [
 
 
 def chunks(rows: int, want: str) -> list[slice | None]:
-    """That many rows in equal parts, of which each one's logits are small enough to be there whole; None for all."""
+    """Splits the rows into chunks of about the same size. A single chunk of all rows is None instead of a slice."""
     most = MOST_ROWS if "dweight" in want else FEW_ROWS
     if 0 < rows <= most:
         return [None]
@@ -44,17 +46,17 @@ def chunks(rows: int, want: str) -> list[slice | None]:
 
 
 def part(x: Tensor, rows: slice | None) -> Tensor:
-    """These rows of x; all of them are x itself, for whose view the host would take as long as for a launch."""
+    """These rows of x. For None it returns x itself: a view would cost the host as much time as a launch."""
     return x if rows is None else x[rows]
 
 
 def accumulate(
     x: Tensor, weight: Tensor, want: str, dlogits_of: Callable[[slice | None], Tensor], product: Callable = multiply
 ) -> tuple[Tensor, Tensor]:
-    """dx (R, K) and dweight (V, K), those in ``want``, else (0,), in float32, over chunks of rows.
+    """Computes dx (R, K) and dweight (V, K) in float32, over chunks of rows. Those not in ``want`` are (0,).
 
-    ``dlogits_of`` is called for every chunk and returns its gradients (rows, V), in x's dtype, where any are wanted.
-    x and weight are contiguous.
+    ``dlogits_of`` is called for every chunk, even if no gradient is wanted. Where one is, it returns the gradients of
+    the logits (rows, V) in x's dtype. x and weight are contiguous.
     """
     wanted, wide = want.split(), wide_dtype(x)
     dx = torch.empty_like(x, dtype=wide) if "dx" in wanted else x.new_empty(0, dtype=wide)
@@ -72,16 +74,16 @@ def accumulate(
 
 
 def reduced(loss: Tensor, targets: Tensor, ignore_index: int, reduction: str) -> Tensor:
-    """The losses of the rows (R,), 0 where ignored, as ``reduction`` says."""
+    """Reduces the losses of the rows (R,), which are 0 for ignored rows, as ``reduction`` says."""
     if reduction == "none":
         return loss
     return loss.sum() / (targets != ignore_index).sum() if reduction == "mean" else loss.sum()
 
 
 def scaled(gradients, dloss, targets, ignore_index, reduction, dtype) -> list[Tensor]:
-    """Gradients of the sum of the losses, in ``dtype``, as those of their sum or mean for ``dloss`` ()."""
+    """Converts gradients of the sum of the losses to those of their sum or mean, for ``dloss`` (), in ``dtype``."""
     if reduction == "mean":
-        dloss = dloss / (targets != ignore_index).sum().clamp(min=1)  # without a row that counts they are 0
+        dloss = dloss / (targets != ignore_index).sum().clamp(min=1)  # if all rows are ignored, the gradients are 0
     return [torch.mul(g, dloss, out=g.new_empty(g.shape, dtype=dtype)) for g in gradients]
 
 
@@ -119,7 +121,7 @@ def _flops(n):
 
 
 def gradients_to_keep(x: Tensor, weight: Tensor) -> str:
-    """What to ``keep`` for the backward pass that may follow, ``"none"`` where there will be none."""
+    """The value of ``keep`` for the backward pass that may follow; ``"none"`` where none can follow."""
     if not torch.is_grad_enabled():
         return "none"
     if x.requires_grad:
@@ -153,10 +155,11 @@ def linear_cross_entropy(
     """cross_entropy(x @ weight^T, targets), a language model's head and loss, without all logits in memory at once.
 
     Args: x (R, K); weight (V, K); targets, ignore_index, label_smoothing and reduction as for cross_entropy;
-    ``keep``: gradients to compute while a chunk's logits are there, ``"none"``, ``"dx"``, ``"dweight"`` or ``"both"``,
-    without which the backward pass computes the logits once more. Where reduction is ``"none"`` it does that anyhow.
-    Returns: loss (R,) or (), float32. Kept for the backward pass: lse (R,), and dx (R, K), dweight (V, K) of the sum of
-    the losses, or (0,); float32. Source of computing gradients in the forward pass: Liger-Kernel (Hsu et al., 2024).
+    ``keep`` (``"none"``, ``"dx"``, ``"dweight"`` or ``"both"``): the gradients to compute while a chunk's logits are in
+    memory. Without them, the backward pass computes the logits once more. With reduction ``"none"`` it always does.
+    Returns: loss (R,) or (), float32. Kept for the backward pass, in float32: lse (R,), and dx (R, K), dweight (V, K)
+    of the sum of the losses, or (0,). Source of computing gradients in the forward pass: Liger-Kernel (Hsu et al.,
+    2024).
     """
     x, weight = x.contiguous(), weight.contiguous()
     logits = F.linear(x, weight)
@@ -229,7 +232,7 @@ def _(saved, grad):
     want = [name for name in ("dx", "dweight") if name[1:] in saved.needs]
     how = saved.ignore_index, saved.label_smoothing, saved.reduction
     kept = saved.reduction != "none" and set(want) <= set(GRADIENTS[saved.keep].split())
-    if kept and not torch.is_grad_enabled():  # for second derivatives they must depend on x and weight
+    if kept and not torch.is_grad_enabled():  # second derivatives need their dependence on x and weight
         given = [getattr(saved, name) for name in want]
         found = scaled(given, grad.loss, saved.targets, saved.ignore_index, saved.reduction, saved.x.dtype)
         return {name[1:]: g for name, g in zip(want, found)}

@@ -22,7 +22,7 @@ CASES = [
 
 
 def _scaled(letter):
-    """Normals over the square root of a size, so that outputs are of order one."""
+    """Random normals divided by the square root of a size, so that the outputs are of order one."""
     return lambda shape, case, g: torch.randn(shape, generator=g) * case[letter] ** -0.5
 
 
@@ -80,7 +80,7 @@ def mlp(
 
 
 def split_wants(want: str) -> tuple[str, str]:
-    """What is wanted of the outer layer, but dx, and of the inner one, in linear_backward's words."""
+    """``want`` for the two calls of linear_backward: for the outer layer (without dx) and for the inner layer."""
     wanted = want.split()
     outer = [name.removesuffix("_out") for name in wanted if name.endswith("_out")]
     inner = [name.removesuffix("_in") for name in wanted if not name.endswith("_out")]
@@ -157,8 +157,11 @@ def _(saved, grad):
 
 
 def trains_as_one(x: Tensor, residual: Tensor | None, weight_in: Tensor, weight_out: Tensor) -> bool:
-    """Whether a backward pass may follow for which a kernel of ours is the choice. Elsewhere two calls of ``linear`` do
-    the same; under autocast, too, where the residual stream keeps its dtype."""
+    """Whether ``mlp`` should run instead of two calls of ``linear``, which compute the same.
+
+    It should where gradients are enabled and a kernel of ours would run ``mlp_backward``. It should not under autocast,
+    where the residual stream keeps its dtype.
+    """
     if not torch.is_grad_enabled() or not (x.is_cuda or backends.cpu_counts_as_cuda()):
         return False
     if torch.is_autocast_enabled(x.device.type) or (residual is not None and residual.dtype != x.dtype):

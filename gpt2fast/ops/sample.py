@@ -41,7 +41,7 @@ VALUES = dict(
     make=MAKE,
     flops=lambda n: 4 * n["B"] * n["V"],
     derivative=False,
-    values=VALUES,  # no fused=: PyTorch has no such op, and another composition would draw other tokens
+    values=VALUES,  # no fused=: PyTorch has no such op, and another composition of its ops would draw other tokens
 )  # fmt: skip
 def sample(
     logits: Tensor,
@@ -76,7 +76,7 @@ def sample(
     if 0 < top_k < V:
         scores = scores.masked_fill(scores < scores.topk(top_k).values[:, -1:], -torch.inf)
     if top_p < 1:
-        ascending, order = scores.sort(dim=-1, stable=True)  # of equal scores the first go first
+        ascending, order = scores.sort(dim=-1, stable=True)  # stable: among equal scores the first one is dropped first
         below = ascending.double().softmax(-1).cumsum(-1) <= 1 - top_p
         below = below & (torch.arange(V, device=logits.device) < V - 1)
         scores = scores.masked_fill(torch.zeros_like(below).scatter(1, order, below), -torch.inf)
