@@ -55,7 +55,7 @@ def embedding_backward_kernel(
 ):  # fmt: skip
     """Program (i, j) has place i in the sorted list of rows and the j-th block of columns.
 
-    It works only if place i is the first of its table row, in the whole list or in its segment of SEGMENT places. It
+    It has work only if place i is the first of its table row, in the whole list or in its segment of SEGMENT places. It
     then adds up the rows of dy from place i on, until the table row or the segment ends. The sum is the gradient of the
     table row, or a part of it if the table row has places in other segments too.
     """

@@ -30,7 +30,8 @@ FLAT = tl.constexpr(10.0)  # above it the derivative is 1 in float32; below -FLA
 
 @triton.jit
 def _odds(x):
-    """e^(-2 u), with u the argument of tanh. (1 + tanh(u)) / 2 is 1 / (1 + e^(-2 u)), accurate in both tails."""
+    """e^(-2 u), with u the argument of tanh. (1 + tanh(u)) / 2 is 1 / (1 + e^(-2 u)), which is accurate in
+    both tails."""
     return tl.exp2(x * (-TO_EXPONENT - (TO_EXPONENT * CUBIC) * (x * x)))
 
 

@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(Sizes<T, kD>::kThreads, 1)
     const int64_t outer = i / (int64_t(count_s) * count_t);
     const int h = own_h + int(outer % count_h), b = own_b + int(outer / count_h);
     const Head<T, kD, kAligned, true, false> head(a, b * int(forward.H) + h, shared);
-    if (head.sight.causal && column > first + kRows - 1 + head.sight.shift) continue;  // all threads of the block skip this tile together
+    if (head.sight.causal && column > first + kRows - 1 + head.sight.shift) continue;  // the whole block skips it
     __syncthreads();  // no warp still reads the tiles before
     const uint64_t row_bits = head.copy_rows(first), bits = head.copy_columns(0, column);
     wait_for_copies();

@@ -4,8 +4,8 @@
 // A block has kSplitKeys keys (a split) of one head of one row, and all queries of that head. A thread holds numbers of
 // 4 keys and their values in registers; all these loads are in flight together. For its keys, a block writes the
 // greatest score, the sum of exponentials relative to it, and the sum of values times exponentials. A second kernel
-// joins the splits, in order. So a row has the same bits in every run, whatever the other rows are. If there is one
-// split only, the block writes the output itself.
+// joins the splits in a fixed order. So a row has the same bits in every run, whatever the other rows are. If there is
+// one split only, the block writes the output itself.
 //
 // The floor is memory traffic: the keys and values of the cache are read once. docs/kernels.md counts 1.04 to 1.06
 // times the least bytes.

@@ -132,10 +132,10 @@ struct Part {
   }
 };
 
-// Warp (i, j) has place i in the sorted list of rows and the j-th part of the columns. It works only if place i is the
-// first of its table row, in the whole list or in its segment. It then adds up the rows of dy from place i on, until
-// the table row or the segment ends. The sum is the gradient of the table row, or a part of it if the table row has
-// places in other segments too.
+// Warp (i, j) has place i in the sorted list of rows and the j-th part of the columns. It has work only if place i is
+// the first of its table row, in the whole list or in its segment. It then adds up the rows of dy from place i on,
+// until the table row or the segment ends. The sum is the gradient of the table row, or a part of it if the table row
+// has places in other segments too.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads) embedding_backward_kernel(EmbeddingBackwardArgs a) {
   constexpr int kPacks = kBackwardPacks<kWidth>;

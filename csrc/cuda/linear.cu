@@ -1,5 +1,5 @@
-// out = activation(a @ b + bias) + residual for matrices of any strides: linear layers and their gradients. a is (M,
-// K), b is (K, N) and out is (M, N). gpt2fast/products.py says which strides make which gradient.
+// out = activation(a @ b + bias) + residual for matrices of any strides: linear layers and their gradients.
+// a is (M, K), b is (K, N) and out is (M, N). gpt2fast/products.py says which strides make which gradient.
 //
 // A block computes one tile of out and loops along k, the axis that the product sums over. In each step, tiles of a and
 // b are copied to shared memory, and each warp multiplies its part of them on tensor cores. In 16 bits, the tiles of
