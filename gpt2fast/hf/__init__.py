@@ -1,4 +1,4 @@
-"""A drop-in for transformers' GPT-2: the same classes by the same names, on our ops. Nothing is patched globally."""
+"""A drop-in for transformers' GPT-2: classes with the same names, on our ops. Nothing is patched globally."""
 
 from transformers import GPT2Config
 

@@ -1,7 +1,8 @@
-"""The modules of a block on our ops, each a subclass of the one it stands in for, with its name and weights.
+"""The modules of a block on our ops. Each is a subclass of the transformers or torch module that it replaces.
 
-A block calls its parts as modules, but for what fuses: activation into c_fc, residual into c_proj, and the containers
-``attn`` and ``mlp`` themselves. Each of these steps is skipped as a module only while checks.obstacle finds nothing.
+It has the same name and the same weights. A block calls its parts as modules, with three exceptions: the activation is
+fused into c_fc, the residual is fused into c_proj, and the containers ``attn`` and ``mlp`` are not called themselves.
+An exception applies only while checks.obstacle finds nothing that a call as a module would do in addition.
 """
 
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 def norm_obstacle(norm: nn.LayerNorm) -> str | None:
-    """Why no op of ours computes it."""
+    """Why no op of ours can compute this norm, or None."""
     if norm.weight is None or norm.bias is None:
         return "it has no weight or no bias"
     if norm.weight.dim() != 1:
@@ -80,17 +81,17 @@ ACTIVATIONS |= {kind.__bases__[0]: form for kind, form in ACTIVATIONS.items()}
 
 
 def linear_obstacle(linear: nn.Module) -> str | None:
-    """Why a product of a block is more than its formula."""
+    """Why a linear layer of a block must be called as a module, or None."""
     return weight_obstacle(linear, CONV1D)
 
 
 def dropout_obstacle(dropout: nn.Module) -> str | None:
-    """Why a dropout cannot be left out."""
+    """Why a dropout cannot be left out, or None."""
     return obstacle(dropout, DROPOUT) or ("dropout is active" if dropout.training and dropout.p > 0 else None)
 
 
 def act_obstacle(mlp: nn.Module) -> str | None:
-    """Why the activation of an MLP is not fused into the product before it."""
+    """Why the activation of an MLP cannot be fused into the product before it, or None."""
     if type(mlp.act) not in ACTIVATIONS:
         return "its activation is no GELU"
     return obstacle(mlp.act, (type(mlp.act),)) or linear_obstacle(mlp.c_fc)
@@ -112,7 +113,7 @@ class GPT2MLP(stock.GPT2MLP):
 
 
 def attention_obstacle(attn: nn.Module, options: dict) -> str | None:
-    """Why transformers' own attention code runs, with its own masks, rather than our kernel."""
+    """Why transformers' own attention code must run, with its own masks, instead of our op; or None."""
     implementation = attn.config._attn_implementation
     if implementation != "sdpa":
         return f"attn_implementation is {implementation!r}"
@@ -156,7 +157,11 @@ class GPT2Attention(stock.GPT2Attention):
         return self.run(hidden_states, None, past_key_values, mask, encoder_hidden_states), None
 
     def run(self, x: Tensor, residual: Tensor | None, past, mask, encoder: Tensor | None = None) -> Tensor:
-        """x (B, T, C), normalised; past a Cache or None; mask a Visible or transformers'; encoder (B, S, C) or None."""
+        """residual + attention(x). It runs the parts directly, so that ``attn`` itself is not called as a module.
+
+        x (B, T, C) is the output of the norm. ``past`` is a Cache of transformers or None, ``mask`` a Visible or
+        transformers' mask, and ``encoder`` (B, S, C) or None.
+        """
         q, k, v = self._heads(x, past, encoder)
         if not isinstance(mask, Visible):
             mask = from_theirs(mask, q.shape[1], k.shape[1], q.dtype, self.is_causal)
@@ -167,7 +172,7 @@ class GPT2Attention(stock.GPT2Attention):
         return join(self.c_proj, y, residual, _needed(self.resid_dropout), linear_obstacle(self.c_proj) is None)
 
     def _heads(self, x: Tensor, past, encoder: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """q (B, T, H, D) and the keys and values to look at (B, S, H, D): views of the projections and of the cache."""
+        """q (B, T, H, D), and keys and values (B, S, H, D). They are views of the projections and of the cache."""
         if encoder is None:
             q, k, v = (self._split(t) for t in self.c_attn(x).split(self.split_size, dim=2))
             if past is not None:
@@ -205,7 +210,7 @@ class GPT2Block(stock.GPT2Block):
     ):
         x, attn, mlp = hidden_states, self.attn, self.mlp
         normed = self.ln_1(x)
-        # a Visible comes from a model that has asked already
+        # A Visible comes from a model that has checked for obstacles already.
         if isinstance(attention_mask, Visible) or attention_step_obstacle(attn, kwargs) is None:
             x = attn.run(normed, x, past_key_values, attention_mask)
         else:
@@ -243,12 +248,12 @@ class GPT2Block(stock.GPT2Block):
 
 
 def attention_step_obstacle(attn: nn.Module, options: dict) -> str | None:
-    """Why a block has to call its attention as a module."""
+    """Why a block must call its attention as a module, or None."""
     return obstacle(attn, (GPT2Attention,)) or attention_obstacle(attn, options)
 
 
 def needs_their_mask(block: nn.Module, options: dict) -> bool:
-    """Whether anything in the block, or hooked to it, gets to see the mask."""
+    """Whether the block needs transformers' own mask: it, or a part of it, is called as a module with the mask."""
     if obstacle(block, (GPT2Block,)) is not None or attention_step_obstacle(block.attn, options) is not None:
         return True
     cross = block._modules.get("crossattention")

@@ -1,4 +1,7 @@
-"""optimize and restore: every module of a GPT-2 changes its class, in place; parameters, hooks and attributes stay."""
+"""optimize() and restore(). They change the class of each module of a GPT-2 in place.
+
+Parameters, hooks and attributes of the modules stay as they are.
+"""
 
 import copyreg
 import sys
@@ -33,9 +36,10 @@ PARTS = (
 
 
 class _Named(type):
-    """Of our model classes, which say that they are transformers': libraries write a class' module into saved files.
+    """The metaclass of our model classes. It lets pickle find them, although their ``__module__`` is transformers'.
 
-    PEFT does, and a file that named ours could be read with gpt2fast only. Pickle finds our classes by ``_by_name``.
+    They have transformers' ``__module__`` because libraries such as PEFT write it into saved files. A file with our
+    module's name could be read with gpt2fast only. Pickle finds our classes by ``_by_name``.
     """
 
 
@@ -51,7 +55,7 @@ copyreg.pickle(_Named, _reduce)
 
 
 class Optimized(metaclass=_Named):
-    """What our model classes share: built or loaded like transformers' own, then switched to our modules."""
+    """The base of our model classes. A model is built or loaded by transformers, then switched to our modules."""
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
@@ -63,20 +67,23 @@ class Optimized(metaclass=_Named):
 
 
 def to_ours() -> dict[type, type]:
-    """transformers' (or torch's) class to ours."""
+    """A dict from the classes of transformers (or torch) to ours."""
     models = sys.modules[f"{__package__}.models"]
     pairs = {getattr(stock, name): getattr(models, name) for name in MODELS}
     return pairs | {part.__bases__[0]: part for part in PARTS}
 
 
 def optimize(model: nn.Module, fused_loss: bool = False) -> nn.Module:
-    """Switches every GPT-2 in ``model`` (one of transformers' or anything that holds one) to our modules, in place.
+    """Switches every GPT-2 in ``model`` to our modules, in place. ``model`` is one of transformers' or contains one.
 
-    Only modules whose class is exactly transformers' or torch's change theirs: subclasses, adapters, quantised layers
-    and parametrized modules stay as they are and go on being called. ``fused_loss``: a GPT2LMHeadModel in training mode
-    that is given labels computes its loss without its logits, which take most of the memory of a training step; the
-    output's ``logits`` are None then. Returns the same object; restore() undoes it.
-    Raises TypeError where there is no GPT-2 in it, ValueError for ``fused_loss`` where none has a language-model head.
+    A module changes its class only if that is exactly the one of transformers or torch. Subclasses, adapters, quantised
+    layers and parametrized modules stay as they are and are still called.
+
+    With ``fused_loss``, a GPT2LMHeadModel in training mode that gets labels computes its loss without storing all
+    logits, which take most of the memory of a training step. The output's ``logits`` are None then.
+
+    Returns the same object; restore() undoes the switch. Raises TypeError where ``model`` has no GPT-2, and ValueError
+    for ``fused_loss`` where it has no GPT2LMHeadModel.
     """
     roots = _roots(model)
     pairs = to_ours()
@@ -91,7 +98,7 @@ def optimize(model: nn.Module, fused_loss: bool = False) -> nn.Module:
 
 
 def restore(model: nn.Module) -> nn.Module:
-    """Gives every module that optimize() or our classes switched its class of transformers or torch back, in place."""
+    """Undoes optimize(), in place: every module of our classes gets its class of transformers or torch back."""
     pairs = {ours: theirs for theirs, ours in to_ours().items()}
     for root in _roots(model):
         _swap(root, pairs)
@@ -119,7 +126,10 @@ def _swap(root: nn.Module, pairs: dict[type, type]) -> None:
 
 
 def _rebind(module: nn.Module, other: type) -> None:
-    """Hooks of accelerate keep the bound forward of the class in ``_old_forward``, removed ones in ``forward``."""
+    """Updates a bound ``forward`` in the module's attributes to that of the new class.
+
+    Hooks of accelerate store it as ``_old_forward``; when they are removed, it stays as ``forward``.
+    """
     for name in ("forward", "_old_forward"):
         kept = module.__dict__.get(name)
         if kept is not None and is_own_forward(module, kept):

@@ -1,7 +1,7 @@
-"""generate: transformers prepares and validates, as ever; the loop is the native one, over the model's own modules.
+"""``generate`` of the drop-in. transformers prepares and validates the call; then our native loop generates.
 
-What that loop does not cover (beams, other processors, hooks, adapters ...) runs in transformers' own loop over our
-forward, and a warning says so once a reason.
+The native loop uses the modules of the model. What it does not cover (beams, other processors, hooks, adapters and so
+on) runs in transformers' own loop over our forward. A warning then says why, once for each reason.
 """
 
 import functools
@@ -18,7 +18,7 @@ from transformers.generation import stopping_criteria as criteria
 from ..checks import is_autocast
 from .native import Bare, stock_obstacle
 
-_STEPS = {  # what a turn of transformers' loop calls, as of now
+_STEPS = {  # the methods that a turn of transformers' loop calls, to notice one that is replaced
     name: getattr(GenerationMixin, name)
     for name in ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation")
 }
@@ -34,8 +34,8 @@ _PROCESSORS = {  # in the order in which transformers applies them, and ops.samp
 _ORDER = list(_PROCESSORS.values())
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 _EXPECTED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "tokenizer"}
-# model -> what runs its modules in the native loop, by which captured turns are kept; beside the models, so that no
-# copy of one has it
+# For each model the Bare that runs its modules in the native loop; captured turns are kept by it. It is stored here and
+# not in the model, so that a copy of the model does not get it.
 _bare: WeakKeyDictionary[nn.Module, Bare] = WeakKeyDictionary()
 
 
@@ -89,7 +89,7 @@ class FastGeneration:
 
 
 class _Continuation:
-    """A streamer that has been given the prompt already."""
+    """Wraps a streamer that has been given the prompt already: the first put is left out."""
 
     def __init__(self, streamer):
         self.streamer, self.prompt_seen = streamer, False
@@ -104,7 +104,11 @@ class _Continuation:
 
 
 def _check_prompt(input_ids: Tensor | None, given: dict) -> None:
-    """Before transformers prepares anything from it: it takes a mask of any size until shapes collide somewhere."""
+    """Raises ValueError for an empty prompt or a mask of another shape.
+
+    This runs before transformers prepares anything. transformers accepts a mask of any size, and an error would come
+    later, from somewhere else.
+    """
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or given.get("inputs_embeds") is not None:
         return
     expected = tuple(input_ids.shape)
@@ -116,9 +120,9 @@ def _check_prompt(input_ids: Tensor | None, given: dict) -> None:
 
 
 def native_obstacle(model: nn.Module) -> str | None:
-    """Why the native loop would not compute what calling this model with a language-model head does.
+    """Why the native loop would not compute the same as calls of this model, which has a language-model head; or None.
 
-    None: there is nothing, and ``_bare`` has the model's modules as they are now.
+    Where it is None, ``_bare`` has the present modules of the model.
     """
     if model.config.add_cross_attention:
         return "the model has cross attention"
@@ -160,7 +164,7 @@ def _request_obstacle(input_ids: Tensor, config, given: dict) -> str | None:
 
 
 def _options(input_ids, logits_processor, stopping_criteria, config, given) -> tuple[dict, str | None]:
-    """The native loop's arguments for prepared processors and criteria; or the reason why it has none."""
+    """The arguments of the native loop for the prepared processors and criteria, and the reason where it has none."""
     T, sampled = input_ids.shape[1], config.do_sample
     options = dict(do_sample=sampled, top_k=None, eos_token_id=[], min_new_tokens=0)
     last, ends = -1, []
@@ -177,7 +181,7 @@ def _options(input_ids, logits_processor, stopping_criteria, config, given) -> t
     if "max_new_tokens" not in options:
         return {}, "no maximal length"
     if "stop_strings" in options and not options["eos_token_id"] and input_ids.shape[0] > 1:
-        return {}, "stop strings for several rows without an eos_token_id"  # rows that have stopped go on there
+        return {}, "stop strings for several rows without an eos_token_id"  # there, stopped rows go on
     for found in logits_processor:
         kind = type(found)
         name = _PROCESSORS.get(kind, "")

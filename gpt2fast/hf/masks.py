@@ -1,4 +1,7 @@
-"""Attention masks kept small: a padding mask (B, S) and "causal", never (B, 1, T, S) unless something asks for it."""
+"""Small attention masks: a padding mask (B, S) and a flag for causal.
+
+A full mask (B, 1, T, S) is made only where a layer needs it.
+"""
 
 import inspect
 from typing import NamedTuple
@@ -12,7 +15,7 @@ from transformers.utils.import_utils import is_tracing
 
 
 class Visible(NamedTuple):
-    """Which keys a query sees. ``theirs`` is what transformers' attention takes, made only if a layer needs it."""
+    """The keys that a query sees. ``theirs`` is the mask for transformers' attention, made only if a layer needs it."""
 
     padding: Tensor | None = None  # (B, S) bool, False hides a key
     bias: Tensor | None = None  # (B or 1, H or 1, T, S), added to the scores
@@ -21,13 +24,13 @@ class Visible(NamedTuple):
     theirs: Tensor | None = None
 
 
-# What makes transformers' masks, as of now.
+# The functions that make transformers' masks, to notice one that is replaced.
 _MAKERS = {name: getattr(stock, name) for name in ("create_causal_mask", "create_bidirectional_mask")}
 _SDPA_MASK = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
 
 
 def maker_obstacle() -> str | None:
-    """Whether somebody has replaced what makes the masks, so that ours would not be theirs."""
+    """Says which function that makes masks is replaced, so that our masks would differ from transformers'; or None."""
     for name, known in _MAKERS.items():
         if getattr(stock, name) is not known:
             return f"{name} is replaced"
@@ -35,7 +38,7 @@ def maker_obstacle() -> str | None:
 
 
 def _make(name: str, config, embeds: Tensor, mask, **options):
-    """Calls what stands under that name now by keyword, as transformers does; releases differ in the words."""
+    """Calls transformers' function of that name, with keywords, whose names differ between releases."""
     words = list(inspect.signature(_MAKERS[name]).parameters)[:3]
     return getattr(stock, name)(**dict(zip(words, (config, embeds, mask))), **options)
 
@@ -45,9 +48,9 @@ def theirs(mask):
 
 
 def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A mask for torch's attention (bool: True is seen; else added) as a 4D additive one.
+    """Converts a mask for torch's attention to a 4D additive one. In a bool mask, True means seen; others are added.
 
-    Errors: ValueError for numbers that torch's attention does not add either, such as 0 and 1 in int64.
+    Errors: ValueError for a dtype that torch's attention does not add either, such as int64.
     """
     if mask.dtype not in (torch.bool, torch.float32, dtype):
         raise ValueError(
@@ -60,7 +63,10 @@ def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def from_theirs(mask: Tensor | None, T: int, S: int, dtype: torch.dtype, is_causal: bool) -> Visible:
-    """What transformers' attention would make of its own mask; None with T > 1 is causal over the first T keys."""
+    """Converts transformers' own mask to a Visible with the same meaning.
+
+    There, None with T > 1 means causal over the first T keys.
+    """
     if mask is not None:
         return Visible(bias=as_bias(mask, dtype), causal=False)
     causal = is_causal and T > 1
@@ -68,7 +74,7 @@ def from_theirs(mask: Tensor | None, T: int, S: int, dtype: torch.dtype, is_caus
 
 
 def _first_full_layer(past) -> int:
-    """The first layer whose cache keeps all tokens; older transformers have no function for that, but do the same."""
+    """The first layer whose cache keeps all tokens. Older releases of transformers have no function for it."""
     if (find := getattr(masking_utils, "find_first_full_attention_index", None)) is not None:
         return find(past)
     sliding = getattr(past, "is_sliding", [])
@@ -76,9 +82,10 @@ def _first_full_layer(past) -> int:
 
 
 def padding_mask(mask: Tensor, B: int, T: int, past) -> Tensor:
-    """A mask of up to three dimensions as (B, S); transformers cuts or fills one that does not fit the keys.
+    """Converts a mask of up to three dimensions to (B, S).
 
-    Errors: ValueError unless it has a column for every key seen and none beyond a static cache's room.
+    Errors: ValueError where the mask has fewer columns than there are keys so far, or more than a static cache has.
+    transformers would cut or fill such a mask without an error.
     """
     columns, least, most = mask.shape[-1], T, T
     if past is not None:
@@ -93,16 +100,16 @@ def padding_mask(mask: Tensor, B: int, T: int, past) -> Tensor:
 
 
 def _padding(mask: Tensor, S: int, device: torch.device) -> Tensor | None:
-    """(B, S) bool, None where nothing is hidden."""
+    """The mask (B, S) as bools, or None where it hides nothing."""
     mask = mask.to(device=device, dtype=torch.bool)[:, :S]
     return None if not is_tracing(mask) and bool(mask.all()) else mask
 
 
 def self_attention_mask(config, embeds: Tensor, mask, past, positions: Tensor | None, fused: bool, full: bool):
-    """The mask for every block: transformers' own where attention is not fused, else a Visible.
+    """The mask for every block: a Visible where some block's attention is fused, else transformers' own mask.
 
-    ``positions`` are those that the user gave (None: the default ones), by which transformers tells packed sequences;
-    ``full`` says that some layer still needs transformers' mask.
+    ``positions`` are those that the user gave (None: the default ones). transformers recognises packed sequences by
+    them. ``full`` says that some layer still needs transformers' mask.
     """
 
     def full_mask():
@@ -120,7 +127,10 @@ def self_attention_mask(config, embeds: Tensor, mask, past, positions: Tensor | 
 
 
 def _small(embeds: Tensor, mask, past, positions, T: int) -> Visible | None:
-    """None where only transformers' own code knows: 4D and packed masks, sliding caches, traced static caches."""
+    """The Visible without transformers' mask, or None in the cases that only transformers' own code handles.
+
+    These are 4D masks, packed sequences, sliding caches and traced static caches.
+    """
     if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
         return None
     if past is None:

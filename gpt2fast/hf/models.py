@@ -1,4 +1,4 @@
-"""transformers' GPT-2 models, by the same names, over our blocks. Same weights, keys, arguments and outputs."""
+"""transformers' GPT-2 models over our blocks: the same class names, weights, keys, arguments and outputs."""
 
 import sys
 
@@ -27,21 +27,21 @@ LINEAR = (nn.Linear,)
 
 
 def _kept(hidden: Tensor, positions: int | Tensor) -> Tensor:
-    """The rows of (B, T, C) that logits are wanted of, cut as the transformers that is installed does it."""
+    """The rows of (B, T, C) for which logits are wanted, selected as the installed transformers does."""
     if (cut := getattr(modeling_utils, "slice_logits_to_keep", None)) is not None:
         return cut(hidden, positions)
     return hidden[:, slice(-positions, None) if isinstance(positions, int) else positions, :]
 
 
 def apply_head(head: nn.Module, x: Tensor) -> Tensor:
-    """The logits: one product with the vocabulary, (V, C) as nn.Linear holds it."""
+    """The logits (..., V): x (..., C) times the head's weight (V, C), transposed, plus its bias."""
     if weight_obstacle(head, LINEAR) is not None:
         return head(x)
     return ops.linear(x, head.weight, head.bias, transposed=True)
 
 
 def causal_lm_loss(logits, labels, vocab_size, num_items_in_batch=None, ignore_index=-100, shift_labels=None, **kwargs):
-    """transformers' ForCausalLMLoss without a float32 copy of the logits: token i is scored by the label of i + 1."""
+    """transformers' ForCausalLMLoss without a float32 copy of the logits. Logits of token i meet the label of i + 1."""
     targets = _targets(labels, shift_labels, ignore_index, logits.device)
     rows = logits.reshape(-1, vocab_size)
     rows = rows.float() if rows.dtype == torch.float64 else rows
@@ -50,7 +50,7 @@ def causal_lm_loss(logits, labels, vocab_size, num_items_in_batch=None, ignore_i
 
 
 def fused_causal_lm_loss(x, head, labels, num_items_in_batch=None, ignore_index=-100, shift_labels=None, **kwargs):
-    """The same from what the head is given, (B, T, C), without its logits: few of them are in memory at a time."""
+    """The same loss from the input of the head, x (B, T, C). Only a part of the logits is in memory at a time."""
     targets = _targets(labels, shift_labels, ignore_index, x.device)
     reduction, keep = "mean" if num_items_in_batch is None else "sum", gradients_to_keep(x, head.weight)
     rows = x.reshape(-1, x.shape[-1])
@@ -59,7 +59,7 @@ def fused_causal_lm_loss(x, head, labels, num_items_in_batch=None, ignore_index=
 
 
 def _targets(labels, shift_labels, ignore_index: int, device) -> Tensor:
-    """(B T,) int64: the label that scores each token."""
+    """The labels (B T,) int64 for the logits of each token: those of the next token."""
     if shift_labels is None:
         shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     return shift_labels.reshape(-1).to(device=device, dtype=torch.int64)
@@ -95,7 +95,7 @@ class GPT2Model(Optimized, stock.GPT2Model):
                 "has some: trace gpt2fast.restore(model), or trace under torch.no_grad(), or use torch.export"
             )
         for name in ("output_attentions", "output_hidden_states"):
-            kwargs.pop(name, None)  # capture_outputs has seen them
+            kwargs.pop(name, None)  # capture_outputs has handled them
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("gpt2fast: exactly one of input_ids and inputs_embeds must be given")
         if input_ids is not None:
@@ -132,7 +132,7 @@ class GPT2Model(Optimized, stock.GPT2Model):
                 x,
                 None if checkpointing else past,
                 mask.theirs if fused and asks else mask,
-                encoder_hidden_states,  # by position: gradient checkpointing looks for gradients there
+                encoder_hidden_states,  # positional, because gradient checkpointing looks for gradients there
                 encoder_attention_mask=encoder_attention_mask,
                 use_cache=use_cache,
                 position_ids=position_ids,
@@ -178,7 +178,7 @@ class GPT2Model(Optimized, stock.GPT2Model):
 
 
 def tables_obstacle(model: GPT2Model) -> str | None:
-    """Why its embeddings are not looked up and summed in one op."""
+    """Why the embeddings cannot be looked up and summed in one op, or None."""
     wte, wpe = model._modules.get("wte"), model._modules.get("wpe")
     if wte is None or wpe is None:
         return "wte or wpe is missing"
@@ -188,7 +188,7 @@ def tables_obstacle(model: GPT2Model) -> str | None:
 
 
 def _widened(numbers: Tensor | None) -> Tensor | None:
-    """int32, which torch's embeddings take too, to the op's int64; the op refuses anything else."""
+    """Converts int32, which torch's embeddings accept too, to int64 for the op. The op refuses other dtypes."""
     return numbers.long() if numbers is not None and numbers.dtype == torch.int32 else numbers
 
 
@@ -197,7 +197,7 @@ class GPT2LMHeadModel(Optimized, FastGeneration, stock.GPT2LMHeadModel):
 
     @property
     def loss_function(self):
-        # transformers' lookup, spelled out: torch.compile traces no super() of a property
+        # This repeats transformers' code, because torch.compile cannot trace super() of a property.
         if hasattr(self, "_loss_function"):
             return self._loss_function
         found = LOSS_MAPPING.get(self.loss_type, LOSS_MAPPING["ForCausalLM"])
@@ -305,7 +305,7 @@ class GPT2DoubleHeadsModel(Optimized, FastGeneration, stock.GPT2DoubleHeadsModel
             mc_loss = nn.functional.cross_entropy(choices.view(-1, choices.shape[-1]), mc_labels.view(-1))
         if labels is not None:
             loss = causal_lm_loss(logits, labels, logits.shape[-1])
-            loss = loss if is_autocast(logits) else loss.to(logits.dtype)  # this loss is not widened by transformers
+            loss = loss if is_autocast(logits) else loss.to(logits.dtype)  # as in transformers
         return stock.GPT2DoubleHeadsModelOutput(
             loss=loss,
             mc_loss=mc_loss,

@@ -1,7 +1,7 @@
-"""Whether the native model stands for a transformers model: every part of it is there, is stock, and is set as usual.
+"""Decides whether the native model can replace a transformers model, and runs the latter's modules by our formulas.
 
-What is looked for is what must be there. A part that is missing, is no module or is of any other class is an obstacle,
-whoever put it there.
+It can, if every expected part is there, is of the stock class and has the usual settings. A part that is missing, or is
+of another class, is an obstacle, and so is a part that is not expected.
 """
 
 import torch
@@ -19,7 +19,7 @@ from . import blocks
 from .convert import to_ours
 
 _NORM = (blocks.LayerNorm, nn.LayerNorm)
-# The modules of a model and of a block, with the classes that the native model stands for.
+# The expected modules of a model and of a block, and the classes that they may have.
 _MODEL = {
     "wte": (nn.Embedding,),
     "wpe": (nn.Embedding,),
@@ -47,7 +47,10 @@ keep_forwards(stock.GPT2Block, stock.GPT2Attention, stock.GPT2MLP)
 
 
 class Bare(GPT2):
-    """The native model over a drop-in's own modules, each run by its formula: its parts must be stock and undropped."""
+    """The native model over the modules of a drop-in model. Each module is run by its formula, without being called.
+
+    All parts must be stock, and no dropout may be active.
+    """
 
     def __init__(self):
         nn.Module.__init__(self)
@@ -55,7 +58,7 @@ class Bare(GPT2):
         self.eval()
 
     def take(self, model: nn.Module) -> str | None:
-        """Has the modules of a model with a head as they are now, or says what of its parameters does not fit."""
+        """Takes the present modules of a model with a head. Returns why its parameters do not fit, or None."""
         config, state = native_state(model)
         first = model.transformer.wte.weight
         for name, parameter in state.items():
@@ -81,11 +84,11 @@ class Bare(GPT2):
         return x
 
     def graph_obstacle(self) -> None:
-        """stock_obstacle has asked already."""
+        """None, because stock_obstacle has checked the model already."""
 
 
 def run_block(block: nn.Module, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-    """A block of stock parts without dropout, x (B, T, C), by the formulas alone."""
+    """Runs a block of stock parts without dropout on x (B, T, C), by the formulas only."""
     attn, inner = block.attn, block.mlp
     q, k, v = heads(project(attn.c_attn, normalize(block.ln_1, x)), attn.num_heads)
     y = attend(q, k, v, mask, cache, attn.layer_idx, scale=attn.scaling)
@@ -94,9 +97,9 @@ def run_block(block: nn.Module, x: Tensor, mask: Tensor | None, cache: Cache | N
 
 
 def native_state(model: nn.Module) -> tuple[Config, dict[str, nn.Parameter]]:
-    """Config and parameters of a transformers GPT2Model, or of one with a head for text, as the native model has them.
+    """Config and parameters of a transformers GPT2Model, or of one with a language-model head, for the native model.
 
-    Raises ValueError or TypeError for a config that is none of the native model's.
+    Raises ValueError or TypeError for a config that the native model cannot have.
     """
     config = Config.from_dict(model.config.to_dict())
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -109,9 +112,10 @@ def native_state(model: nn.Module) -> tuple[Config, dict[str, nn.Parameter]]:
 
 
 def stock_obstacle(model: nn.Module, for_text: bool = False) -> str | None:
-    """Why the native model would compute something else than a GPT2Model, or one with a head for text.
+    """Why the native model would compute something else than ``model``, or None.
 
-    ``for_text``: it must be one of ours with a head, and compute as in evaluation, as ``generate`` needs it.
+    ``model`` is a GPT2Model or a model with a language-model head. ``for_text`` is for ``generate``: the model must be
+    one of ours with a head, and no dropout may be active.
     """
     root = getattr(model, "transformer", model)
     for module in (model,) if root is model else (model, root):
@@ -153,7 +157,7 @@ def stock_obstacle(model: nn.Module, for_text: bool = False) -> str | None:
 
 def _part_obstacle(name: str, module: nn.Module, kinds: tuple[type, ...], config: Config, for_text: bool) -> str | None:
     layer, _, leaf = name.removeprefix("h.").partition(".")
-    named = type(stock.ACT2FN[config.activation_function])  # which the native model has too, fused or not
+    named = type(stock.ACT2FN[config.activation_function])  # the native model has it too, fused or not
     if leaf == "mlp.act" and not for_text:
         kinds = (named, *kinds)
     if kinds == blocks.DROPOUT and for_text:

@@ -1,4 +1,7 @@
-"""report(model): module by module which op runs, on what, what is fused into it, and where ours does not run, why."""
+"""report(model) says for each module which op runs, on which backend, and what is fused into it.
+
+Where no op of ours runs, it says why.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -20,14 +23,15 @@ from .generation import FastGeneration, native_obstacle
 GELUS = tuple(kind for kind in blocks.ACTIVATIONS if kind.__module__ == blocks.__name__)
 OPS_OF = {blocks.Conv1D: "linear", blocks.LayerNorm: "layer_norm"} | dict.fromkeys(GELUS, "gelu")
 HEADS = ("score", "classifier", "qa_outputs", "multiple_choice_head")
-NORMS = {"ln_1": "attn.c_attn", "ln_2": "mlp.c_fc", "ln_cross_attn": "crossattention.q_attn"}  # what each one feeds
+NORMS = {"ln_1": "attn.c_attn", "ln_2": "mlp.c_fc", "ln_cross_attn": "crossattention.q_attn"}  # the layer after each
 
 
 @dataclass(frozen=True)
 class Line:
-    """One module (or step) of a model. ``op`` is None where PyTorch's or another's code runs, ``reason`` says why.
+    """One module (or step) of a model.
 
-    ``backward`` is what the op's gradients run on, given for modules in training mode.
+    ``op`` is None where the code of PyTorch or of somebody else runs; ``reason`` says why. ``backward`` is the backend
+    of the op's gradients, given for modules in training mode.
     """
 
     name: str
@@ -48,7 +52,7 @@ class Line:
 
 
 class Report(tuple):
-    """The lines of a report, by name ``report["transformer.h.0.attn"]``; printed with equal blocks folded."""
+    """The lines of a report. ``report["transformer.h.0.attn"]`` is one of them. Equal blocks are printed as one."""
 
     def __getitem__(self, key):
         if isinstance(key, str):
@@ -60,7 +64,7 @@ class Report(tuple):
 
     @property
     def reasons(self) -> dict[str, str]:
-        """By module name why an op of ours, or a fusion, is not used there; empty where all is."""
+        """For each module where an op of ours, or a fusion, is not used, the reason, by module name."""
         return {line.name: line.reason for line in self if line.reason}
 
     def to_dict(self) -> list[dict]:
@@ -75,9 +79,9 @@ class Report(tuple):
 
 
 def report(model: nn.Module) -> Report:
-    """What a call of ``model`` as it stands now would run: hooks, adapters, training mode and dtype are looked at.
+    """What a call of ``model`` would run now, with its present hooks, adapters, training mode and dtype.
 
-    Raises TypeError where there is no GPT-2 in it.
+    Raises TypeError where ``model`` has no GPT-2.
     """
     _roots(model)
     lines: list[Line] = []
@@ -87,11 +91,11 @@ def report(model: nn.Module) -> Report:
         elif isinstance(module, stock.GPT2Block):
             lines += _block_lines(name, module)
     known = {line.name for line in lines}
-    for name, module in model.named_modules():  # ours inside others' modules, as an adapter's base layer is
+    for name, module in model.named_modules():  # our modules inside others, such as the base layer of an adapter
         if name not in known and (op := OPS_OF.get(type(module))) is not None:
             lines.append(_leaf(name, module, (type(module),), op))
     order = {name: index for index, (name, _) in enumerate(model.named_modules())}
-    lines.sort(key=lambda line: order.get(line.name, len(order)))  # a loss_function is no module: last
+    lines.sort(key=lambda line: order.get(line.name, len(order)))  # a loss_function is not a module: it comes last
     return Report(lines)
 
 
@@ -125,7 +129,7 @@ def _backward(op: Op, weight: Tensor, head: int, dropout: float) -> str:
 
 
 def _choice(op: Op, weight: Tensor, head: int, dropout: float) -> tuple[str, str | None, str | None]:
-    """What runs the op for such a model; why no kernel of ours does, and why PyTorch's fused way does not."""
+    """What runs the op for such a model, why no kernel of ours runs it, and why PyTorch's fused way does not."""
     sizes = dict(T=1 if op.derivative_of is None else 64)  # decoding asks for one new token, a backward pass for many
     args = op.example(_dtype(op.name, weight), weight.device, D=head, C=weight.shape[-1], K=weight.shape[0], **sizes)
     if "dropout_p" in args:
@@ -138,8 +142,8 @@ def _choice(op: Op, weight: Tensor, head: int, dropout: float) -> tuple[str, str
 
 
 def _dtype(op: str, weight: Tensor) -> torch.dtype:
-    """What the op computes in: autocast has a say, and the loss is one of float32 logits at most."""
-    if weight.dtype == torch.float64:  # which autocast leaves alone
+    """The dtype of the op's arguments, with autocast. The loss gets logits of float32 where the model is float64."""
+    if weight.dtype == torch.float64:  # autocast does not change it
         return torch.float32 if op == "cross_entropy" else weight.dtype
     if not is_autocast(weight) or OPS[op].autocast == "widest":
         return weight.dtype
@@ -178,7 +182,7 @@ def _model_lines(name: str, model: nn.Module) -> Iterator[Line]:
 
 
 def _generating_lines(name: str, model: nn.Module) -> Iterator[Line]:
-    """Of a model with a language-model head."""
+    """The lines of a model with a language-model head: generate, head and loss."""
     if (found := native_obstacle(model)) is None:
         head = model.config.hidden_size // model.config.num_attention_heads
         line = _line(name, model.transformer.wte, "decode_attention", "the native loop in generate", head=head)
@@ -205,10 +209,10 @@ def _generating_lines(name: str, model: nn.Module) -> Iterator[Line]:
 
 
 def _leaf(name: str, module: nn.Module, ours: tuple, op: str) -> Line:
-    """A module that is called as such: hooks do not stand in the way of its op, another class does."""
+    """The line of a module that is called as a module. Its hooks do not prevent its op, but another class does."""
     if not isinstance(module, ours):
         return _own(name, module, f"{type(module).__module__}.{type(module).__qualname__} is not ours")
-    # a head's op stands in its place; our other modules have theirs inside
+    # the op of a head replaces the call of the head; our other modules call their op themselves
     found = weight_obstacle(module, ours) if ours == models.LINEAR else class_obstacle(type(module))
     if found is None and not is_plain(getattr(module, "weight", None)):
         found = f"its weight is a {type(module.weight).__name__}"
@@ -216,7 +220,7 @@ def _leaf(name: str, module: nn.Module, ours: tuple, op: str) -> Line:
 
 
 def _norm(name: str, norm: nn.Module, beside: nn.Module | None) -> Line:
-    """``beside`` has a weight in the dtype that the norm is given."""
+    """The line of a norm. ``beside`` is a module whose weight has the dtype of the norm's input."""
     if not isinstance(norm, blocks.LayerNorm):
         return _leaf(name, norm, (blocks.LayerNorm,), "layer_norm")
     found = class_obstacle(type(norm)) or blocks.norm_obstacle(norm)
@@ -295,7 +299,7 @@ def _mlp_lines(name: str, mlp: nn.Module, fused: bool) -> Iterator[Line]:
 
 
 def _folded(lines: "Report") -> Iterator[tuple[str, str, str]]:
-    """Rows for printing; runs of blocks whose lines are equal but for their number become one: ``h.0-11.attn``."""
+    """The rows for printing. Blocks in a row whose lines differ only in the number are joined: ``h.0-11.attn``."""
     groups: list[tuple[str, str, list[tuple[str, str, str]]]] = []  # (prefix, block number, rows)
     for line in lines:
         head, mark, tail = line.name.rpartition("h.") if ".h." in f".{line.name}" else (line.name, "", "")
