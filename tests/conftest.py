@@ -1,4 +1,4 @@
-"""Loops over OPS: pytest.mark.parametrize helpers shared by the op tests. Uninitialised memory is NaN in every test."""
+"""Fixtures and parametrize helpers that loop over OPS, for all op tests. In every test, uninitialised memory is NaN."""
 
 import os
 
@@ -15,11 +15,11 @@ from gpt2fast.testing.inputs import flops  # noqa: F401  for the tests
 from gpt2fast.testing.promise import poisoned_memory
 
 ISAS = runnable_isas()
-os.environ.pop("PYTEST_ADDOPTS", None)  # not for the tests that tests start
+os.environ.pop("PYTEST_ADDOPTS", None)  # tests that a test starts must not get these options
 
 
 def op_cases(limit: float = float("inf"), ops=None) -> list:
-    """(op, case) for every case below ``limit`` operations."""
+    """(op, case) for every case with fewer than ``limit`` operations."""
     return [
         pytest.param(op, case, id=f"{op.name}-{name_of(case)}")
         for op in ops or OPS.values()
@@ -29,13 +29,13 @@ def op_cases(limit: float = float("inf"), ops=None) -> list:
 
 
 def checks(*promises: str) -> list:
-    """These promises of every op of ours, as ``checks_of`` has them."""
+    """These promises of every op of ours, as ``checks_of`` makes them."""
     return [check for op in OPS.values() if op.namespace == "gpt2fast" for check in checks_of(op, *promises)]
 
 
 @pytest.fixture(autouse=True)
 def poisoned():
-    """torch.empty gives NaN, so that an output nobody wrote cannot look right."""
+    """torch.empty gives NaN, so that an output that no kernel wrote cannot look right."""
     with poisoned_memory():
         yield
 
@@ -63,17 +63,17 @@ def _half():
     library = torch.library.Library("gpt2fast_test", "IMPL")
 
     def run(x):
-        half.check_call(x)  # as every kernel at the dispatcher's key must
+        half.check_call(x)  # every kernel that is registered at the dispatcher must do this
         return half.body(x)
 
     library.impl("half", run, "CPU")
-    half.library = library  # which lives as long as its kernels shall
+    half.library = library  # its kernels are registered as long as it lives
     return half
 
 
 @pytest.fixture
 def half(_half):
-    """An op as a user declares one, its CPU kernel in Python: set ``half.body`` to break it."""
+    """An op as a user declares one, with a CPU kernel in Python. Set ``half.body`` to break the kernel."""
     _half.body = lambda x: (x * 0.5).contiguous()
     OPS["gpt2fast_test::half"] = _half
     yield _half
@@ -107,7 +107,7 @@ def _scaled():
 
 @pytest.fixture
 def scaled(_scaled):
-    """An op as a user declares one, with a derivative: set ``scaled.derivative`` to break that."""
+    """An op as a user declares one, with a derivative. Set ``scaled.derivative`` to break the derivative."""
     _scaled.derivative = lambda saved, grad: dict(
         x=(grad.y * saved.weight).contiguous(), weight=(grad.y * saved.x).flatten(0, -2).sum(0)
     )

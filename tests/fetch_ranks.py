@@ -1,4 +1,5 @@
-"""Prints the path of GPT-2's BPE ranks, fetched once from openai-whisper's source package into the user's cache."""
+"""Prints the path of GPT-2's BPE ranks. They are fetched once, from openai-whisper's source package, into the user's
+cache."""
 
 import os
 import subprocess
@@ -17,7 +18,7 @@ def cache_folder() -> Path:
 
 
 def ranks(fetch: bool = True) -> Path:
-    """The file named by GPT2FAST_GPT2_RANKS, or the fetched one. Errors: OSError saying why there is none."""
+    """The file named by GPT2FAST_GPT2_RANKS, or the fetched one. Raises OSError, which says why there is none."""
     given = os.environ.get("GPT2FAST_GPT2_RANKS")
     path = Path(given) if given else cache_folder() / "gpt2.tiktoken"
     if not path.is_file():
@@ -40,7 +41,7 @@ def _fetch(path: Path) -> None:
 
 
 def download(package: str, member: str) -> bytes:
-    """A file of a package's source distribution. Errors: OSError with pip's reason."""
+    """A file of a package's source distribution. Raises OSError with pip's reason."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
         done = subprocess.run([*command, "-d", folder, package], capture_output=True, text=True, timeout=120)

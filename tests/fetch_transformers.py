@@ -1,4 +1,5 @@
-"""Prints the path of transformers' own common model tests, fetched once from its source package into the cache."""
+"""Prints the path of transformers' own common model tests. They are fetched once, from its source package, into the
+cache."""
 
 import importlib.metadata
 import os
@@ -12,7 +13,7 @@ MEMBER = "tests/test_modeling_common.py"
 
 
 def model_tests(fetch: bool = True) -> Path:
-    """The file of the transformers that is installed. Errors: OSError saying why there is none."""
+    """The file of the installed version of transformers. Raises OSError, which says why there is none."""
     version = importlib.metadata.version("transformers")
     path = cache_folder() / f"transformers-{version}" / MEMBER
     if not path.is_file():

@@ -1,4 +1,5 @@
-"""Greedy decoding against transformers over 204 prompts of mixed length, singly and in left-padded batches, float32."""
+"""Compares greedy decoding in float32 with transformers: 204 prompts of mixed length, one by one and in left-padded
+batches."""
 
 import copy
 import functools
@@ -21,11 +22,11 @@ VOCABULARY = 331
 
 
 class Excused(UserWarning):
-    """A token that differs where transformers' own float32 error is larger than what the two tokens are apart."""
+    """A token differs, but transformers' own float32 error is larger than the distance of the two tokens' logits."""
 
 
 class Greedy:
-    """A reference model, prompts, and what transformers makes of them."""
+    """A reference model, prompts, and the texts that transformers generates from them."""
 
     def __init__(self, model: GPT2LMHeadModel, prompts: list[Tensor], new_tokens: int):
         self.model, self.prompts, self.new_tokens = model, prompts, new_tokens
@@ -43,13 +44,13 @@ class Greedy:
         return self._expected[size]
 
     def check(self, generate: Callable[[Tensor, Tensor], Tensor], size: int) -> None:
-        """``generate(input_ids, attention_mask)`` with ``options``, ``size`` rows at a time, gives transformers' texts.
+        """Checks that ``generate(input_ids, attention_mask)``, with ``size`` rows at a time, gives transformers' texts.
 
-        A different token is excused, with a warning, where the float64 gap between the two is below transformers' own
-        error there; at most 0.5 % of the prompts may need that.
+        A different token is excused, with a warning, if the float64 gap between the two tokens is smaller than
+        transformers' own error there. At most 0.5 % of the prompts may need that.
         """
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # a model so small only waits for its other threads
+        torch.set_num_threads(1)  # so small a model would only wait for other threads
         try:
             theirs, ours = self.expected(size), self._texts(generate, size)
         finally:
@@ -67,7 +68,7 @@ class Greedy:
         assert excused <= MOST_EXCUSED * PROMPTS, f"{excused} of {PROMPTS} prompts had to be excused"
 
     def _texts(self, generate: Callable[[Tensor, Tensor], Tensor], size: int) -> list[Tensor]:
-        """What follows each prompt, (new_tokens,) each."""
+        """The text after each prompt, as tensors (new_tokens,)."""
         texts: list[Tensor] = []
         for first in range(0, PROMPTS, size):
             rows = self.prompts[first : first + size]
@@ -95,7 +96,7 @@ class Greedy:
 
 @functools.cache
 def reference_model() -> GPT2LMHeadModel:
-    """Small, random, float32, with logits far enough apart that texts differ between prompts."""
+    """A small random float32 model, whose logits are far enough apart that each prompt gets another text."""
     torch.manual_seed(11)
     config = GPT2Config(
         n_layer=2, n_embd=48, n_head=3, vocab_size=VOCABULARY, n_positions=64, initializer_range=0.3,
@@ -114,7 +115,7 @@ def random_texts() -> Greedy:
 
 @functools.cache
 def python_texts() -> Greedy:
-    """The shipped model, and pieces of 1 to 300 tokens from the standard library's files that it has not seen."""
+    """The shipped model, with prompts of 1 to 300 tokens from files of the standard library that it has not seen."""
     tokenizer, chooser = Tokenizer.from_pretrained(DEMO_MODEL), random.Random(13)
     files = [tokenizer.encode(text) for text in corpus.split(corpus.read())[1] if text]
     prompts = []

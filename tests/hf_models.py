@@ -25,7 +25,7 @@ CLASSES = (
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
-    """Tiny models: a second thread costs more than it brings."""
+    """Runs on one thread: in tiny models a second thread costs more than it gains."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -38,7 +38,7 @@ class Trio(NamedTuple):
     truth: nn.Module
 
     def apply(self, change) -> "Trio":
-        """The same change to each of the three."""
+        """Makes the same change to each of the three models."""
         for model in self:
             change(model)
         return self
@@ -57,7 +57,7 @@ def trio(kind: str = "GPT2LMHeadModel", dtype: torch.dtype = torch.float32, impl
     plain = getattr(transformers, kind)(made).eval()
     with torch.no_grad():
         for parameter in plain.parameters():
-            if parameter.dim() == 1:  # biases and norms are 0 and 1 at first, which would hide them
+            if parameter.dim() == 1:  # biases start at 0 and norms at 1, which would hide errors
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     plain = plain.to(dtype)
     return Trio(plain, gpt2fast.optimize(copy.deepcopy(plain)), copy.deepcopy(plain).double())
@@ -68,13 +68,13 @@ def tokens(B: int = 3, T: int = 9, vocabulary: int = 211, seed: int = 0) -> Tens
 
 
 def padded(B: int = 3, T: int = 9, left: bool = True) -> Tensor:
-    """(B, T) int64: row b has 2 b columns of padding."""
+    """An attention mask (B, T) int64 in which row b has 2 b columns of padding."""
     column, row = torch.arange(T), torch.arange(B)[:, None]
     return (column >= 2 * row).long() if left else (column < T - 2 * row).long()
 
 
 def widened(value: Any) -> Any:
-    """Floating tensors, also inside containers, to float64."""
+    """Converts floating-point tensors to float64, also inside containers."""
     if isinstance(value, Tensor):
         return value.double() if value.is_floating_point() else value
     if isinstance(value, dict):
@@ -83,7 +83,7 @@ def widened(value: Any) -> Any:
 
 
 def flat(value: Any, name: str = "output") -> list[tuple[str, Tensor]]:
-    """Every tensor of an output, with the path to it; a cache gives its keys and values."""
+    """Every tensor of an output, with its path. The tensors of a cache are its keys and values."""
     if isinstance(value, Tensor):
         return [(name, value)]
     if isinstance(value, EncoderDecoderCache):
@@ -98,7 +98,8 @@ def flat(value: Any, name: str = "output") -> list[tuple[str, Tensor]]:
 
 
 def same(models: Trio, *args, grad: bool = False, **kwargs) -> Any:
-    """Calls all three; every tensor that comes back keeps the parity rule, in the same places. Returns ours."""
+    """Calls all three models and checks that they return tensors in the same places and that each keeps the parity
+    rule. Returns our output."""
     outputs = []
     for model in models:
         wide = model is models.truth
@@ -109,14 +110,15 @@ def same(models: Trio, *args, grad: bool = False, **kwargs) -> Any:
 
 
 def same_losses(models: Trio, ids: Tensor, **kwargs) -> None:
-    """The losses for 16 prompts (``ids`` rolled) keep the rule as one vector: a single number's error is chance."""
+    """Checks that the losses of 16 prompts (``ids`` rolled) keep the parity rule as one vector. The error of a single
+    number would be chance."""
     with torch.no_grad():
         losses = [torch.stack([model(ids.roll(i, -1), **kwargs).loss for i in range(16)]) for model in models]
     compare(*losses)
 
 
 def generates_the_same(models: Trio, **options) -> Tensor:
-    """Greedy texts of ours and of transformers', for a batch with padding and for one row. Returns the batch's."""
+    """Checks that our greedy texts are transformers', for a batch with padding and for one row. Returns the batch's."""
     options = dict(max_new_tokens=8, do_sample=False, pad_token_id=0) | options
     for given in (dict(input_ids=tokens()[:1]), dict(input_ids=tokens(), attention_mask=padded())):
         found = []
@@ -128,7 +130,7 @@ def generates_the_same(models: Trio, **options) -> Tensor:
 
 
 def compare(plain: Any, ours: Any, truth: Any) -> None:
-    """The rule for every tensor but single numbers, for which see same_losses."""
+    """Checks the parity rule for every tensor except single numbers; same_losses checks those."""
     plain, ours, truth = flat(plain), flat(ours), flat(truth)
     assert [name for name, _ in ours] == [name for name, _ in plain]
     assert plain
@@ -139,7 +141,8 @@ def compare(plain: Any, ours: Any, truth: Any) -> None:
 
 
 def same_gradients(models: Trio) -> None:
-    """After a backward pass through each: the gradients keep the rule, weight and bias of a module together."""
+    """Checks after a backward pass through each model that the gradients keep the parity rule. The weight and the bias
+    of a module count as one."""
     gradients: list[dict[str, list[Tensor]]] = []
     for model in models:
         found: dict[str, list[Tensor]] = {}

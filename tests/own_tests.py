@@ -17,7 +17,8 @@ LEFT_OUT = {"exporters.test_export": "ExportTesterMixin", "generation.test_utils
 
 
 def import_tests() -> types.ModuleType:
-    """The file as a module of a package in which the two that the source distribution leaves out have empty classes."""
+    """Loads the file as a module of a package. The two modules that the source distribution lacks are there, with empty
+    classes."""
     package = sys.modules[PACKAGE] = types.ModuleType(PACKAGE)
     package.__path__ = [str(model_tests(fetch=False).parent)]
     for name, mixin in LEFT_OUT.items():
@@ -32,7 +33,7 @@ common = import_tests()
 
 
 class Sizes:
-    """What the common tests ask of a model's tester."""
+    """The tester of a model, with what the common tests need."""
 
     batch_size, seq_length, num_choices, num_labels = 13, 7, 4, 3
     hidden_size, num_hidden_layers, num_attention_heads, vocab_size = 32, 2, 4, 99
@@ -66,7 +67,7 @@ class ModelTests(common.ModelTesterMixin, common.GenerationTesterMixin, unittest
         return inputs
 
     def check_training_gradient_checkpointing(self, *args, **kwargs):
-        """Asks for a gradient of every parameter, which the second head of GPT2DoubleHeadsModel has not."""
+        """It wants a gradient of every parameter, and the second head of GPT2DoubleHeadsModel has none."""
         classes = self.all_model_classes
         self.all_model_classes = tuple(kind for kind in classes if kind is not gpt2fast.GPT2DoubleHeadsModel)
         super().check_training_gradient_checkpointing(*args, **kwargs)

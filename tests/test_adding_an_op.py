@@ -1,4 +1,4 @@
-"""docs/writing_an_op.md followed word for word in a copy of the sources."""
+"""Follows docs/writing_an_op.md word for word, in a copy of the sources."""
 
 import json
 import os
@@ -28,7 +28,7 @@ COPIED = (
 
 
 def listing(name: str) -> str:
-    """The page's listing of this file."""
+    """The listing of this file in the page."""
     page = (ROOT / "docs/writing_an_op.md").read_text(encoding="utf-8")
     (found,) = re.findall(rf"```python file={re.escape(name)}\n(.*?)```", page, re.S)
     return found
@@ -65,7 +65,8 @@ def test_it_works_at_once(copy):
 
 
 def test_the_suite_tests_it(copy):
-    """Without a test written: parity by dtype, layout and target, gradients, opcheck, compile, wrong inputs."""
+    """No test was written for the new op, yet these run: parity by dtype, layout and target, gradients, opcheck,
+    compile, wrong inputs."""
     printed = run(copy, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests", "-k", "silu")
     passed = int(re.search(r"(\d+) passed", printed)[1])
     assert passed > 40 and "failed" not in printed, printed

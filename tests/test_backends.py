@@ -1,4 +1,4 @@
-"""The joint: what runs a call, how a backend is named, added and refused, and what strictness means."""
+"""The choice of backends: what runs a call, how a backend is named, added and refused, and what strict means."""
 
 import re
 import subprocess
@@ -22,7 +22,7 @@ def small(op):
 
 @pytest.fixture
 def mine():
-    """A backend of one's own for layer_norm's backward, which the C++ backend lacks; counts its calls."""
+    """A user's own backend for layer_norm's backward, which the C++ backend lacks. It counts its calls."""
     calls = []
 
     def run(dy, x, weight, mean, rstd):
@@ -71,7 +71,7 @@ def test_what_pytorchs_fused_way_does_not_compute_runs_the_reference_and_says_wh
 
 
 def lacks_kernels(op) -> bool:
-    """Whether the C++ backend has none for it, nor for one of those that it is made of."""
+    """Whether the C++ backend lacks a kernel for the op, and also for one of the ops that it is made of."""
     return not backends.is_native(op) and not (op.fused_calls and all(map(backends.is_native, op.fused_calls)))
 
 
@@ -214,7 +214,7 @@ def test_another_device_than_the_backends_is_an_error():
 
 @pytest.mark.parametrize("op, case", op_cases(100_000))
 def test_right_arguments_pass_the_compiled_check(op, case, monkeypatch):
-    """The slow check is only for wording errors: no right call may need it."""
+    """The slow check only makes the error messages. No correct call may need it."""
     args = build(op, case)
     monkeypatch.setattr(shapes, "check", None)
     op.check_call(**args)
@@ -230,7 +230,7 @@ def test_with_amx_training_runs_pytorchs_bfloat16_product_and_inference_ours():
         assert torch.equal(ops.linear(x, weight), ours)
     with torch.inference_mode():
         assert torch.equal(ops.linear(x, weight.detach()), ours)
-    assert torch.equal(ops.linear(x[:1], weight), ours[:1])  # few rows stay ours
+    assert torch.equal(ops.linear(x[:1], weight), ours[:1])  # with few rows our kernel runs
     with use_backend("cpu"):
         assert torch.equal(ops.linear(x, weight), ours)
     with backends.recording():

@@ -1,4 +1,4 @@
-"""The benchmarks: a wrong kernel is not timed, the ways compared agree, results are written whole."""
+"""The benchmarks: a wrong kernel is not timed, the ways that are compared agree, and results are complete."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ HALF = "gpt2fast_test::half"
 
 @pytest.fixture
 def small_arrays(monkeypatch):
-    """Limits from arrays that are soon measured: the figures mean nothing, and no test looks at them."""
+    """Measures the limits on small arrays, which is fast. The figures mean nothing, and no test looks at them."""
     monkeypatch.setattr(peak, "ARRAY", 4 << 20)
     monkeypatch.setattr(peak, "STEPS", 2000)
 
@@ -63,7 +63,7 @@ def test_a_wrong_kernel_does_not_end_the_run(half, small_arrays, tmp_path, capsy
 
 @pytest.fixture
 def results(half, small_arrays, tmp_path, capsys) -> list[str]:
-    """JSON of tiny runs: two ops, one row of which failed, and a model of one layer."""
+    """The JSON of tiny runs: two ops, one row of which failed, and a model of one layer."""
     right = half.body
     half.body = lambda x: right(x) if len(x) == 2 or x.dtype == torch.float32 else 0.51 * x
     found = [str(tmp_path / name) for name in ("ops.json", "generate.json")]
@@ -129,7 +129,7 @@ def test_report_tabulates_them(results, tmp_path, capsys):
 
 
 def test_make_bench_times_all_by_pytest_benchmark_too(small_arrays, monkeypatch, tmp_path):
-    """Every part is called with its file in the folder; test_ops_bench.py itself runs on one case below."""
+    """Every part is called with its file in the folder. test_ops_bench.py itself runs below, on one case."""
     calls = []
     for part in (ops, parity, generate, report):
         monkeypatch.setattr(part, "main", lambda argv, part=part: calls.append((part, argv)) or 0)
@@ -140,7 +140,7 @@ def test_make_bench_times_all_by_pytest_benchmark_too(small_arrays, monkeypatch,
     assert [calls[i][1][-1] for i in (0, 2, 3)] == files and calls[4][1] == files
     assert f"--benchmark-json={tmp_path / 'pytest-benchmark.json'}" in calls[1][1]
     assert Path(calls[1][1][0]) == Path(everything.__file__).parent / "test_ops_bench.py"
-    command = ["make", "--no-print-directory", "-n", "bench"]  # the suite may itself run below make
+    command = ["make", "--no-print-directory", "-n", "bench"]  # the tests may themselves run under make
     recipe = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "-m benchmarks" in recipe.splitlines()[-1]
 
@@ -185,7 +185,7 @@ def test_the_ways_compared_compute_the_same(op, case):
     for name, function in cases.rivals(op, case).items():
         found = inputs.outputs_of(op, lambda f=function, **given: f(*given.values()), args)
         for a, b, c in zip(found[:count], plain[:count], exact[:count], strict=True):  # fused: also backward's needs
-            a = a.nan_to_num(0)  # PyTorch's softmax of a row that sees nothing
+            a = a.nan_to_num(0)  # PyTorch gives NaN for a row that sees nothing
             assert_close_to_truth(a, b, c, name)
 
 
@@ -227,7 +227,7 @@ def test_json_that_cannot_be_written_is_refused_first(main, tmp_path, monkeypatc
 
 
 def test_bench_runs_as_installed_and_from_any_folder(tmp_path):
-    """The files that a wheel has, elsewhere, and a folder that is not the repository."""
+    """The files of a wheel in another place, and a folder that is not the repository."""
     lib = tmp_path / "lib"
     copy = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(lib)]
     subprocess.run(copy, cwd=ROOT, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""What the benchmarks conclude: the roofline's least time, the promised figures, and how rounds are taken in turn."""
+"""What the benchmarks conclude: the roofline's least time, the promised figures, and how the contenders alternate."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ PACE = dict(read=100.0, copy=50.0, fma=1000.0, dot=2000.0)
     ((300, 0), 0, "fma", False, (3.0, "read")),
     ((300, 100), 0, "fma", False, (2 * 100 / 50 + 200 / 100, "read")),
     ((100, 100), 0, "fma", False, (4.0, "copy")),
-    ((0, 100), 0, "fma", False, (2.0, "copy")),  # all written: no faster than a copy's bytes
+    ((0, 100), 0, "fma", False, (2.0, "copy")),  # only writes: they go at the speed of a copy
     ((300, 0), 8000, "fma", False, (8.0, "fma")),
     ((300, 0), 8000, "dot", False, (4.0, "dot")),
     ((300, 0), 2000, "fma", True, (2.0, "fma")),
@@ -64,7 +64,7 @@ def test_figures_of_the_model():
         model_row("prefill", "8x512", 1.1, "bfloat16"),
         model_row("decode", "1x32", 2.1, share=0.69),
         model_row("decode", "1x512", 1.9, share=0.71),
-        model_row("decode", "8x32", 0.5, share=0.1),  # nothing is promised of it
+        model_row("decode", "8x32", 0.5, share=0.1),  # no figure is promised for this row
     ]
     fresh = dict(memory=1.16, start=1.4)
     held = [holds for _, _, holds in figures.of_model(dict(rows=rows, fresh=fresh))]
@@ -82,7 +82,7 @@ def test_contenders_take_turns_over_all_inputs():
     assert all(t > 0 for t in found["a"] + found["b"])
     starts = [i for i, entry in enumerate(log) if entry == "p"]
     rounds = [log[i + 1 : j] for i, j in zip(starts, [*starts[1:], len(log)])]
-    assert len(rounds) == 6  # two of them warm up
+    assert len(rounds) == 6  # two of them are for warming up
     for i, calls in enumerate(rounds):
         order = list(dict.fromkeys(name for name, _ in calls))
         assert order == (["b", "a"], ["a", "b"])[i % 2], "who is first changes from round to round"

@@ -18,7 +18,7 @@ TINY = "B=2,T=3,C=8"
 
 @pytest.fixture(autouse=True)
 def small_arrays(monkeypatch):
-    """Limits from arrays that are soon measured: the figures mean nothing, and no test looks at them."""
+    """Measures the limits on small arrays, which is fast. The figures mean nothing, and no test looks at them."""
     monkeypatch.setattr(peak, "ARRAY", 4 << 20)
     monkeypatch.setattr(peak, "STEPS", 2000)
 
@@ -49,7 +49,7 @@ def test_modes(tmp_path, mode, capsys):
     ("attention", dict(B=1, T=40, S=40, H=2, D=8)), ("cross_entropy", dict(R=7, V=30)),
 ])  # fmt: skip
 def test_all_ways_compute_the_same_gradients(name, case, mode):
-    """Of each output the gradient is ones: what is timed returns the gradients, which are those of the reference."""
+    """The gradient of each output is ones. The timed function returns gradients, and they equal the reference's."""
     op = OPS[name]
     args = build(op, case)
 
@@ -151,7 +151,7 @@ def test_what_a_backward_pass_moves_and_computes(name, case, read, written, flop
 
 
 def test_peak_of_memory(monkeypatch):
-    """What PyTorch's allocator gives out, freed or not at the end, and the blocks of large outputs of our kernels."""
+    """It counts what PyTorch's allocator hands out, freed or not, and the blocks of our kernels' large outputs."""
     x = torch.randn(1000)
     assert work.peak_bytes(lambda: torch.empty(1000)) == 4000
     assert work.peak_bytes(lambda: x.neg().neg()) == 8000
@@ -162,7 +162,7 @@ def test_peak_of_memory(monkeypatch):
             torch.empty(size)
 
     assert work.peak_bytes(one_after_the_other) == 12000
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # done in PyTorch's memory
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # it takes PyTorch's memory
     large = torch.randn(9 << 18)  # 9 MiB, in a block of whole huge pages
     with torch.inference_mode():
         assert work.peak_bytes(lambda: OPS["gelu"](large)) == 10 << 20
@@ -215,8 +215,8 @@ def test_two_runs_compared():
         (found,) = compare.compare(before, after)
         assert found["verdict"] == said and found["low"] <= found["change"] <= found["high"], found
         assert len(compare.cells(found)) == len(compare.HEADER)
-        assert compare.compare(before, after) == [found]  # the resampling has a seed
-    twice = results([2 * (1 + x) for x in noise])  # a machine half as fast, on which PyTorch takes twice as long too
+        assert compare.compare(before, after) == [found]  # the resampling has a fixed seed
+    twice = results([2 * (1 + x) for x in noise])  # a machine half as fast: PyTorch takes twice as long too
     twice["rows"][0]["rounds"]["fused"] = [2 * t for t in before["rows"][0]["rounds"]["fused"]]
     assert compare.compare(before, twice)[0]["verdict"] == "as before"
     assert not compare.compare(before, results([1.0] * 5, mode="bwd"))

@@ -1,4 +1,4 @@
-"""gpt2fast.build: an op in a package of its own whose CPU kernel is C++, built at once and by a setup.py."""
+"""gpt2fast.build: an op in another package, with a CPU kernel in C++ that is built on the fly or by a setup.py."""
 
 import ctypes
 import importlib.util
@@ -33,7 +33,7 @@ def arguments(dtype=torch.float32, C: int = 40) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
-    """What pip installed; of several processes that run tests one calls it."""
+    """The folder into which pip installed the package. If several processes run tests, one of them calls pip."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "scale_package"
     folder.mkdir(exist_ok=True)
@@ -89,7 +89,7 @@ def test_every_promise_of_an_op(package, name):
 
 
 def test_the_kernel_of_the_instruction_set_runs(scale_bias_add):
-    """With one rounding for a product and a sum where there is a fused multiply-add, with two in scalar code."""
+    """A product and a sum are rounded once where there is a fused multiply-add, and twice in scalar code."""
     x, scale = torch.tensor([[1 + 2**-12]]), torch.tensor([1 + 2**-12])
     bias, residual = torch.tensor([-1.0 - 2**-11]), torch.zeros(1, 1)
     found = {}
@@ -124,7 +124,7 @@ def test_what_it_does_not_cover(scale_bias_add):
 
 
 def test_an_op_in_place_and_one_of_integers(package):
-    for dtype in (torch.float32, torch.float64):  # by the binding, and by what runs what it does not cover
+    for dtype in (torch.float32, torch.float64):  # the binding covers the first and not the second
         x = torch.ones(2, 3, dtype=dtype)
         package.scale_(x, 3.0, 2), package.scale_(x, 0.5)
         assert x.unique().tolist() == [3.0]
@@ -149,7 +149,7 @@ def test_a_library_loaded_under_another_backend_stays_hidden(scale_bias_add, lib
 
 
 def test_large_outputs_come_from_our_memory(scale_bias_add, monkeypatch):
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # which torch does in its own
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # torch fills its own memory
     backends._C.release_memory()
     x, scale, bias, residual = (t.contiguous() for t in arguments(C=1 << 17))
     y = scale_bias_add(x, scale, bias, residual)
@@ -178,7 +178,7 @@ def test_installed_by_pip(site):
 
 
 def test_another_torch(site, tmp_path):
-    """The loader's words for a library that wants what this torch has not, and who built it."""
+    """The loader's error for a library that needs a symbol which this torch lacks, and what built the library."""
     shutil.copytree(site, tmp_path, dirs_exist_ok=True)
     package = tmp_path / "scale_package"
     (library,) = package.glob("_C.*.so")
@@ -262,7 +262,7 @@ def test_no_headers(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError) as found:
         build.include_path()
     assert str(found.value).startswith(where) and "Install gpt2fast again" in str(found.value)
-    for folder in (tmp_path / "csrc", tmp_path / "gpt2fast" / "csrc"):  # a checkout; and a wheel, which goes first
+    for folder in (tmp_path / "csrc", tmp_path / "gpt2fast" / "csrc"):  # a checkout; then a wheel, which wins
         (folder / "torch").mkdir(parents=True)
         (folder / "torch" / "binding.h").touch()
         assert build.include_path() == folder
@@ -305,7 +305,7 @@ def test_what_does_not_compile(monkeypatch, tmp_path):
     assert "error: " in words and "return y;" in words and words.count("\n") <= 16
     source = tmp_path / "wrong.cpp"
     source.write_text('#include "no_such_header.h"\n')
-    for _ in range(2):  # torch, asked a second time, would take it for built
+    for _ in range(2):  # the second time, torch alone would take it as built
         with pytest.raises(RuntimeError, match="gpt2fast.build.load: wrong does not compile:(?s:.*)no_such_header.h"):
             build.load("wrong", [source])
 

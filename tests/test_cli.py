@@ -1,4 +1,4 @@
-"""The command line: what it prints, its JSON, its errors, and how soon the first token comes."""
+"""The command line: its output, its JSON, its errors, and the time to the first token."""
 
 import dataclasses
 import io
@@ -100,7 +100,7 @@ def test_info_says_why_something_is_not_there(capsys, monkeypatch):
 
 
 def test_check_json(capsys, monkeypatch):
-    """For real: an op that keeps the rule, then one whose kernel does not do what its reference says."""
+    """Runs the check in earnest: on an op that keeps the rule, and on one whose kernel differs from its reference."""
     op = OPS["gelu"]
     small = [case for case in op.cases if case["C"] < 10]
     monkeypatch.setitem(OPS, "gelu", dataclasses.replace(op, cases=small))
@@ -193,7 +193,7 @@ SOON = 1.5
 
 
 def seconds(*command: str, enough: int = 0) -> float:
-    """From the start of a process to its end, or to the first byte after ``enough`` of its output."""
+    """The seconds from the start of a process to its end, or to the first byte after ``enough`` in its output."""
     begin, seen = time.perf_counter(), 0
     with subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         while piece := process.stdout.read1():
@@ -205,7 +205,8 @@ def seconds(*command: str, enough: int = 0) -> float:
 
 
 def test_the_first_token_comes_soon():
-    """The shipped model's, within 1.5 times a bare ``import torch``; the best of four: others use the machine too."""
+    """The shipped model's first token comes within 1.5 times a bare ``import torch``. The best of four runs counts,
+    since others use the machine too."""
     prompt, ratios = "def main(", []
     while not ratios or (min(ratios) > SOON and len(ratios) < 4):
         bare = seconds("-c", "import torch")

@@ -1,4 +1,4 @@
-"""``checks_of`` an op as a user declares one: for each promise a kernel or a derivative breaks it, and is found."""
+"""``checks_of`` a user's op. For each promise there is a kernel or a derivative that breaks it, and is found."""
 
 import ctypes
 import os
@@ -20,7 +20,7 @@ SMALL, ODD, LARGE = dict(B=2, T=3, C=5), dict(B=3, T=2, C=4), dict(B=2, T=160, C
 
 
 def broken(declared) -> dict[str, str]:
-    """By promise the text of the first check that fails."""
+    """The text of the first check that fails, by promise."""
     found: dict[str, str] = {}
     for check in checks_of(declared):
         try:
@@ -49,7 +49,7 @@ def wrong_values(x):
 
 def past_the_end(x):
     y = x * 0.5
-    if y.nbytes == 60:  # where the allocator rounds up, so that the byte belongs to nobody
+    if y.nbytes == 60:  # the allocator rounds this up, so that no tensor owns the byte
         ctypes.memset(y.data_ptr() + y.nbytes, 0, 1)
     return y
 
@@ -93,7 +93,7 @@ def test_a_wrong_kernel_breaks_that_promise_alone(half, monkeypatch, two_threads
 
 
 def overridden(key, kernel):
-    """A library that puts a kernel in the place of the one that ``@op`` registered for ``half``."""
+    """A library that replaces the kernel that ``@op`` registered for ``half``."""
     library = torch.library.Library("gpt2fast_test", "IMPL")
     library.impl("half", kernel, key)
     return library
@@ -201,7 +201,7 @@ def test_an_output_that_is_no_new_tensor(reference, kernel, said, request):
     finally:
         library._destroy()
         del OPS[declared.key]
-    # torch's own checks see some of them: opcheck always; torch.compile warns, and refuses where CI is set.
+    # torch's own checks see some of these: opcheck always does; torch.compile warns, and it refuses if CI is set.
     assert set(found) <= {"new_outputs", "opcheck", "compile"}
     assert re.match(f"gpt2fast_test::{name}: {said}", found["new_outputs"])
 
@@ -211,7 +211,7 @@ def right(saved, grad):
 
 
 def wrong_where(wrong):
-    """The derivative by the weight, twice as large where ``wrong`` says so."""
+    """The derivative by the weight. It is twice as large as it should be if ``wrong`` is set."""
 
     def derivative(saved, grad):
         found = right(saved, grad)

@@ -1,4 +1,4 @@
-"""The shipped model: small enough, better than a trigram on text it has not seen, and ``generate`` streams it."""
+"""The shipped model: it is small, beats a trigram on text that it has not seen, and ``generate`` streams its text."""
 
 import keyword
 import os
@@ -16,7 +16,7 @@ from gpt2fast.cli import DEMO_MODEL
 from gpt2fast.demo_model import corpus, train
 
 WINDOW, WINDOWS = 512, 16
-AS_DEMO = dict(repetition_penalty=1.1, seed=0)  # as `make demo` writes
+AS_DEMO = dict(repetition_penalty=1.1, seed=0)  # the options of `make demo`
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_tokenizer_fits_the_model(model, tokenizer):
 
 @torch.no_grad()
 def test_better_than_a_trigram(model):
-    """On the held-out files of the Python that runs this, against a trigram of its other files."""
+    """Compares with a trigram on the held-out files of this Python; the trigram has counted its other files."""
     from tokenizers import Tokenizer as FileTokenizer
 
     tokenizer = FileTokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
@@ -71,7 +71,7 @@ def test_writes_python(model, tokenizer, prompt):
 
 
 def test_generate_streams():
-    """Text arrives piece by piece while the process runs, with nothing fetched from anywhere."""
+    """Text arrives piece by piece while the process runs, and nothing is fetched."""
     command = [sys.executable, "-m", "gpt2fast", "generate", "def main(", "-n", "40", "--seed", "1"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
@@ -85,7 +85,7 @@ def test_generate_streams():
 
 @pytest.fixture
 def small_training(monkeypatch):
-    """Two steps on some forty files instead of hours on all."""
+    """Trains for two steps on some forty files instead of hours on all."""
     texts = dict(list(corpus.read().items())[:40])
     assert any(map(corpus.held_out, texts))
     monkeypatch.setattr(corpus, "read", lambda: texts)
@@ -98,7 +98,7 @@ def shipped() -> dict[str, bytes]:
 
 
 def test_train_writes_a_whole_model_and_only_at_its_end(small_training, tmp_path, monkeypatch):
-    """Into --out, by default a folder of its own: the shipped tokenizer must go on fitting the shipped weights."""
+    """It writes into --out, by default a new folder: the shipped tokenizer must still fit the shipped weights."""
     before, run = shipped(), train.train
     monkeypatch.chdir(tmp_path)
     for options, out in (([], tmp_path / "build/demo_model"), (["--out", "o", "--checkpoint", "c.pt"], tmp_path / "o")):

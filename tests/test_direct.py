@@ -1,4 +1,5 @@
-"""The short way of a call on a GPU, gone by CPU tensors inside the PTX machine: results, gradients, and who may not."""
+"""The short way of a GPU call past the dispatcher: its results, its gradients, and which calls may not take it. CPU
+tensors take it here, inside the PTX machine."""
 
 import pytest
 import torch
@@ -45,9 +46,9 @@ def test_results_and_gradients_are_the_dispatchers(machine, name, monkeypatch):
 def test_what_autograd_sees(machine):
     x, weight, bias = torch.randn(3, 8, requires_grad=True), torch.randn(8, 4), torch.randn(4)
     assert ops.layer_norm(x, torch.ones(8), torch.zeros(8)).grad_fn.name() == "layer_normBackward"
-    # PyTorch's own autograd knows the product as well as ours, and takes less time.
+    # PyTorch's own autograd differentiates the product as well as ours, in less time.
     assert "gpt2fast" not in ops.linear(x, weight, bias).grad_fn.name().lower()
-    y = ops.linear(x, weight, bias, activation="gelu_tanh")  # PyTorch would keep what ours computes again
+    y = ops.linear(x, weight, bias, activation="gelu_tanh")  # PyTorch would keep what ours recomputes
     assert y.grad_fn.name() == "linearBackward"
     assert not ops.linear(x.detach(), weight, bias).requires_grad
 

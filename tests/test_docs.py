@@ -1,9 +1,9 @@
-"""README.md and docs/: code runs, commands parse, links and paths lead somewhere, no environment variable is missing.
+"""README.md and docs/: the code runs, commands parse, links and paths exist, and no environment variable is missing.
 
-A fence's words after its language say what to do with the block. ``file=NAME`` is a listing: it is written beside the
-page's program, which may import it. ``no-run`` is left alone. ``nvcc``, ``triton`` and ``cxx`` (a compiler and ninja)
-run where these are installed.
-All other blocks of Python run, those of a page one after the other in one program.
+The words after a fence's language say what to do with the block. ``file=NAME`` is a listing: it is written beside the
+page's program, which may import it. A block with ``no-run`` does not run. Blocks with ``nvcc``, ``triton`` or ``cxx``
+(a compiler and ninja) run if these are installed. All other blocks of Python run; those of a page run one after the
+other, in one program.
 """
 
 import functools
@@ -29,17 +29,17 @@ from gpt2fast.op import OPS
 
 ROOT = Path(__file__).parent.parent
 PAGES = {str(path.relative_to(ROOT)): path for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))}
-# Models that a page names and a test must not fetch: the shipped one stands for them.
+# Models that a page names but a test must not fetch. The shipped model replaces them.
 SUBSTITUTIONS = {name: repr(str(cli.DEMO_MODEL)) for name in ('"gpt2"', '"folder"')}
-# Files that builds, benchmarks and commands make: they need not be there.
+# Files that builds, benchmarks and commands make. They need not exist.
 MADE = ("benchmarks/results", "gpt2fast/_cuda.so", "gpt2fast/_C", "dist/", ".venv", "tiles.json")
 FENCE = re.compile(r"^```(.*)\n((?:.*\n)*?)^```$", re.M)
 
 
 @dataclass
 class Block:
-    words: list[str]  # of the fence: the language first
-    line: int  # of the first line of code, from 0
+    words: list[str]  # the words of the fence, with the language first
+    line: int  # the number of the first line of code, from 0
     text: str
 
     @property
@@ -64,7 +64,7 @@ def prose(page: str) -> str:
 def is_here(tool: str) -> bool:
     if tool == "cxx":
         return bool(shutil.which((os.environ.get("CXX") or "c++").split()[0])) and is_ninja_available()
-    if importlib.util.find_spec("gpt2fast._ptx") is None:  # the machine on which both run
+    if importlib.util.find_spec("gpt2fast._ptx") is None:  # both run on this machine
         return False
     if tool == "triton":
         return importlib.util.find_spec("triton") is not None
@@ -85,7 +85,7 @@ def runs(block: Block) -> bool:
 
 
 def program(page: str) -> str:
-    """The page's Python, each block at its own lines, so that a traceback names the line of the page."""
+    """The page's Python. Each block keeps its line numbers, so that a traceback names the line of the page."""
     lines: list[str] = []
     for block in filter(runs, blocks(page)):
         lines += [""] * (block.line - len(lines)) + block.text.splitlines()
@@ -115,14 +115,14 @@ def test_lines_are_short(page):
 
 
 def commands(page: str) -> list[str]:
-    """Of blocks of shell, and of `gpt2fast ...` and `make ...` in the text."""
+    """The commands in blocks of shell, and `gpt2fast ...` and `make ...` in the text."""
     found = [line for block in blocks(page) if block.language == "sh" for line in block.text.splitlines()]
     inline = re.findall(r"`((?:gpt2fast|make|python -m|pip install) [^`]+)`", prose(page))
     return [line for line in [*found, *(" ".join(text.split()) for text in inline)] if line.strip()]
 
 
 def ops_of_listings() -> set[str]:
-    """Those that the pages add to gpt2fast."""
+    """The ops that the pages add to gpt2fast."""
     files = [Path(block.file) for page in PAGES for block in blocks(page) if block.file]
     return {file.stem for file in files if file.parent == Path("gpt2fast/ops")}
 
@@ -130,7 +130,7 @@ def ops_of_listings() -> set[str]:
 def check_gpt2fast(words: list[str]) -> None:
     parser = cli.build_parser()
     args, rest = parser.parse_known_args(words)
-    if args.command == "bench" and rest:  # whose options are those of benchmarks/options.py
+    if args.command == "bench" and rest:  # its options are those of benchmarks/options.py
         args, rest = importlib.import_module("gpt2fast.benchmarks.options").parser().parse_args(rest), []
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -174,7 +174,7 @@ def test_commands_exist(page, capsys):
         words = shlex.split(line, comments=True)
         while words and re.fullmatch(r"[A-Z_0-9]+=\S*", words[0]):  # a variable of the environment
             words = words[1:]
-        if words[:1] == ["make"]:  # whose variables come as words too
+        if words[:1] == ["make"]:  # its variables come as words too
             words = shlex.split(line, comments=True)
         for start, check in CHECKS.items():
             if tuple(words[: len(start)]) == start:
@@ -209,7 +209,7 @@ FOLDERS = ("gpt2fast/", "kernels/", "csrc/", "tests/", "benchmarks/", "docs/", "
 
 @pytest.mark.parametrize("page", PAGES)
 def test_paths_exist(page):
-    """What stands in backquotes and looks like a path of the repository; NAME in it stands for any name."""
+    """Text in backquotes that looks like a path of the repository. NAME in it stands for any name."""
     files = {block.file for block in blocks(page)}
     for quoted in re.findall(r"`([\w./-]+)`", prose(page)):
         if not quoted.startswith(FOLDERS) or quoted.startswith(MADE) or quoted in files:
@@ -223,7 +223,7 @@ SOURCES = ("gpt2fast", "kernels", "csrc", "benchmarks", "tests")
 
 @functools.cache
 def words_of_sources() -> set[str]:
-    """All words of the code, but for this file's."""
+    """All words of the code, except those of this file."""
     suffixes = (".py", ".h", ".cpp", ".cu", ".cuh", ".toml", ".json", ".sh")
     files = [file for folder in SOURCES for file in (ROOT / folder).rglob("*") if file.suffix in suffixes]
     texts = [
@@ -236,9 +236,9 @@ def words_of_sources() -> set[str]:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_names_exist(page):
-    """What stands in backquotes as one name, such as a function's, is a word of the code or of the page's own blocks.
+    """A single name in backquotes, such as a function's, is a word of the code or of the page's own blocks.
 
-    A name of torch's must be there, too."""
+    A name of torch must exist in torch."""
     own = set(re.findall(r"\w+", "\n".join(block.text for block in blocks(page))))
     names = set(NAMES.findall(prose(page)))
     for name in {name for name in names if name.startswith("torch.")}:
@@ -251,12 +251,12 @@ READ = re.compile(
     r"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](\w+)["']|["'](\w+)["'] (?:not )?in os\.environ|\$\{([A-Z_]+):-"""
 )
 INDIRECT = re.compile(r"(?:environ(?:\.get\(|\[)|getenv\()(?!\s*[\"'])")
-# Over the names of a tuple, CUDA_HOME and CUDA_PATH, which csrc/cuda/build.py reads too.
+# It loops over the names in a tuple: CUDA_HOME and CUDA_PATH, which csrc/cuda/build.py reads too.
 BY_NAMES_OF_A_TUPLE = ["gpt2fast/testing/ptx/toolchain.py"]
 
 
 def variables_read() -> dict[str, str]:
-    """By environment variable a file that reads it; tests aside."""
+    """For each environment variable, a file other than a test that reads it."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The packages in tests/examples, each as somebody else would write it: ops, kernels and a backend of one's own."""
+"""The packages in tests/examples, each written as a user would write it: their own ops, kernels and a backend."""
 
 import contextlib
 import copy
@@ -25,7 +25,7 @@ needs_nvcc = pytest.mark.skipif(machine_reason() is not None, reason=str(machine
 
 @pytest.fixture(scope="module")
 def examples():
-    """Imports a package of tests/examples, whose ops are in ``OPS`` for the tests of this file only."""
+    """Imports a package of tests/examples. Its ops are in ``OPS`` for the tests of this file only."""
     sys.path.insert(0, str(FOLDER))
     if torch.cuda.is_available():
         if machine_reason():
@@ -41,7 +41,7 @@ def examples():
         _ops[key] = OPS.pop(key)
 
 
-_ops = {}  # those of packages imported before
+_ops = {}  # ops of packages that were imported before
 
 
 @pytest.mark.parametrize("name", ("rms_norm", "rms_norm_backward", "swiglu"))
@@ -59,7 +59,7 @@ def test_an_op_of_a_package_keeps_every_promise_on_every_target(name, examples):
 
 
 def gradients(op, args, dtype=None):
-    """By input the gradient for one gradient of the output; in ``dtype``, if given, through the reference."""
+    """The gradients by input, for one gradient of the output. If ``dtype`` is given, the reference computes in it."""
     values = {n: v.detach().to(dtype or v.dtype).requires_grad_() if torch.is_tensor(v) else v for n, v in args.items()}
     y = op(**values) if dtype is None else op.reference(**values)
     y = y[0] if isinstance(y, tuple) else y
@@ -104,7 +104,7 @@ def test_the_command_line_checks_and_shows_it(examples, capsys):
 
 
 def decoder(examples, layers=2):
-    """GPT-2 over bytes whose blocks are the example's."""
+    """A GPT-2 over bytes, with the blocks of the example."""
     torch.manual_seed(0)
     config = Config(n_layer=layers, n_head=2, n_embd=32, n_positions=64, vocab_size=256)
     return GPT2(config, block=examples("decoder_block").Block).eval()
@@ -146,7 +146,7 @@ def test_gpt2_with_a_block_of_ones_own_learns_and_generates(examples):
         loss.backward()
         optimizer.step()
     shares = torch.bincount(rows.flatten(), minlength=256) / rows.numel()
-    assert loss.item() < torch.special.entr(shares).sum()  # what one would lose who knew how often each byte occurs
+    assert loss.item() < torch.special.entr(shares).sum()  # the loss of predicting each byte by its frequency
     prompt, expected = rows[:2, :9], rows[:2, :9]
     with use_backend("reference"), torch.no_grad():
         for _ in range(12):  # without a cache

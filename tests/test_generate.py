@@ -1,4 +1,4 @@
-"""Generation: transformers' texts, padding, ends, stop strings, streamers, seeds, and what must be refused."""
+"""Generation: it gives transformers' texts; padding, ends, stop strings, streamers, seeds, and refused arguments."""
 
 import pytest
 import torch
@@ -116,7 +116,7 @@ def test_streamer_gets_prompt_and_tokens(model):
 
 
 class Letters:
-    """Token n is the text "<n>", but 1 and 2 are the two bytes of one character."""
+    """Token n is the text "<n>", except that tokens 1 and 2 are the two bytes of one character."""
 
     def decode(self, ids):
         return b"".join({1: b"\xc3", 2: b"\xa9"}.get(n, b"<%d>" % n) for n in ids).decode(errors="replace")
@@ -198,7 +198,7 @@ def test_nan_logits_are_refused():
 
 
 def test_generates_off_the_kernels_too(model):
-    """The reference sees the whole cache, the part of it that nobody has written to included."""
+    """The reference sees the whole cache, including the part that nothing has written."""
     input_ids = tokens(2, 5)
     expected = model.generate(input_ids, max_new_tokens=6, eos_token_id=[])
     with gpt2fast.use_backend("reference"):

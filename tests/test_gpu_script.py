@@ -46,7 +46,7 @@ def test_one_failure_in_a_row_is_kept_and_said():
 
 
 def test_the_aims_beside_what_was_measured():
-    """Of one row that reaches its aims, one that does not, and everything else, which was not measured."""
+    """The table for one row that reaches its aims, one that does not, and all the others, which were not measured."""
     times = dict(ours=1.0, compiled=1.1, fused=1.4)
     layer_norm = dict(op="layer_norm", case="B16·T1024·C768", dtype="bfloat16", share=0.9)
     slow = dict(op="attention", case="B16·T1024·S1024·H12·D64", dtype="bfloat16", share=0.1)

@@ -1,4 +1,4 @@
-"""The stage of ``make gpu`` that looks at streams, devices and graphs, rehearsed; CI rehearses it for all ops."""
+"""Rehearses the stage of ``make gpu`` that checks streams, devices and graphs. CI rehearses it for all ops."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_rehearsal(name):
 
 @pytest.mark.parametrize("name", ("gelu", "adamw_"))
 def test_a_kernel_that_reads_before_its_arguments_are_written_is_found(name, monkeypatch):
-    """As a kernel on another stream would: what is copied does not arrive."""
+    """Acts as if the kernel ran on another stream: what is copied does not arrive in time."""
     op = OPS[name]
     monkeypatch.setattr(gpu_streams, "copy", lambda source, into: None)
     with pytest.raises(AssertionError, match="output 0 on a side stream, beside the default stream's"):

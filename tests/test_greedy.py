@@ -1,4 +1,4 @@
-"""Greedy texts of both models equal transformers' in float32; and the check itself tells a wrong token from a tie."""
+"""Greedy texts of both models equal transformers' in float32. The check itself tells a wrong token from a tie."""
 
 import copy
 import logging
@@ -43,7 +43,7 @@ def test_prompts_are_many_and_mixed():
 
 
 def other_token(row: int, at: int, token: int):
-    """generate as transformers', but for one token of one prompt."""
+    """transformers' generate, with one wrong token in one prompt's text."""
     texts, seen = greedy.random_texts(), []
 
     def generate(ids, mask):

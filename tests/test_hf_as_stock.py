@@ -1,4 +1,5 @@
-"""Uses around a model that work with the stock classes: wrapped and missing parts, counters, tracing, other devices."""
+"""Uses of a model that work with the stock classes work with ours: wrapped and missing parts, counters, tracing, other
+devices."""
 
 import copy
 import subprocess
@@ -119,7 +120,7 @@ def test_a_wrapped_forward_is_named():
 
 @pytest.fixture
 def fresh_accelerator():
-    """accelerate keeps one precision for the whole process, which another test may have chosen."""
+    """accelerate keeps one precision for the whole process, and another test may have chosen it."""
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)

@@ -23,7 +23,7 @@ def afresh():
     counters.clear()
 
 
-ROUNDING = 8 * torch.finfo(torch.float32).eps  # what another order of sums does to a loss
+ROUNDING = 8 * torch.finfo(torch.float32).eps  # the effect of another order of sums on a loss
 
 
 @BACKENDS
@@ -61,7 +61,7 @@ def test_compiled_decoding_with_a_static_cache():
 
 @BACKENDS
 def test_any_sizes(backend):
-    """dynamic=True: one graph for all batches and lengths, and one for a single row or token."""
+    """With dynamic=True there is one graph for all batches and lengths, and one for a single row or token."""
     models = trio()
     compiled = Trio(
         models.plain, torch.compile(models.ours, fullgraph=True, dynamic=True, backend=backend), models.truth
@@ -74,7 +74,7 @@ def test_any_sizes(backend):
 @BACKENDS
 @torch._inductor.config.patch(fallback_random=True)
 def test_dropout_in_training(backend):
-    """With eager's random numbers: the loss and gradients of eager, so the mask is one in both directions."""
+    """With eager's random numbers, loss and gradients are eager's, so that both directions use the same mask."""
     models = trio(attn_pdrop=0.3, resid_pdrop=0.2, embd_pdrop=0.1).apply(lambda model: model.train())
     again = copy.deepcopy(models.ours)
     step = torch.compile(again, fullgraph=True, backend=backend)
@@ -83,8 +83,8 @@ def test_dropout_in_training(backend):
         torch.manual_seed(4)
         losses.append(call(IDS, labels=IDS, use_cache=False).loss)
         losses[-1].backward()
-    # There is no truth with these masks, so that compiled is held to eager. Another order of sums is a few rounding
-    # steps of 1e-7, or some hundred where a sum cancels; another mask changes a number by its own size.
+    # There is no truth for these masks, so compiled is compared with eager. Another order of sums changes a number by a
+    # few rounding steps of 1e-7, or by some hundred if a sum cancels. Another mask changes it by its own size.
     assert torch.allclose(*losses, rtol=ROUNDING)
     for (name, eager), compiled in zip(models.ours.named_parameters(), again.parameters()):
         assert torch.allclose(eager.grad, compiled.grad, rtol=1e-4, atol=1e-6), name
@@ -124,7 +124,7 @@ def ops_of(program: torch.export.ExportedProgram) -> Counter:
 
 
 def test_export():
-    """On our ops, for any sizes, and the same after it was saved and loaded."""
+    """The exported program runs our ops, for any sizes, and is the same after it was saved and loaded."""
     models = trio()
     sizes = {0: torch.export.Dim("B", min=1, max=8), 1: torch.export.Dim("T", min=2, max=40)}
     program = torch.export.export(

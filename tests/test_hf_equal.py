@@ -1,4 +1,4 @@
-"""Every argument and configuration switch of transformers' GPT-2: ours keeps the parity rule in everything returned."""
+"""Every argument and configuration switch of transformers' GPT-2: all that our model returns keeps the parity rule."""
 
 import pytest
 import torch
@@ -101,7 +101,7 @@ def test_config(name):
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_class(kind):
-    """Outputs, losses and gradients, over enough rows for an error of one number a row to be no chance."""
+    """Outputs, losses and gradients, over so many rows that the error of one number in each row is not chance."""
     ids = tokens(32, 9)
     arguments = {
         "GPT2Model": dict(),
@@ -177,7 +177,7 @@ def test_cross_attention(mask, implementation):
     encoder = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(4))
     arguments = dict(encoder_hidden_states=encoder, encoder_attention_mask=mask)
     same(models, IDS, output_attentions=True, use_cache=False, **arguments)
-    same(models, IDS)  # without an encoder the cross attention is left out
+    same(models, IDS)  # without an encoder there is no cross attention
     first = [m(IDS, attention_mask=padded(), **_for(m, models, arguments)) for m in models]
     compare(*first)
     longer = torch.cat([padded(), torch.ones(3, 1, dtype=torch.long)], 1)

@@ -1,4 +1,4 @@
-"""Fusion never hides what a user put in: each change acts as in transformers, and the report says what it stopped."""
+"""Fusion never hides a user's change: each change acts as in transformers, and the report says what it stopped."""
 
 import copy
 import pickle
@@ -51,7 +51,7 @@ def doubled(output):
 
 
 def changes_output(models: Trio, change, **kwargs) -> Trio:
-    """Applies ``change`` to all three; ours stays equal to transformers and differs from what it gave before."""
+    """Applies ``change`` to all three models. Ours must stay equal to transformers, and differ from before."""
     before = models.ours(IDS, **kwargs).logits
     models.apply(change)
     after = same(models, IDS, attention_mask=padded(), **kwargs).logits

@@ -1,4 +1,4 @@
-"""generate on the drop-in: what transformers gives, by the native loop where it can and by transformers' where not."""
+"""generate on the drop-in gives what transformers gives. The native loop runs if it can, else that of transformers."""
 
 import copy
 import gc
@@ -41,7 +41,7 @@ def forget_what_was_said():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """Byte-level BPE without merges: a token a byte."""
+    """Byte-level BPE without merges: each byte is a token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:209]
     vocabulary = {"<pad>": 0, "<end>": 1} | {letter: i + 2 for i, letter in enumerate(alphabet)}
     made = Tokenizer(BPE(vocab=vocabulary, merges=[]))
@@ -131,7 +131,7 @@ def test_their_loop_says_why_once(models, name, caplog):
 
 
 def test_stop_strings_in_a_batch(models, tokenizer, caplog):
-    """Rows that have stopped are filled up natively; without an end token they go on in transformers' loop."""
+    """The native loop fills up rows that have stopped. Without an end token they go on in transformers' loop."""
     prompts = tokenizer(["ab", "hello you", "x = 1"], return_tensors="pt", padding=True)
     options = dict(max_new_tokens=12, do_sample=False, tokenizer=tokenizer)
     texts = tokenizer.batch_decode(models.plain.generate(**prompts, **options)[:, 9:])
@@ -223,7 +223,7 @@ def test_continuing_a_cache(models):
 
 
 def test_a_cropped_cache(models):
-    """Speculative decoding's way: longer, then back to an earlier length, then on from there."""
+    """A cache grows, goes back to an earlier length, and goes on from there, as in speculative decoding."""
     models = Trio(*models)
     caches = [DynamicCache(config=models.plain.config) for _ in models]
     with torch.no_grad():
@@ -258,7 +258,7 @@ def test_result_can_be_trained_on(models):
     ours(out, labels=out).loss.backward()
     assert ours.transformer.wte.weight.grad.abs().sum() > 0
     with torch.no_grad():
-        ours.transformer.h[0].mlp.c_fc.weight.mul_(3)  # generate sees weights as they are now
+        ours.transformer.h[0].mlp.c_fc.weight.mul_(3)  # generate sees the weights as they are now
     assert not torch.equal(
         ours.generate(IDS, max_new_tokens=5, do_sample=False),
         models.ours.generate(IDS, max_new_tokens=5, do_sample=False),
@@ -277,7 +277,7 @@ SAMPLING = {
 
 @pytest.mark.parametrize("name", SAMPLING)
 def test_sampling_distribution(models, name, caplog):
-    """The next token after one prompt: chi-square over 4000 draws against transformers' own probabilities."""
+    """The next token after one prompt: a chi-squared test of 4000 draws against transformers' own probabilities."""
     options = dict(do_sample=True, max_new_tokens=1) | SAMPLING[name]
     wanted = models.truth.generate(
         IDS[:1].clone(), return_dict_in_generate=True, output_scores=True, **options

@@ -1,4 +1,4 @@
-"""What is skipped is skipped only in the known state: whatever else was put there is obeyed, or refused by name."""
+"""A step is skipped only if the model is in the known state. Anything else there is obeyed, or refused by name."""
 
 import copy
 
@@ -132,7 +132,7 @@ def test_a_large_finite_mask_hides_and_a_row_that_sees_nothing_stays_finite(hidd
     plain, ours = pair()
     ids = IDS.repeat(2, 1)
     mask = torch.full((2, 1, 8, 8), hidden).triu(1)
-    mask[1, :, :, :3] = hidden  # left padding: the first queries of the row see hidden keys only
+    mask[1, :, :, :3] = hidden  # left padding: to the first queries of the row, all keys are hidden
     found, expected = (m(ids, attention_mask=mask).logits for m in (ours, plain))
     assert found.isfinite().all()
     torch.testing.assert_close(found, expected)

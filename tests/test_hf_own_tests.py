@@ -12,7 +12,7 @@ FLAGS = ("-q", "--noconftest", "-p", "no:cacheprovider", "-o", "addopts=", "--tb
 
 
 def test_common_model_tests(tmp_path):
-    """What they skip wants a GPU, another library, or a kind of model that GPT-2 is not."""
+    """Skipped tests need a GPU, another library, or a kind of model that GPT-2 is not."""
     try:
         model_tests(fetch=False)
     except OSError as error:

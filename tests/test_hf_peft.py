@@ -1,4 +1,4 @@
-"""Adapters by PEFT: outputs, texts and gradients as on transformers' own model; merged, disabled, saved and loaded."""
+"""PEFT's adapters give the outputs, texts and gradients of transformers' model; merged, disabled, saved or loaded."""
 
 import copy
 import pickle
@@ -36,7 +36,7 @@ def wrapped(name: str) -> Trio:
         models.append(peft.get_peft_model(model, VARIANTS[name]).eval())
     found = Trio(*models)
     found.truth.double()
-    with torch.no_grad():  # the adapters' float32 numbers, in each of the three
+    with torch.no_grad():  # the same float32 adapters in each of the three models
         for name, parameter in found.truth.named_parameters():
             parameter.copy_(found.plain.get_parameter(name))
     return found
@@ -87,7 +87,7 @@ def test_saved_and_loaded_across(tmp_path):
 
 
 def test_optimize_after_the_adapter():
-    """What is wrapped already: the modules that PEFT keeps inside are switched too."""
+    """A model that is wrapped already: the modules that PEFT keeps inside are switched too."""
     models = wrapped("lora")
     gpt2fast.restore(models.ours)
     assert torch.equal(models.ours(input_ids=IDS).logits, models.plain(input_ids=IDS).logits)
@@ -112,7 +112,7 @@ def test_two_adapters():
 
 
 def test_an_adapter_that_names_no_task_is_saved_as_one_of_transformers(tmp_path):
-    """Without a task PEFT writes down the base model's class and module, by which AutoPeftModel loads it."""
+    """Without a task, PEFT saves the base model's class and module, and AutoPeftModel loads the model by them."""
     ours = gpt2fast.optimize(copy.deepcopy(trio().plain))
     ours.save_pretrained(tmp_path / "base")
     adapted = peft.get_peft_model(ours, peft.LoraConfig(target_modules=["c_attn"], init_lora_weights=False))

@@ -1,4 +1,4 @@
-"""Input that the drop-in refuses by name, before anything is computed; and what looks wrong but is not."""
+"""Input that the drop-in refuses by name before it computes anything, and input that looks wrong but is not."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def models() -> Trio:
 
 @pytest.fixture
 def computing(monkeypatch):
-    """Fails where a product is asked for."""
+    """Fails if any product is computed."""
     monkeypatch.setattr(ops, "linear", lambda *a, **k: pytest.fail("computed before the check"))
 
 
@@ -83,7 +83,7 @@ def test_generate_refuses(models, name, computing):
 
 
 def test_the_position_beyond_the_last_is_refused_when_it_is_reached(models):
-    """transformers begins such a text, since it may end early; so do we, and say where it cannot go on."""
+    """transformers begins such a text, since it may end early. So do we, and we say where it cannot go on."""
     options = dict(attention_mask=torch.ones(1, 40, dtype=torch.int64), max_new_tokens=20, do_sample=False)
     prompt = tokens(1, 40)
     with pytest.raises(ValueError, match=POSITIONS):
@@ -94,7 +94,7 @@ def test_the_position_beyond_the_last_is_refused_when_it_is_reached(models):
 
 
 def test_padding_counts_no_positions(models):
-    """A prompt wider than n_positions whose rows are none too long."""
+    """A padded prompt that is wider than n_positions, though no row of it is too long."""
     ids, mask = torch.cat([torch.zeros(3, 45, dtype=torch.int64), IDS], 1), torch.ones(3, 54, dtype=torch.int64)
     mask[:, :45] = 0
     found = [

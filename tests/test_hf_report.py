@@ -1,4 +1,4 @@
-"""What the report says is what runs: its lines are held against the ops that a call dispatches."""
+"""The report says what really runs: its lines are compared with the ops that a call dispatches."""
 
 import contextlib
 import copy
@@ -34,7 +34,7 @@ HEADS = {
 
 
 class Recorder(TorchDispatchMode):
-    """Counts our ops, with what is fused into a linear, and the dtypes that they compute in."""
+    """Counts our ops, with what is fused into a linear, and their dtypes."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ def runs(model: nn.Module, ids=IDS, **arguments) -> Recorder:
 
 
 def says(report: gpt2fast.hf.Report) -> Counter:
-    """The same count from the report's lines: wte and wpe are one op, an activation inside c_fc is none of its own."""
+    """The same count, from the report's lines. wte and wpe are one op, and an activation inside c_fc is not an op."""
     lines = [line for line in report if line.op and line.op != "decode_attention" and line.fused != "part of c_fc"]
     return Counter((line.op, line.fused) for line in lines if not line.name.endswith("wpe"))
 

@@ -1,4 +1,4 @@
-"""Loading, saving, resizing and tying, as transformers' common model checks do; and importing without transformers."""
+"""Loading, saving, resizing and tying, as in transformers' common model checks, and importing without transformers."""
 
 import json
 import subprocess

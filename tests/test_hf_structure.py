@@ -23,7 +23,7 @@ def normal(*shape: int, dtype: torch.dtype, seed: int = 0) -> nn.Parameter:
 
 
 def with_heads(model, heads: int, head_dim: int) -> None:
-    """An attention of so many heads of that size in layer 0, inside a model of 4 heads of 16."""
+    """Gives layer 0 an attention with so many heads of that size, in a model of 4 heads of 16."""
     attn, width, dtype = model.transformer.h[0].attn, heads * head_dim, model.dtype
     attn.num_heads, attn.head_dim, attn.split_size = heads, head_dim, width
     attn.scaling = head_dim**-0.5
@@ -60,7 +60,7 @@ def without_affine(model) -> None:
 
 
 def change_config(**changes):
-    """After construction: transformers' modules have read these already."""
+    """Changes after construction, when transformers' modules have read these values already."""
     return lambda model: [setattr(model.config, name, value) for name, value in changes.items()]
 
 
@@ -68,7 +68,7 @@ def set_in(part: str, **attributes):
     return lambda model: [setattr(model.get_submodule(part), name, value) for name, value in attributes.items()]
 
 
-# change -> what the report says of generate, None where the native loop runs
+# change -> what the report says about generate; None if the native loop runs
 CHANGES = {
     "a dropped layer": (lambda m: m.transformer.h.__delitem__(1), "missing: h.1"),
     "a slice of the layers": (lambda m: setattr(m.transformer, "h", m.transformer.h[:1]), "missing: h.1"),
@@ -113,7 +113,7 @@ CHANGES = {
 def test_changed_structure(name):
     change, reason = CHANGES[name]
     models = trio()
-    generates_the_same(models)  # the native model of the weights as they were is there
+    generates_the_same(models)  # the native model with the old weights exists
     models.apply(change)
     generates_the_same(models)
     found = native_obstacle(models.ours)
@@ -142,7 +142,7 @@ def test_norms_kept_in_float32():
 
 @pytest.mark.parametrize("part", ("", "transformer.drop", "transformer.h.0.attn.resid_dropout", "transformer.h.1.mlp"))
 def test_dropout_in_generate(part):
-    """Monte Carlo dropout: the whole model or a part of it in training mode; drawn as transformers draws it."""
+    """Monte Carlo dropout: the model or a part of it is in training mode, and the draws are those of transformers."""
     models = trio(resid_pdrop=0.4, embd_pdrop=0.4, attn_pdrop=0.0)
     calm = generates_the_same(models)
     models.apply(lambda model: model.get_submodule(part).train())
@@ -151,7 +151,7 @@ def test_dropout_in_generate(part):
 
 
 def test_attention_dropout_in_generate():
-    """Its draws are other ones than transformers', but draws they are."""
+    """The draws differ from those of transformers, but they are random draws."""
     models = trio(attn_pdrop=0.5, resid_pdrop=0.0, embd_pdrop=0.0)
     calm = generates_the_same(models)
     ours = models.ours.train()
@@ -184,7 +184,7 @@ OURS = (
 
 
 def scaled(output):
-    """1.25 times what a forward returned, of whatever kind."""
+    """1.25 times what a forward returned, whatever its type."""
     if isinstance(output, torch.Tensor):
         return output * 1.25
     if isinstance(output, tuple):

@@ -67,7 +67,7 @@ def test_dropouts_but_attention_draw_what_transformers_draws():
 
 
 def test_attention_dropout_rate_scale_and_mask():
-    """One key a query: each head's output is its value, scaled, or zero; its gradient has the very same mask."""
+    """With one key for each query, a head's output is its value, scaled, or zero. The gradient has the same mask."""
     p, rows = 0.3, 4000
     attn = trio(attn_pdrop=p, resid_pdrop=0.0).ours.transformer.h[0].attn.train()
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_autocast():
 
 @pytest.fixture
 def few_rows(monkeypatch):
-    """A chunk of head and loss is 7 rows, so that small inputs have many."""
+    """Makes a chunk of head and loss 7 rows, so that small inputs have many chunks."""
     module = sys.modules["gpt2fast.ops.linear_cross_entropy"]
     for name in ("MOST_ROWS", "FEW_ROWS"):
         monkeypatch.setattr(module, name, 7)
@@ -139,7 +139,7 @@ def few_rows(monkeypatch):
 @pytest.mark.parametrize("tied", (True, False), ids=("tied", "untied"))
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 def test_fused_loss(dtype, tied, items, few_rows):
-    """The loss and all gradients, without logits; transformers' own loss is the truth's and the plain one's."""
+    """Compares the loss and all gradients, without logits. Truth and plain use transformers' own loss."""
     models = trio(dtype=dtype, tie_word_embeddings=tied, **NO_DROPOUT).apply(lambda model: model.train())
     assert gpt2fast.optimize(models.ours, fused_loss=True) is models.ours
     losses = []

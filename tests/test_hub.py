@@ -1,4 +1,4 @@
-"""Models and tokenizers by hub name, from a cache laid out as the hub's; and what generation_config.json decides."""
+"""Models and tokenizers by their hub name, from a cache with the hub's layout; effects of generation_config.json."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def make(seed: int) -> GPT2LMHeadModel:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
-    """A cache with two revisions of someone/tiny, blobs and all, as snapshot_download leaves it."""
+    """A cache with two revisions of someone/tiny, with blobs, as snapshot_download leaves it."""
     cache = tmp_path_factory.mktemp("hub")
     repository = cache / "models--someone--tiny"
     for seed, (branch, commit) in enumerate((("main", "a" * 40), ("v2", "b" * 40))):

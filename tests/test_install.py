@@ -1,4 +1,4 @@
-"""What an installation says that lacks something: torch at build time, kernels that load, or a build."""
+"""What an incomplete installation says: without torch at build time, without kernels that load, without a build."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ def run(folder: Path, *command: str, cwd: Path | None = None) -> subprocess.Comp
 
 @pytest.fixture
 def without_extension(tmp_path) -> Path:
-    """A folder that holds the package as it is in a source tree that was not built."""
+    """A folder with the package as in a source tree that was not built."""
     ignored = shutil.ignore_patterns("*.so", "*.built_with", "__pycache__", "kernels", "benchmarks")
     shutil.copytree(ROOT / "gpt2fast", tmp_path / "gpt2fast", ignore=ignored)
     return tmp_path

@@ -1,4 +1,5 @@
-"""Bit-equality: a row's result does not depend on the rows beside it; decode gives attention's bits; huge offsets."""
+"""Equal bits: a row's result does not depend on the rows beside it, and decode gives attention's bits. Also huge
+offsets."""
 
 import mmap
 
@@ -15,7 +16,7 @@ ROWWISE = [o for o in OPS.values() if is_native(o)]
 
 
 def rows_of(op, case, args, row):
-    """The arguments that give row ``row`` of the outputs alone."""
+    """The arguments that give only row ``row`` of the outputs."""
     alone = dict(args)
     for name in op.tensors:
         spec = op.shapes[name]
@@ -94,7 +95,7 @@ def test_rows_that_see_nothing_are_zeros(isa):
 
 @pytest.fixture(scope="module")
 def sparse():
-    """24 GiB of address space of which only touched pages exist."""
+    """24 GiB of address space, in which only touched pages take memory."""
     size = 24 << 30
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # MAP_NORESERVE
     yield torch.frombuffer(memory, dtype=torch.float32)
@@ -112,7 +113,7 @@ def far_apart(sparse, tensor):
 
 
 def far_cases():
-    """Every kernel by every floating argument that has rows, T = 1 where rows are (B, T)."""
+    """Every kernel with every floating-point argument that has rows. T is 1 if the rows are (B, T)."""
     for declared in OPS.values():
         if not is_native(declared) or declared.name == "embedding":
             continue

@@ -1,4 +1,4 @@
-"""Where kernels are: modules and functions said for an op, backends of one's own, and what is wrong with them."""
+"""Where kernels come from: modules and functions named for an op, a user's backends, and the errors in them."""
 
 import inspect
 import re
@@ -19,7 +19,7 @@ X = torch.randn(2, 3, 8)
 
 @pytest.fixture(scope="module")
 def third():
-    """An op in a namespace of its own, which has no kernel."""
+    """An op in another namespace, without a kernel."""
 
     @gpt2fast.op(
         shapes=dict(x="... C"), cases=[dict(B=2, T=3, C=8), dict(B=0, T=3, C=5)], derivative=False,
@@ -35,7 +35,7 @@ def third():
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """Writes a kernel module and gives its name; what was said of the GPU backends is forgotten afterwards."""
+    """Writes a kernel module and returns its name. Afterwards, what was set for the GPU backends is undone."""
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("triton", "cuda"):
         kernels = Kernels(f"gpt2fast.{'kernels' if name == 'triton' else 'cuda'}")
@@ -59,7 +59,7 @@ def numpy_third(scale=1 / 3):
 
 @pytest.fixture
 def mine(third):
-    """A backend of one's own, in numpy, with a kernel of ``third``."""
+    """A user's own backend in numpy, with a kernel of ``third``."""
     with register(Backend("mine", ("cpu",), lambda: None, what="numpy")) as backend:
         third.kernel("mine", numpy_third(), lambda x: None if x.dtype != torch.float64 else "no float64")
         yield backend

@@ -1,4 +1,4 @@
-"""The table of what kernels for GPUs take and move: its rows for two ops, and that docs/kernels.md has all of them."""
+"""The table of what GPU kernels use and move: its rows for two ops are right, and docs/kernels.md has all kernels."""
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
-"""Scores and logits of any size: what counts are differences from the greatest, and they must not be lost beside it.
+"""Large scores and logits: only their differences from the greatest matter, and these must not be lost in rounding.
 
-All scores here are multiples of 8 with at most 24 bits, so that float32 holds them and the truth, float64's, is exact.
+All scores here are multiples of 8 with at most 24 bits, so that float32 holds them and the float64 truth is exact.
 """
 
 import pytest
@@ -14,7 +14,8 @@ OFFSETS = [-(2.0**27), 0.0, 2.0**27, -1e30]
 
 
 def attention_inputs(offset, dtype=torch.float32):
-    """Scores 8 n + offset of n in [-2, 2]; of -1e30 the first row's first keys get it, so that some see only those."""
+    """Scores 8 n + offset with n in [-2, 2]. An offset of -1e30 is for the first row's first keys only, so that some
+    queries see nothing else."""
     g = torch.Generator().manual_seed(0)
     q = torch.zeros(2, 40, 2, 16).index_fill(3, torch.tensor([0]), 8.0)
     k = torch.randn(2, 40, 2, 16, generator=g)
@@ -52,7 +53,7 @@ def test_attention(target, offset):
 
 @pytest.mark.parametrize("target", targets_of(OPS["decode_attention"]))
 def test_decode_attention(target):
-    """Scores near 2^32: q and k hold them alone."""
+    """Scores near 2^32, from q and k alone."""
     (q, k, v), _ = attention_inputs(0.0)
     q, k = q.detach()[:, :1] * 2**14, k.detach()
     k[..., 1:], k[..., 0] = 0, k[..., 0] * 2**14 + 2**15

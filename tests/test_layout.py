@@ -1,4 +1,5 @@
-"""The layout is a test: sizes, layers, names, generated text, pinned versions, and no path of anybody's machine."""
+"""Tests of the repository's layout: sizes of files, layers, names, generated text, pinned versions, and no paths of
+anybody's machine."""
 
 import json
 import re
@@ -15,12 +16,12 @@ ROOT = Path(__file__).parent.parent
 MOST_LINES = 400
 CODE = {".py", ".h", ".cpp", ".cu", ".cuh", ".md", ".toml", ".yaml", ".sh", ".txt", ""}
 OURS = [op for op in OPS.values() if op.namespace == "gpt2fast"]
-# Stems of csrc/cuda that are no op.
+# Stems of files in csrc/cuda that are not ops.
 CUDA_HELPERS = {"activation", "attention_backward_bias", "device", "mma", "kernels", "tensor_list"}
 
 
 def tracked() -> list[Path]:
-    """Files that git holds, or would: the work tree without what .gitignore names."""
+    """The files that git tracks or would track: the work tree without what .gitignore names."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
@@ -62,7 +63,7 @@ def test_no_path_of_a_machine():
 
 @pytest.mark.parametrize("op", OURS, ids=lambda op: op.name)
 def test_one_name_one_stem(op):
-    """gpt2fast/ops/NAME.py, and csrc/cpu/NAME.h or, for a fusion, the header of the op that its name ends in."""
+    """An op is in gpt2fast/ops/NAME.py and csrc/cpu/NAME.h. A fusion is in the header of the op that ends its name."""
     stem = op.name.removesuffix("_backward")
     assert op.reference.__module__ == f"gpt2fast.ops.{stem}"
     kernel = f"{op.name}_run("
@@ -80,7 +81,7 @@ def test_gpu_files_are_named_after_ops():
 
 
 def test_the_limits_of_few_new_tokens_agree():
-    """A cache sends so many new tokens to decode_attention as its kernels are made for; Triton's takes more."""
+    """A cache sends at most as many new tokens to decode_attention as all its kernels take; Triton's takes more."""
     limits = {
         "gpt2fast/cache.py": "MOST_DECODED",
         "gpt2fast/cuda/decode_attention.py": "MOST_TOKENS",
@@ -122,7 +123,7 @@ def test_linters_have_one_version():
 
 
 def test_our_kernels_are_not_taken_for_hugging_faces():
-    """From the repository's root, transformers finds a folder ``kernels``: it must not believe it is its package."""
+    """In the repository's root, transformers finds a folder ``kernels``. It must not take it for the package."""
     code = """if True:
         import json, kernels, transformers
         from transformers.utils import is_kernels_available

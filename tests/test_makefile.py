@@ -1,4 +1,4 @@
-"""The Makefile's switches, with stand-ins for pip and the environment's Python: nothing is fetched or compiled."""
+"""The Makefile's switches, with fakes for pip and the environment's Python, so that nothing is fetched or compiled."""
 
 import os
 import re
@@ -14,11 +14,11 @@ TORCH = re.search(r"^torch==[^ ;\n]+", (ROOT / "constraints.txt").read_text(), r
 
 @pytest.fixture
 def make(tmp_path):
-    """make(target, ...) in the repository, on an environment of its own; returns the finished process."""
+    """make(target, ...) runs in the repository, with an environment of its own, and returns the finished process."""
 
     def run(*args: str, **environment: str) -> subprocess.CompletedProcess:
         mine = "MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES PYTHON PROMPT MODEL N CUDA TESTS JOBS CPU_INDEX".split()
-        clean = {k: v for k, v in os.environ.items() if k not in mine}  # this may run under a `make test` with some
+        clean = {k: v for k, v in os.environ.items() if k not in mine}  # a `make test` that runs this may have set some
         command = ["make", "--no-print-directory", f"VENV={tmp_path / 'venv'}", *args]
         return subprocess.run(command, cwd=ROOT, env=clean | environment, capture_output=True, text=True)
 
@@ -61,7 +61,7 @@ def test_targets_run_in_the_environment(make, tmp_path, target, runs):
 ])  # fmt: skip
 @pytest.mark.skipif(sys.platform != "linux", reason="PyPI's torch is a CPU build elsewhere")
 def test_which_torch_is_installed(make, tmp_path, cuda, answers, expected):
-    """The CPU index where it answers, else pip's usual places; those with CUDA=1."""
+    """torch comes from the CPU index if it answers, else from pip's usual places. With CUDA=1 it comes from those."""
     venv = tmp_path / "venv"
     venv.mkdir()
     pip = script(tmp_path / "pip", f'case "$*" in *--dry-run*) exit {int(not answers)};; esac; echo pip "$@"')

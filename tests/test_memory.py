@@ -1,4 +1,4 @@
-"""Memory for large outputs, kept after use for the next one, and what kernels ask for themselves beside them."""
+"""The memory of large outputs, which is kept for the next output, and the scratch memory of kernels."""
 
 import os
 import subprocess
@@ -12,12 +12,12 @@ import gpt2fast.ops as ops
 from gpt2fast import _C
 
 MIB = 1 << 20
-SMALL, LARGE = 3 * MIB, 9 * MIB  # bytes: below and above where outputs get memory of their own
+SMALL, LARGE = 3 * MIB, 9 * MIB  # bytes: below and above the size from which outputs get our memory
 
 
 @pytest.fixture(autouse=True)
 def nothing_kept(monkeypatch):
-    """Outputs are filled with NaN in the tests, which torch does in memory of its own: not in these."""
+    """Other tests fill outputs with NaN, for which torch allocates its own memory. These tests do not."""
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
     _C.release_memory()
     yield
@@ -25,7 +25,7 @@ def nothing_kept(monkeypatch):
 
 
 def output(nbytes: int, value: float = 1.0) -> torch.Tensor:
-    """A kernel's output of that many bytes, every element gelu(value)."""
+    """A kernel's output of that many bytes. Every element is gelu(value)."""
     return ops.gelu(torch.full((nbytes // 4,), value))
 
 
@@ -74,7 +74,7 @@ def test_no_more_than_half_a_gib_is_kept():
 
 
 def test_threads_take_and_give_back_at_once():
-    """Each output is written by one thread, looked at and freed by another."""
+    """One thread writes each output, and another thread reads and frees it."""
     wrong, handed, free = [], [], threading.Semaphore(0)
 
     def make(value: float) -> None:
@@ -100,7 +100,7 @@ def test_threads_take_and_give_back_at_once():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_fork_while_threads_take_and_give_back():
-    """The child starts with a lock that is free, and with blocks of its own: what it writes stays there."""
+    """A forked child starts with a free lock and with its own blocks: the parent does not see what it writes."""
     code = """
 import os, sys, threading, warnings, torch, gpt2fast.ops as ops
 warnings.simplefilter("ignore")
@@ -131,7 +131,7 @@ print(ended, mine.max().item() < 1)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited and read in the Linux way")
 def test_a_kernel_that_gets_no_memory_of_its_own_raises_and_the_next_call_runs():
-    """sample keeps 16 bytes a candidate: with less address space than that left, the call fails, not the process."""
+    """sample needs 16 bytes for each candidate. If there is less address space, the call fails, not the process."""
     code = """
 import resource, torch, gpt2fast.ops as ops
 V = 1 << 24

@@ -1,4 +1,4 @@
-"""The native model against transformers, by the parity rule; its cache, its training mode and its replaceable parts."""
+"""The native model against transformers by the parity rule; also its cache, training mode and replaceable parts."""
 
 import sys
 
@@ -69,7 +69,7 @@ def test_positions_token_types_and_logits_to_keep():
 def test_padding(kind):
     mask = torch.ones(3, 17, dtype=kind)
     mask[0, :5] = mask[1, 11:] = 0
-    seen = mask.bool()  # what a padding token computes is nobody's business
+    seen = mask.bool()  # the results of padding tokens do not matter
     check(make(), dict(mask=mask), dict(attention_mask=mask.long()), rows=seen)
 
 

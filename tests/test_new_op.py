@@ -1,4 +1,4 @@
-"""``gpt2fast new-op``: what it writes is installed as it is, keeps every promise, and holds what was asked for."""
+"""``gpt2fast new-op``: its package installs unchanged, keeps every promise, and has what was asked for."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""What every op promises besides its numbers: every check of gpt2fast.testing, and what our own ops promise on top."""
+"""What every op promises besides its numbers: all checks of gpt2fast.testing, and further promises of our own ops."""
 
 import re
 
@@ -27,7 +27,7 @@ def test_autocast_to_the_widest_keeps_one_dtype(dtype):
 
 @pytest.mark.parametrize("name", ("layer_norm", "linear", "gelu", "cross_entropy", "attention", "decode_attention"))
 def test_forward_mode_and_function_transforms(name):
-    """Forward-mode AD and torch.func, which an autograd kernel does not know, give what plain PyTorch gives."""
+    """Forward-mode AD and torch.func give what plain PyTorch gives, although an autograd kernel does not know them."""
     op = OPS[name]
     case = next(c for c in op.cases if 0 < flops(op, c) <= TINY)
     args = build(op, case)
@@ -147,7 +147,7 @@ def test_bad_values(name, change, message, backend):
     [("auto", torch.float32), ("fused", torch.float32), ("reference", torch.float32), ("auto", torch.float64)],
 )
 def test_keys_that_nobody_sees_may_hold_anything(backend, dtype):
-    """The unused end of a cache is uninitialised memory, NaN here: neither outputs nor gradients may show it."""
+    """The unused end of a cache is uninitialised memory, NaN here. It must not change outputs or gradients."""
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, n, 2, 8, generator=g).to(dtype) for n in (1, 5, 5))
     lengths, mask = torch.tensor([3, 3]), torch.tensor([[True] * 3 + [False] * 2] * 2)

@@ -1,4 +1,4 @@
-"""``@op`` as a user meets it: declarations that do not fit are refused, in-place ops are seen by autograd."""
+"""``@op`` for users: declarations that do not fit are refused, and autograd sees the changes of in-place ops."""
 
 import subprocess
 import sys
@@ -111,7 +111,7 @@ def test_an_op_declared_again_is_replaced(forget_again):
     assert torch.equal(compiled(x), 2 * x + 1) and torch.equal(gradient(compiled, x), torch.full_like(x, 2))
     for factor in (3.0, 4.0):
         second = declare(factor, derivative=10 * factor)
-        assert OPS["gpt2fast_test::again"] is second and first is second  # who holds the first has the second
+        assert OPS["gpt2fast_test::again"] is second and first is second  # a name bound to the first gives the second
         for function in (second, first, torch.ops.gpt2fast_test.again):
             assert torch.equal(function(x), factor * x)
         assert torch.equal(second.reference(x), factor * x) and second(x.to("meta")).shape == x.shape
@@ -176,7 +176,7 @@ def test_a_kernel_of_an_op_declared_again_applies_where_the_schema_is_the_same(f
 
 
 def test_ours_in_cpp_is_declared_again_in_another_process():
-    """What C++ kernels send back to Python, float64 here, reaches the new declaration."""
+    """A call that the C++ kernels send back to Python (float64 here) reaches the new declaration."""
     code = """if True:
         import importlib, sys, torch
         import gpt2fast.ops

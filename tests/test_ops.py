@@ -77,7 +77,7 @@ HEAD = (
 
 
 def test_attention_never_materialises_t_by_s():
-    """T = S = 16384: the scores would take a GiB; plain PyTorch, at a quarter of that length, is seen to hold them."""
+    """With T = S = 16384 the scores would take a GiB. Plain PyTorch does hold them, at a quarter of that length."""
     done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True)
     kernels, plain = json.loads(done.stdout)
     assert max(kernels) < 16384 * 16384 * 4 / 64, kernels

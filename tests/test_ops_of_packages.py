@@ -1,4 +1,4 @@
-"""``gpt2fast check`` and ``bench`` of ops in packages of users: named by ``--import``, or found by entry point."""
+"""``gpt2fast check`` and ``bench`` for ops in users' packages, named by ``--import`` or found by entry point."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def _(saved, grad):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Three modules with ops; two are of installed packages with an entry point, of which one does not import."""
+    """Three modules with ops. Two are in installed packages with an entry point; one of the two cannot be imported."""
     folder = tmp_path_factory.mktemp("packages")
     for name in ("found_ops", "named_ops"):
         (folder / f"{name}.py").write_text(OPS_OF_A_PACKAGE.replace("NAME", name))

@@ -130,7 +130,7 @@ def test_groups_of_their_own_numbers_and_of_two_dtypes():
 
 
 def test_stochastic_rounding_keeps_updates_that_are_smaller_than_a_rounding_step():
-    """1000 steps of 1e-4 from 1: rounded to the nearest bfloat16, nothing ever happens."""
+    """1000 steps of 1e-4 from 1. Rounded to the nearest bfloat16, the weight would never change."""
     moved = {}
     for stochastic in (False, True):
         weight = torch.nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
@@ -140,8 +140,8 @@ def test_stochastic_rounding_keeps_updates_that_are_smaller_than_a_rounding_step
             optimiser.step()
         moved[stochastic] = weight.float()
     assert torch.equal(moved[False], torch.ones(4096))
-    # A step goes down by a rounding step r = 2^-8 with probability p = 1e-4 / r, so that the mean of the weights
-    # deviates by sqrt(1000 p (1 - p) / 4096) r, of which five are allowed.
+    # A step goes down by a rounding step r = 2^-8 with probability p = 1e-4 / r. The standard deviation of the weights'
+    # mean is therefore sqrt(1000 p (1 - p) / 4096) r; five of these are allowed.
     r = 2.0**-8
     p = 1e-4 / r
     assert abs(moved[True].mean() - 0.9) < 5 * (1000 * p * (1 - p) / 4096) ** 0.5 * r

@@ -13,7 +13,7 @@ import gpt2fast
 
 
 def declared() -> dict[str, str | None]:
-    """Name to module (None: it is one) of the imports under TYPE_CHECKING."""
+    """The imports under TYPE_CHECKING, from name to module (None if the name is a module)."""
     tree = ast.parse(Path(gpt2fast.__file__).read_text(encoding="utf-8"))
     block = next(n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
     return {alias.asname or alias.name: node.module for node in block.body for alias in node.names}

@@ -20,7 +20,7 @@ def spread(median: float) -> dict:
 
 
 def op_row(op: str, dtype: str, ours: float, flops: float, moved: int, label: str = "B1·T1024·C768", **others) -> dict:
-    """A row as benchmarks.ops writes it, of the seconds of ours and of other ways."""
+    """A row as benchmarks.ops writes it, from the seconds of our way and of other ways."""
     others = others or dict(fused=3 * ours, naive=5 * ours)
     ratios = {name: spread(seconds / ours) for name, seconds in others.items()}
     best = min(others, key=others.get)
@@ -105,7 +105,7 @@ def test_an_interval_has_the_prefix_of_its_median():
 
 
 def test_a_row_is_compared_with_the_fastest_fair_way():
-    """Neither a reference nor a backend of ours is a rival, and PyTorch step by step is none where it is alone."""
+    """References and our own backends are not rivals. PyTorch step by step is not a rival if it is the only way."""
     seconds = dict(ours=1, fused=4, naive=3, compiled=3.5, reference=0.1, triton=0.2)
     row = dict(seconds={name: spread(s) for name, s in seconds.items()})
     assert page_tables.fair(row) == "naive"

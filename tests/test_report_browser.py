@@ -23,11 +23,12 @@ CATCH = """<head><script>window.foundErrors = [];
 addEventListener("error", (event) => foundErrors.push(event.message || event.target.outerHTML), true);</script>"""
 
 
-WIDTHS = (390, 768, 1200)  # of a phone, a tablet, a screen
+WIDTHS = (390, 768, 1200)  # pixels of a phone, a tablet and a screen
 
 
 def opened(pages: dict[str, tuple[str, int]], folder: Path) -> dict[str, dict]:
-    """What page_probe.js found on pages (HTML, width), each in a frame of its width: a window is never as narrow."""
+    """What page_probe.js finds on pages (HTML, width). Each page is in a frame of its width, since a window cannot be
+    so narrow."""
     frames = []
     for name, (text, width) in pages.items():
         probe = f"<script>{PROBE.read_text()}</script></body>"
@@ -54,7 +55,7 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def facts(whole, tmp_path_factory) -> dict[str, dict]:
-    """By width what was found on the whole page, and as "broken" on one whose labels may lie anywhere."""
+    """What was found on the whole page, by width, and as "broken" on a page whose labels may lie anywhere."""
     folder = tmp_path_factory.mktemp("browser")
     pages = {f"at{width}": (whole.read_text(encoding="utf-8"), width) for width in WIDTHS}
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The safetensors format: what is read and written, and what of a file is refused."""
+"""The safetensors format: reading, writing, and the files that are refused."""
 
 import json
 import os

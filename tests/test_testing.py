@@ -1,4 +1,4 @@
-"""``gpt2fast check`` and the parity rule behind it: a kernel that is wrong in one element is found, and said where."""
+"""``gpt2fast check`` and its parity rule: they find a kernel that is wrong in one element, and say where."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from gpt2fast.testing.inputs import build, cut, work
 
 
 def wrong_at(index, by):
-    """Half of x, but for one element of a (2, 3, 5) tensor."""
+    """Half of x, with one wrong element in a (2, 3, 5) tensor."""
 
     def kernel(x):
         y = (x * 0.5).contiguous()
@@ -69,7 +69,7 @@ def test_run_check_prints_what_is_wrong_and_fails(half, capsys):
     said = f" {runs // 2} of {runs} runs keep the parity rule, {count - 1} of {count} checks of the contract hold; "
     assert said in lines[0] and len(lines) == 2 + runs // 2
     assert all("{'B': 2, 'T': 3, 'C': 5} " in line and "(0, 0, 0, 4): got nan, truth " in line for line in lines[1:-1])
-    assert lines[-1].startswith("  half-opcheck-B2-T3-C5: gpt2fast_test::half: ")  # by which NaN is not NaN
+    assert lines[-1].startswith("  half-opcheck-B2-T3-C5: gpt2fast_test::half: ")  # for which NaN does not equal NaN
 
 
 def test_run_check_lists_what_breaks_the_contract(half, capsys, two_threads):

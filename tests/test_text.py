@@ -43,7 +43,7 @@ def train() -> tokenizers.Tokenizer:
 
 
 def merge(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two parts that byte-pair encoding joins last to make ``token``."""
+    """The two parts that byte-pair encoding joins in its last step for ``token``."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         pairs = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:])]
@@ -63,7 +63,7 @@ def true_ranks() -> dict[bytes, int]:
 
 @pytest.fixture(scope="module")
 def gpt2(true_ranks, tmp_path_factory) -> Tokenizer:
-    """From vocab.json and merges.txt, which the ranks determine."""
+    """A tokenizer from vocab.json and merges.txt, which follow from the ranks."""
     folder = tmp_path_factory.mktemp("gpt2")
     character = {byte: c for c, byte in _bytes_by_character().items()}
     words = {token: "".join(character[b] for b in token) for token in true_ranks}

@@ -1,4 +1,4 @@
-"""What stands beside a vocabulary, against transformers' GPT2Tokenizer; streams of tokenizers of any kind."""
+"""The files beside a vocabulary, against transformers' GPT2Tokenizer, and streams of tokenizers of any kind."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from transformers import GPT2Tokenizer
 
 from gpt2fast.text import END, Tokenizer
 
-NEXT = 500  # the first number that the vocabulary leaves free
+NEXT = 500  # the first number that is free in the vocabulary
 ADDED = {"<tool>": NEXT, "New York": NEXT + 1, "<pad>": NEXT + 2}
 SPECIAL = dict(lstrip=False, rstrip=False, normalized=False, single_word=False, special=True)
 PROMPTS = [
@@ -123,7 +123,7 @@ def unigram():
 
 
 def byte_fallback():
-    """Every byte is a token, and nothing else but some letters: a character is several tokens."""
+    """The tokens are all bytes and some letters, so that most characters are several tokens."""
     names = [f"<0x{byte:02X}>" for byte in range(256)] + list("abcdefghij ")
     vocabulary = {name: number for number, name in enumerate(names)}
     found = tokenizers.Tokenizer(models.BPE(vocabulary, [], byte_fallback=True))

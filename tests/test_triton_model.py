@@ -1,4 +1,5 @@
-"""A drop-in GPT-2 on the PTX machine, forward and backward: Triton where it has kernels, PyTorch for the rest."""
+"""A drop-in GPT-2 on the PTX machine, forward and backward. Triton runs the ops that it has kernels for, PyTorch the
+rest."""
 
 import copy
 

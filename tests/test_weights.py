@@ -1,4 +1,4 @@
-"""Checkpoints: read as transformers writes them, written as it reads them, and refused when anything does not fit."""
+"""Checkpoints are read as transformers writes them and written as it reads them. What does not fit is refused."""
 
 import json
 import os
@@ -142,7 +142,7 @@ def test_config_that_does_not_fit(tmp_path, hf, change, message):
 
 
 def test_an_unknown_dtype_of_what_is_no_weight_is_no_matter(tmp_path, hf):
-    """Masks are buffers in old checkpoints, which the model makes itself."""
+    """Old checkpoints have masks as buffers. The model makes its masks itself."""
     hf.save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = {n: t.clone() for n, t in hf.transformer.state_dict().items()} | {"h.0.attn.bias": torch.ones(4).bool()}
@@ -270,7 +270,7 @@ def test_saving_loses_nothing_when_it_fails(tmp_path, hf, monkeypatch):
 
 def test_a_folder_that_may_not_be_written(tmp_path, hf):
     model, folder = GPT2.from_transformers(hf), tmp_path
-    if os.geteuid() == 0:  # who may write everywhere but into the kernel's own folders
+    if os.geteuid() == 0:  # root may write everywhere except in the kernel's own folders
         folder = Path("/proc/self")
     else:
         folder.chmod(0o500)
@@ -290,7 +290,7 @@ def test_memory_is_aligned_and_each_tensor_its_own(tmp_path):
     for value, tensor in enumerate(tensors.values()):
         tensor.fill_(value)
     assert all((tensor == value).all() for value, tensor in enumerate(tensors.values()))
-    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors")  # it refuses tensors that share a storage
+    safetensors.torch.save_file(tensors, tmp_path / "a.safetensors")  # it refuses tensors that share storage
 
 
 PEAK = """
@@ -313,7 +313,7 @@ def peak(*args: str) -> int:
 
 
 def test_memory_of_a_float32_decode(tmp_path):
-    """Two sizes, so that what code and threads take once does not count as the weights' share."""
+    """Measures two sizes, so that the memory of code and threads does not count as that of the weights."""
     needed = []
     for n_layer in (2, 6):
         model = GPT2(Config(n_layer=n_layer, vocab_size=20_000))
