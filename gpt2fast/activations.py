@@ -15,7 +15,9 @@ FUSED = {
     "gelu": "gelu_erf",
     "gelu_python": "gelu_erf",
 }
-APPROXIMATE = dict(gelu_tanh="tanh", gelu_erf="none")  # of GELU, by the linear op's activation
+# The linear op's activations: their numbers as Activation in csrc/ops.h has them, and what PyTorch calls each GELU.
+FORMS = dict(none=0, gelu_tanh=1, gelu_erf=2)
+APPROXIMATE = dict(gelu_tanh="tanh", gelu_erf="none")
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
     "relu": F.relu,

@@ -21,10 +21,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .activations import FORMS
 from .ops.mlp import WANT, split_wants
 from .tensors import empty_as, row_stride
 
-FORMS = dict(none=0, gelu_tanh=1, gelu_erf=2)  # as Activation in csrc/ops.h
 PLANS = 1024  # the number of plans of each kind that are kept
 
 

@@ -1,10 +1,11 @@
 """gelu, bias_gelu and their gradient by csrc/cuda/gelu.cu."""
 
+from ..activations import APPROXIMATE, FORMS
 from ..tensors import dense_rows, empty_as
 from .library import DTYPES, call, objection
 
 SOURCE = "gelu.cu"
-FORMS = dict(tanh=1, none=2)  # as Activation in csrc/ops.h
+FORM_OF = {approximate: FORMS[name] for name, approximate in APPROXIMATE.items()}
 
 
 def _forward(x, bias, approximate):
@@ -13,7 +14,7 @@ def _forward(x, bias, approximate):
     x, stride = dense_rows(x)
     bias = None if bias is None else bias.contiguous()
     R = x.numel() // max(C, 1)
-    call(SOURCE, "gpt2fast_gelu", x, bias, y, R, C, stride, FORMS[approximate], DTYPES[x.dtype])
+    call(SOURCE, "gpt2fast_gelu", x, bias, y, R, C, stride, FORM_OF[approximate], DTYPES[x.dtype])
     return y
 
 
@@ -29,7 +30,7 @@ def gelu_backward(dy, x, approximate="tanh"):
     dx = empty_as(x)
     C = x.shape[-1]
     (dy, stride_dy), (x, stride_x) = dense_rows(dy), dense_rows(x)
-    form, R = FORMS[approximate], x.numel() // max(C, 1)
+    form, R = FORM_OF[approximate], x.numel() // max(C, 1)
     call(SOURCE, "gpt2fast_gelu_backward", dy, x, dx, R, C, stride_dy, stride_x, form, DTYPES[x.dtype])
     return dx
 
