@@ -1,7 +1,7 @@
 """GPT-2, fast: fused kernels behind a drop-in for Hugging Face's GPT-2, and a kit for kernels of your own.
 
-Importing this package imports torch and nothing else: no driver is touched, transformers and triton are imported when
-something that needs them is asked for.
+Importing this package imports torch and nothing else, and does not touch a GPU driver. transformers and triton are
+imported at the first use of something that needs them.
 """
 
 import importlib
@@ -81,7 +81,7 @@ _ELSEWHERE = dict(
 _WHERE = {name: _ELSEWHERE.get(name, "hf") for name in __all__ if name not in _MODULES and name != "__version__"}
 
 
-if not TYPE_CHECKING:  # or every misspelt name would pass for one of these
+if not TYPE_CHECKING:  # type checkers would otherwise accept every misspelt name
 
     def __getattr__(name: str):
         if name not in _WHERE and name not in _MODULES:

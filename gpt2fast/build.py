@@ -1,9 +1,12 @@
-"""Kernels in C++ in a package of your own: built against gpt2fast's headers, connected to the gpt2fast that runs.
+"""Builds and loads C++ kernels of a package of your own.
 
-``load(name, sources, kernels)`` builds and loads at once. ``extension(...)`` and ``BuildExtension`` are for a setup.py,
-whose package calls ``load_extension("package._C")`` when it is imported. ``kernels`` are headers: ``scale.h`` holds
-``scale_tasks(args)`` and ``scale_run(args, begin, end)``, as csrc/cpu/gelu.h does, and is compiled once for each
-instruction set. ``sources`` are the bindings, which include ``torch/binding.h``. tests/scale_package is an example.
+They are built against gpt2fast's headers and connected to the gpt2fast that runs. ``load(name, sources, kernels)``
+builds and loads at once. ``extension(...)`` and ``BuildExtension`` are for a setup.py; the package then calls
+``load_extension("package._C")`` when it is imported.
+
+``kernels`` are headers. ``scale.h``, for example, defines ``scale_tasks(args)`` and ``scale_run(args, begin, end)``, as
+csrc/cpu/gelu.h does, and is compiled once for each instruction set. ``sources`` are the bindings, which include
+``torch/binding.h``. tests/scale_package is an example.
 """
 
 import ctypes
@@ -28,7 +31,7 @@ __all__ = ["BuildExtension", "connect", "extension", "include_path", "load", "lo
 
 _PACKAGE = Path(__file__).parent
 
-if not TYPE_CHECKING:  # these import setuptools
+if not TYPE_CHECKING:  # loaded at the first use, because they import setuptools
 
     def __getattr__(name: str):
         if name in ("BuildExtension", "extension"):
@@ -37,15 +40,15 @@ if not TYPE_CHECKING:  # these import setuptools
 
 
 def sources() -> Path:
-    """The folder csrc: in the package where it is installed from a wheel, beside it in a checkout."""
+    """The folder csrc. It is in the package if that was installed from a wheel, and next to it in a checkout."""
     inside, beside = _PACKAGE / "csrc", _PACKAGE.parent / "csrc"
     return beside if beside.is_dir() and not inside.is_dir() else inside
 
 
 def include_path() -> Path:
-    """The folder for ``-I``: code of others includes "torch/binding.h", "cpu/vec_math.h" and "cuda/device.cuh".
+    """The folder of the headers "torch/binding.h", "cpu/vec_math.h" and "cuda/device.cuh", for the option ``-I``.
 
-    FileNotFoundError where this gpt2fast has no headers.
+    Raises FileNotFoundError where this gpt2fast has no headers.
     """
     if not (sources() / "torch" / "binding.h").is_file():
         raise FileNotFoundError(
@@ -65,21 +68,21 @@ def load(
     ldflags: Sequence[str] = (),
     verbose: bool = False,
 ) -> Path:
-    """Builds a library, or finds it built, loads and connects it; its path.
+    """Builds a library, loads and connects it, and returns its path.
 
-    What is built is kept in ``GPT2FAST_CACHE``, or gpt2fast in the user's cache folder, and built again where a source
-    or a header has changed.
+    The library is kept in ``GPT2FAST_CACHE``, or else in gpt2fast in the user's cache folder. It is built again only
+    where a source or a header has changed.
 
     Args:
-        name: of the library, an identifier.
+        name: the name of the library, an identifier.
         sources: files in C++ with the bindings, which include "torch/binding.h".
         kernels: headers, each with one kernel, compiled once for each instruction set.
         include_dirs: folders of headers, besides gpt2fast's own.
         cflags, ldflags: further options for all files, and for the linker.
         verbose: prints the commands.
 
-    FileNotFoundError for a file, compiler or ninja that is missing, RuntimeError with the compiler's words where
-    something does not compile, ImportError where the library does not load.
+    Raises FileNotFoundError for a file, compiler or ninja that is missing, RuntimeError with the compiler's message
+    where something does not compile, and ImportError where the library does not load.
     """
     from torch.utils import cpp_extension
 
@@ -89,7 +92,7 @@ def load(
     if not name.isidentifier():
         raise ValueError(f"gpt2fast.build.load: name must be an identifier, got {name!r}")
     files = [build_kernels.existing(path, "sources") for path in sources]
-    if len({file.stem for file in files}) < len(files):  # torch names an object after its source's name alone
+    if len({file.stem for file in files}) < len(files):  # torch names an object after the stem of its source
         raise ValueError(f"gpt2fast.build.load: sources must have different names, got {', '.join(map(str, files))}")
     objects = build_kernels.compile_kernels(kernels, include_dirs, cflags)
     if not cpp_extension.is_ninja_available():
@@ -103,7 +106,7 @@ def load(
     (folder / "build").mkdir(parents=True, exist_ok=True)
     try:
         with disk_cache.locked(folder):
-            (folder / "build" / "lock").unlink(missing_ok=True)  # torch's own, which a process that was killed leaves
+            (folder / "build" / "lock").unlink(missing_ok=True)  # a killed process leaves this lock of torch behind
             library = cpp_extension.load(
                 name,
                 [str(file) for file in files],
@@ -119,7 +122,7 @@ def load(
             f"gpt2fast.build.load: {name} does not load: {_words(error)}. {_undefined(_words(error))}"
         ) from error
     except RuntimeError as error:
-        cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(name, None)  # or torch takes it for built the next time
+        cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(name, None)  # else torch takes it for built next time
         raise RuntimeError(
             f"gpt2fast.build.load: {name} does not compile:\n{build_kernels.shortened(str(error))}"
         ) from None
@@ -128,10 +131,10 @@ def load(
 
 
 def load_extension(name: str | Path) -> Path:
-    """Loads and connects a library that a setup.py has built, by ``"package._C"`` or by its path; its path.
+    """Loads and connects a library that a setup.py has built, and returns its path.
 
-    A package calls it in its ``__init__``. ImportError where the library is not there, or does not load, which is so
-    after another torch was installed.
+    ``name`` is ``"package._C"`` or the path of the library. A package calls this in its ``__init__``. Raises
+    ImportError where the library is missing or does not load, for example after another torch was installed.
     """
     path = name if isinstance(name, Path) else _find(name)
     try:
@@ -164,12 +167,12 @@ def _built_with(path: Path) -> str | None:
 
 
 def _words(error: OSError) -> str:
-    """The dynamic loader's own, which torch puts below its error."""
+    """The message of the dynamic loader, which is the cause of torch's error."""
     return str(error.__cause__ or error)
 
 
 def _undefined(words: str) -> str:
-    """What is missing, by the loader's words, in a library that was built with this torch."""
+    """What is missing in a library that was built with this torch, from the message of the loader."""
     if "undefined symbol: _ZN8gpt2fast3cpu" in words:
         return "A kernel of GPT2FAST_CPU_KERNEL was not compiled: name its header in kernels="
     return "A source of it was not compiled, or a library not linked: name them in sources= and ldflags="
@@ -183,10 +186,10 @@ def _need_own_kernels() -> None:
 
 
 def connect(library: ModuleType | str | os.PathLike) -> None:
-    """Lends a loaded library, by its module or path, what its bindings need: declarations, instruction set, memory.
+    """Gives a loaded library what its bindings need from this gpt2fast: declarations, instruction set and memory.
 
-    Without it, its ops raise. ValueError for a library without bindings of ours, RuntimeError for one that was built
-    against another gpt2fast.
+    ``library`` is its module or path. The ops of a library that is not connected raise. Raises ValueError for a library
+    without our bindings, and RuntimeError for one that was built against another gpt2fast.
     """
     _need_own_kernels()
     path = str(getattr(library, "__file__", library))

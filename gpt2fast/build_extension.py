@@ -1,4 +1,4 @@
-"""For a setup.py: an extension with kernels in C++, and the command that builds it. See gpt2fast/build.py."""
+"""An extension with kernels in C++ and the command that builds it, for a setup.py. See gpt2fast/build.py."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def extension(
         kernels: headers, each with one kernel, compiled once for each instruction set.
         include_dirs: folders of headers, besides gpt2fast's own.
         cflags: further options for all files.
-        options: of ``torch.utils.cpp_extension.CppExtension``.
+        options: further arguments of ``torch.utils.cpp_extension.CppExtension``.
     """
     options["depends"] = [*options.get("depends", ()), *kernels]
     made = cpp_extension.CppExtension(
@@ -42,7 +42,7 @@ def extension(
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """Compiles the kernels of extensions, and notes beside each which torch it was built with."""
+    """Compiles the kernels of extensions. It also writes the version of torch to a file next to each extension."""
 
     def build_extension(self, ext):
         if kernels := getattr(ext, "gpt2fast_kernels", None):

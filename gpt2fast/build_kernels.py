@@ -1,4 +1,4 @@
-"""Compiles the kernels of other packages: one object for each header and instruction set, kept by content."""
+"""Compiles the C++ kernels of other packages: one object for each header and instruction set, kept in a cache."""
 
 import functools
 import os
@@ -27,7 +27,7 @@ GPT2FAST_EXPORT_KERNEL({name}, {isa})
 
 
 def compiler() -> list[str]:
-    """The C++ compiler as a command: ``CXX``, or c++. FileNotFoundError where it is missing."""
+    """The command of the C++ compiler: ``CXX``, or c++. Raises FileNotFoundError where it is missing."""
     command = shlex.split(os.environ.get("CXX") or "c++")
     if shutil.which(command[0]) is None:
         raise FileNotFoundError(
@@ -47,7 +47,7 @@ def _version(command: tuple[str, ...], path: str) -> str:
 
 
 def existing(path: str | Path, argument: str) -> Path:
-    """The absolute path; FileNotFoundError where there is no such file."""
+    """The absolute path of a file. Raises FileNotFoundError where there is no such file."""
     found = Path(path).resolve()
     if not found.is_file():
         raise FileNotFoundError(f"gpt2fast.build: {argument} must name files, got {str(path)!r}, which is none")
@@ -55,17 +55,17 @@ def existing(path: str | Path, argument: str) -> Path:
 
 
 def binding_flags(cflags: Sequence[str] = ()) -> list[str]:
-    """For the sources that include torch/binding.h."""
+    """The compiler's options for sources that include torch/binding.h."""
     return [BINDING_STANDARD, *FLAGS, "-fopenmp", f"-DGPT2FAST_EXTENSION={__version__}", *cflags]
 
 
 def compile_kernels(
     headers: Sequence[str | Path], include_dirs: Sequence[str | Path] = (), cflags: Sequence[str] = ()
 ) -> list[Path]:
-    """The objects of all headers for all instruction sets of this machine, several compiled at a time.
+    """Compiles all headers for all instruction sets of this machine, several at a time. Returns the object files.
 
-    FileNotFoundError for a header that is missing, ValueError for one whose name is no identifier, RuntimeError with
-    the compiler's words, or for functions outside an anonymous namespace.
+    Raises FileNotFoundError for a header that is missing, ValueError for a header whose name is not an identifier, and
+    RuntimeError with the compiler's message or for functions outside an anonymous namespace.
     """
     files = [existing(header, "kernels") for header in headers]
     if wrong := [file for file in files if not file.stem.isidentifier()]:
@@ -83,7 +83,7 @@ def compile_kernels(
 
 
 def vec_of(isa: str) -> str:
-    """The ending of the header with the set's Vec: bfloat16 adds instructions to AVX-512, not another Vec."""
+    """The NAME in cpu/vec_NAME.h, the header with the Vec of an instruction set. avx512_bf16 uses that of avx512."""
     return isa.removesuffix("_bf16")
 
 
@@ -110,7 +110,10 @@ def _object(header: Path, isa: str, command: list[str]) -> Path:
 
 
 def _shared_functions(made: Path) -> list[str]:
-    """Functions of which the linker keeps one, whatever instruction set it is compiled for; none where nm is not."""
+    """The functions of an object that are visible to the linker. The list is empty where there is no nm.
+
+    Of such functions in several objects, the linker keeps one, which may be compiled for the wrong instruction set.
+    """
     if shutil.which("nm") is None:
         return []
     listed = subprocess.run(["nm", "-C", "--defined-only", str(made)], capture_output=True, text=True).stdout
@@ -118,13 +121,13 @@ def _shared_functions(made: Path) -> list[str]:
 
 
 def _dependencies(rule: str) -> list[str]:
-    """The paths after the colon of a rule for make, in which a space is written with a backslash."""
+    """The paths after the colon of a make rule. A space in a path is written with a backslash."""
     paths = re.findall(r"(?:\\ |\S)+", rule.replace("\\\n", " ").partition(":")[2])
     return [path.replace("\\ ", " ") for path in paths]
 
 
 def shortened(text: str) -> str:
-    """Of a compiler's words the first errors, each with the code that it points at; the end, where it names none."""
+    """The first errors in a compiler's output, each with the code that it points at; without errors, the last lines."""
     lines = text.strip().split("\n")
     places = [i for i, line in enumerate(lines) if re.search(r"\b(error|undefined reference)\b", line)]
     places = [i for i in places if not lines[i].startswith("Error building extension")]

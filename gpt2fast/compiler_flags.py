@@ -1,8 +1,11 @@
-"""The instruction sets that CPU kernels are compiled for, and the flags. setup.py runs this file, by itself."""
+"""The instruction sets that CPU kernels are compiled for, and the compiler's flags.
+
+setup.py runs this file alone, without the package.
+"""
 
 import platform
 
-# One row an instruction set: csrc/cpu/isa_NAME.cpp is compiled with these flags and no other file is.
+# ISA_FLAGS has the flags of each instruction set NAME. Only csrc/cpu/isa_NAME.cpp is compiled with them.
 X86_512 = [
     "-mavx512f",
     "-mavx512bw",
@@ -32,10 +35,10 @@ FLAGS = [
     "-Wall",
 ]
 KERNEL_STANDARD = "-std=c++17"
-BINDING_STANDARD = "-std=c++20"  # what torch's headers and the bindings are written in
+BINDING_STANDARD = "-std=c++20"  # torch's headers and the bindings need it
 
 
 def isas(machine: str | None = None) -> dict[str, list[str]]:
-    """The flags by instruction set, of this machine or the one named."""
+    """A dict from instruction set to flags, for this machine or the named one."""
     machine = machine or platform.machine()
     return ISA_FLAGS.get({"AMD64": "x86_64", "arm64": "aarch64"}.get(machine, machine), {"scalar": []})

@@ -1,4 +1,4 @@
-"""GPT-2's configuration in GPT-2's own words, from and to ``config.json``; unknown keys survive a round trip."""
+"""GPT-2's configuration, with the names of ``config.json``. Unknown keys are kept when a file is read and written."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -13,7 +13,7 @@ ALIASES = {
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
 }
-# Keys that are none of GPT-2's own but change what transformers computes: they must say what is computed here.
+# Keys of other models that would change what transformers computes. Their values must agree with what is computed here.
 _AS_COMPUTED = {
     "is_causal": (lambda v: v in (True, None), "true"),
     "sliding_window": (lambda v: v is None, "null"),
@@ -25,16 +25,17 @@ _AS_COMPUTED = {
     "is_encoder_decoder": (lambda v: not v, "false"),
 }
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-LARGEST = 2**31 - 1  # of a size
-MOST_LAYERS = 10_000  # more are a broken file: no model comes near, and each is built before weights are looked at
+LARGEST = 2**31 - 1  # the largest value of a size
+MOST_LAYERS = 10_000  # more must be a broken file; the check keeps such a model from being built
 
 
 @dataclass
 class Config:
     """Sizes and switches of a GPT-2, named as in its checkpoints' ``config.json``.
 
-    ``n_inner`` None is 4 n_embd; ``dtype`` is what the weights were saved in; ``extra`` holds the keys of the file that
-    are not fields here. Errors: ValueError or TypeError with the field's name, what is expected and what it got.
+    ``n_inner`` None means 4 n_embd. ``dtype`` is the dtype in which the weights were saved. ``extra`` has the keys of
+    the file that are not fields here. Errors: ValueError or TypeError with the name of the field, what is expected and
+    what it got.
     """
 
     vocab_size: int = 50257
@@ -104,13 +105,13 @@ class Config:
         return [] if ids is None else ids if isinstance(ids, list) else [ids]
 
     def scale(self, layer: int) -> float:
-        """What layer ``layer``'s attention scores are multiplied with."""
+        """The factor on the attention scores of layer ``layer``."""
         scale = self.head_size**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Config":
-        """From the content of a ``config.json``; transformers' longer names are understood."""
+        """A Config from the content of a ``config.json``. transformers' longer names of the keys are accepted too."""
         kind = values.get("model_type", "gpt2")
         if kind != "gpt2":
             raise ValueError(f"gpt2fast.Config: model_type must be 'gpt2', got {kind!r}")
@@ -126,7 +127,7 @@ class Config:
         return cls(**given, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of a ``config.json`` that transformers reads as a GPT2LMHeadModel's."""
+        """The content of a ``config.json``, which transformers reads as that of a GPT2LMHeadModel."""
         own = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "extra"}
         if self.dtype is None:
             del own["dtype"]

@@ -1,4 +1,7 @@
-"""Compiled things on disk, found again by content: source, flags, compiler and every header that was read."""
+"""A cache of compiled files on disk.
+
+An entry is found by the content of source, flags, compiler and every header that the compiler read.
+"""
 
 import contextlib
 import fcntl
@@ -10,11 +13,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-MAKING = "making-"  # how the name of a folder begins that holds nothing finished
+MAKING = "making-"  # the name of a folder whose content is not finished begins with it
 
 
 def root() -> Path:
-    """``GPT2FAST_CACHE``, or gpt2fast in the user's cache folder."""
+    """The folder of the cache: ``GPT2FAST_CACHE``, or gpt2fast in the user's cache folder."""
     if named := os.environ.get("GPT2FAST_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpt2fast"
@@ -31,19 +34,17 @@ def digest(*parts: str | bytes) -> str:
 def compiled(
     kind: str, parts: Iterable[str | bytes], name: str, compile: Callable[[Path], tuple[Path, Iterable[str]]]
 ) -> Path:
-    """The file called ``name`` that ``compile`` made of ``parts``; it is called only where the cache has none.
+    """The file called ``name`` that ``compile`` makes from ``parts``. It is called only where the cache has none.
 
-    ``kind`` is a folder in ``root()``.
-
-    ``compile(folder)`` works in an empty folder and returns the file and the paths that it read. An entry holds as
-    long as each of these has the content that it had: a changed header compiles again.
+    ``kind`` is a folder in ``root()``. ``compile(folder)`` works in an empty folder and returns the file and the paths
+    that it read. An entry is valid as long as none of these files has changed.
     """
     home = root() / kind / digest(*parts)[:32]
     if found := _entry(home, name):
         return found
     home.mkdir(parents=True, exist_ok=True)
     with locked(home), tempfile.TemporaryDirectory(dir=home, prefix=MAKING) as folder:
-        if found := _entry(home, name):  # made by the process that held the lock
+        if found := _entry(home, name):  # another process has made it while this one waited for the lock
             return found
         made, read = compile(Path(folder))
         hashes = {str(path): _hash(Path(path)) for path in read}
@@ -51,7 +52,7 @@ def compiled(
         finished = Path(tempfile.mkdtemp(dir=home, prefix=MAKING))
         shutil.move(made, finished / name)
         (finished / "read.json").write_text(json.dumps(hashes))
-        shutil.rmtree(entry, ignore_errors=True)  # an entry that lost its file
+        shutil.rmtree(entry, ignore_errors=True)  # an entry whose file is missing
         finished.rename(entry)
         return entry / name
 
@@ -67,9 +68,9 @@ def _entry(home: Path, name: str) -> Path | None:
 
 @contextlib.contextmanager
 def locked(home: Path) -> Iterator[None]:
-    """Held by one process at a time, so that of several that want the same thing one compiles and the others wait."""
+    """A lock between processes. Where several need the same file, one of them compiles and the others wait."""
     with open(home / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # closing the file gives it back, and so does the end of the process
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed or the process ends
         yield
 
 

@@ -1,7 +1,7 @@
-"""Counts for ``torch.utils.flop_counter``: an op of ours counts as its declaration's ``flops=`` says.
+"""Registers our ops with ``torch.utils.flop_counter``, with the counts of their declarations (``flops=``).
 
-That module imports triton, which takes longer than the rest of a start. So it is not imported here: the counts are
-registered when somebody else imports it, or at once where that has been done.
+That module imports triton, which takes longer than all other imports of this package. It is therefore not imported
+here. The counts are registered when somebody else imports it, or at once if it has been imported already.
 """
 
 import importlib.machinery
@@ -31,7 +31,7 @@ def _register(declared: "Op") -> None:
 
 
 def count(declared: "Op") -> Callable[..., int]:
-    """What the counter calls with the arguments of a call, tensors as they are."""
+    """The function that the counter calls with the arguments of a call of the op."""
 
     def flops(*args, out_val=None, **kwargs) -> int:
         values = declared.bind(args, kwargs)
@@ -40,12 +40,15 @@ def count(declared: "Op") -> Callable[..., int]:
         plain = {name: value for name, value in values.items() if name not in declared.tensors and value is not None}
         return int(declared.flops(dict(B=rows, T=1) | plain | sizes))
 
-    flops._get_raw = True  # tensors, not their shapes
+    flops._get_raw = True  # the counter then passes tensors, not their shapes
     return flops
 
 
 class _WhenImported:
-    """A finder that lets the others find the counter's module, and registers what waits once it has been run."""
+    """An import finder that registers the waiting ops when the counter's module has been imported.
+
+    It leaves the finding itself to Python's own finder.
+    """
 
     def find_spec(self, name, path=None, target=None):
         if name != COUNTER:

@@ -1,4 +1,4 @@
-"""Memory for weights: one block for all tensors, on huge pages where the system has them (fewer TLB misses)."""
+"""Memory for weights: one block for all tensors. It is on huge pages, if the system has them, for fewer TLB misses."""
 
 import ctypes
 import math
@@ -13,9 +13,10 @@ HUGE_PAGE = 2 << 20
 
 
 def empty(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Uninitialised CPU tensors by name: each its own storage, 64-byte aligned, side by side in memory.
+    """Uninitialised CPU tensors by name, next to each other in memory and aligned to 64 bytes.
 
-    Below the size of a huge page, or without the C++ extension, PyTorch allocates each.
+    Each has its own storage. PyTorch allocates them one by one where all together are smaller than a huge page, or
+    without the C++ extension.
     """
     offsets, total = {}, 0
     for name, shape in shapes.items():
@@ -34,6 +35,6 @@ def empty(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, T
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
-    """The memory of a contiguous CPU tensor, writable; it must not outlive the tensor."""
+    """The memory of a contiguous CPU tensor, writable. It must not be used after the tensor is gone."""
     size = tensor.numel() * tensor.element_size()
     return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")

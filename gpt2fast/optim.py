@@ -1,6 +1,7 @@
-"""AdamW for training on our ops: one launch for all tensors of a dtype, clipping included, and nobody waits for a GPU.
+"""AdamW for training, on our ops. It can also clip the gradients.
 
-Moments are float32 whatever the parameters are. The state is named as torch.optim.AdamW's.
+All tensors of a dtype are updated by one op, and the host does not wait for the GPU. The moments are float32 for every
+dtype of the parameters. The state has the names of torch.optim.AdamW's.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,10 +19,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class AdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019).
 
-    Args: params, lr, betas, eps and weight_decay as for torch.optim.AdamW; max_norm: what the norm of all gradients
-    together is clipped to in every step, as clip_grad_norm_ does, None for no clipping (the norm is kept as ``norm``);
-    stochastic_rounding: parameters in bfloat16 are rounded up or down at random, so that small updates are not lost;
-    seed: of that, by default from torch's generator.
+    Args:
+        params, lr, betas, eps, weight_decay: as for torch.optim.AdamW.
+        max_norm: every step clips the norm of all gradients together to it, as clip_grad_norm_ does, and stores the
+            norm as ``norm``. None: no clipping.
+        stochastic_rounding: rounds parameters in bfloat16 up or down at random, so that small updates are not lost.
+        seed: the seed of the rounding, by default from torch's generator.
+
     Errors: ValueError for a number out of range; TypeError for parameters that are neither float32, bfloat16 nor
     float16, or are float16 with stochastic_rounding; RuntimeError in ``step`` for a sparse gradient.
     """
@@ -60,7 +64,7 @@ class AdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of all parameters that have a gradient; returns what ``closure``, if given, returns."""
+        """Updates all parameters that have a gradient. Returns the result of ``closure``, if one is given."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -78,15 +82,15 @@ class AdamW(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """As torch's, where every parameter has a count of its own."""
+        """The state as torch's AdamW has it, where each parameter has its own ``step`` tensor."""
         found = super().state_dict()
         found["state"] = {number: state | dict(step=state["step"].clone()) for number, state in found["state"].items()}
         return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, which would hold the moments in the parameters' dtype; here they stay float32.
+        """Loads a state of this class or of torch's AdamW. The moments stay float32, unlike in torch's.
 
-        Errors: ValueError for the state of another rule, amsgrad or maximize.
+        Errors: ValueError for a state with amsgrad or maximize.
         """
         for name in ("amsgrad", "maximize"):
             if any(group.get(name) for group in state_dict["param_groups"]):
@@ -102,7 +106,7 @@ class AdamW(torch.optim.Optimizer):
                 self.state[p]["step"] = steps.setdefault((p.device, p.dtype, float(saved["step"])), step)
 
     def _clip(self) -> dict[torch.device, Tensor]:
-        """By device the factor on the gradients; ``norm`` becomes theirs."""
+        """Computes ``norm`` and returns the factor on the gradients for each device."""
         if self.max_norm is None:
             return {}
         alike: dict[tuple, list[Tensor]] = {}
@@ -118,7 +122,7 @@ class AdamW(torch.optim.Optimizer):
         return {device: factor.to(device) for device, _ in alike}
 
     def _alike(self, parameters: list[Tensor]) -> list[list[Tensor]]:
-        """Those with a gradient, by device, dtype and the count of their steps, a tensor that they share."""
+        """Groups the parameters that have a gradient by device, dtype and ``step``, a tensor that a group shares."""
         found: dict[tuple, list[Tensor]] = {}
         fresh: dict[tuple, Tensor] = {}
         for p in parameters:
@@ -136,7 +140,7 @@ class AdamW(torch.optim.Optimizer):
         return list(found.values())
 
     def _seed(self, group: int, device: torch.device) -> Tensor:
-        """Of a group, so that no two draw the same numbers."""
+        """The seed (1,) of a group. It differs from group to group, so that no two draw the same numbers."""
         if (group, device) not in self._seeds:
             wrapped = (self.seed + group + 2**63) % 2**64 - 2**63
             self._seeds[group, device] = torch.tensor([wrapped], device=device)

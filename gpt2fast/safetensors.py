@@ -1,4 +1,7 @@
-"""The safetensors format: 8 bytes of header length, a JSON header, the tensors' bytes. Checked whole before use."""
+"""Reads and writes the safetensors format: 8 bytes with the length of the header, a JSON header, the tensors' bytes.
+
+The whole header is checked before a tensor is read.
+"""
 
 import json
 import math
@@ -32,7 +35,7 @@ BLOCK = 8 << 20
 
 
 class _File:
-    """A file that stays open: what is read later is of the file whose header was checked, whatever its name is then."""
+    """A file that stays open. Later reads come from the file whose header was checked, even if the name changes."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -53,7 +56,7 @@ class _File:
 
 @dataclass
 class Stored:
-    """One tensor of a file: what it is and where its bytes are. A dtype that is none of DTYPES is its name."""
+    """One tensor of a file and the place of its bytes. A dtype that is not in DTYPES is kept as its name."""
 
     file: _File
     name: str
@@ -68,9 +71,9 @@ class Stored:
         return self.dtype
 
     def copy_to(self, out: Tensor) -> None:
-        """Fills ``out``, contiguous and of this shape: straight into its memory where the dtype is the same.
+        """Fills ``out``, which is contiguous and of this shape. With the same dtype, it is read directly into memory.
 
-        Errors: TypeError for a dtype that is none of DTYPES.
+        Errors: TypeError for a dtype that is not in DTYPES.
         """
         if out.dtype == self.need_known_dtype():
             self.file.fill(bytes_of(out), self.offset)
@@ -81,7 +84,7 @@ class Stored:
             done += block.numel()
 
     def blocks(self) -> Iterator[Tensor]:
-        """The elements in order, a few MiB at a time; a block is valid until the next."""
+        """The elements in order, a few MiB at a time. A block is valid until the next one."""
         dtype, rest, at = self.need_known_dtype(), math.prod(self.shape), self.offset
         space = torch.empty(min(rest, BLOCK // dtype.itemsize), dtype=dtype)
         while rest:
@@ -93,10 +96,10 @@ class Stored:
 
 
 def read(path: str | Path) -> dict[str, Stored]:
-    """The tensors of a file by name, from its header; the file stays open while one of them is there.
+    """The tensors of a file by name. Only the header is read. The file stays open as long as one of them exists.
 
-    Errors: ValueError saying what is wrong with the file. A dtype that is none of DTYPES is an error of its tensor,
-    when that is read.
+    Errors: ValueError that says what is wrong with the file. A dtype that is not in DTYPES raises only when its tensor
+    is read.
     """
     path = Path(path)
 
@@ -163,9 +166,9 @@ def _short(value) -> str:
 
 
 def write(path: str | Path, tensors: dict[str, Tensor]) -> None:
-    """Writes CPU or GPU tensors; the header says ``format: pt``, which transformers asks for.
+    """Writes CPU or GPU tensors. The header says ``format: pt``, which transformers requires.
 
-    Errors: TypeError for a dtype that is none of DTYPES, before the file is touched.
+    Errors: TypeError for a dtype that is not in DTYPES, before the file is touched.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in NAMES:
@@ -174,7 +177,7 @@ def write(path: str | Path, tensors: dict[str, Tensor]) -> None:
             raise TypeError(f"gpt2fast.safetensors.write: {name} must have one of the dtypes {known}, got {got}")
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     at = 0
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide dtypes first: all aligned
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide first: all aligned
     for name in order:
         tensor = tensors[name]
         size = tensor.numel() * tensor.element_size()

@@ -1,7 +1,8 @@
-"""Derivatives of the ops that compute derivatives, for gradients of gradients (``create_graph=True``).
+"""Derivatives of backward ops, for gradients of gradients (``create_graph=True``).
 
-A backward op takes what its forward op saved, a row's mean for example, as if it were given. Its derivative must not:
-the mean changes with x. So both are taken through the forward op's reference, which PyTorch differentiates twice.
+A backward op gets what its forward op saved, such as the mean of a row, as an argument. Its derivative must not treat
+that as a constant, because the mean changes with x. Second derivatives are therefore computed by PyTorch, which
+differentiates the reference of the forward op twice.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def gradients(declared: "Op", args: dict[str, Any], create_graph: bool = False) -> tuple[Tensor, ...]:
-    """What the backward op ``declared`` computes for ``args``, by autograd through its forward op's reference.
+    """Computes the outputs of the backward op ``declared`` for ``args``, by autograd through the forward reference.
 
-    An input of the forward op that nobody saved gets zeros: the gradients do not depend on it.
+    An input of the forward op that is not among ``args`` is replaced by zeros: the gradients do not depend on it.
     """
     forward = declared.derivative_of
     first = next(v for v in args.values() if isinstance(v, Tensor) and v.is_floating_point())
@@ -52,7 +53,7 @@ def gradients(declared: "Op", args: dict[str, Any], create_graph: bool = False) 
 
 
 def setup(declared: "Op"):
-    """For ``torch.library.register_autograd``: keeps every argument, which a usual backward pass does not ask for."""
+    """The ``setup_context`` for ``torch.library.register_autograd``. It keeps every argument of the backward op."""
 
     def keep(ctx, inputs, output) -> None:
         values = dict(zip(declared.names, inputs))
@@ -63,6 +64,8 @@ def setup(declared: "Op"):
 
 
 def derivative(declared: "Op"):
+    """The derivative of the backward op ``declared``, for ``torch.library.register_autograd``."""
+
     def differentiate(ctx, *grads):
         if torch.is_grad_enabled():
             raise RuntimeError(f"{declared.qualified} is differentiated once more at most")

@@ -1,4 +1,4 @@
-"""A streamer for ``generate``: put(tokens) gets the prompt first, then each step's tokens; end() closes."""
+"""A streamer for ``generate``, which calls put(tokens) with the prompt, put(tokens) after each step, and then end()."""
 
 import sys
 from collections.abc import Callable
@@ -8,9 +8,10 @@ from torch import Tensor
 
 
 class TextStreamer:
-    """Writes one row's text as it is generated, whole characters only.
+    """Writes the text of one row while it is generated, in whole characters.
 
-    ``write`` takes each piece of text, by default to standard output at once. ``skip_prompt`` leaves the prompt out.
+    ``write`` gets each piece of text. By default, it writes to standard output at once. ``skip_prompt`` leaves the
+    prompt out.
     """
 
     def __init__(self, tokenizer: Any, write: Callable[[str], Any] | None = None, skip_prompt: bool = False):

@@ -1,8 +1,9 @@
-"""Many tensors in one launch of a GPU kernel, of any backend: tables on the device say where their numbers are.
+"""Lists of tensors for one launch of a GPU kernel, for any backend.
 
-A launch has a program, which CUDA C++ calls a block, for each block of numbers of each tensor. Which numbers those are
-it reads from two tables: of every tensor its addresses and size, and of every program its tensor and the number of its
-block in that. The tables are kept for as long as the addresses are the same, which they are from step to step.
+The numbers of each tensor are split into blocks of equal size. A launch has one program (a block in CUDA C++) for each
+of these. Two tables in GPU memory tell a program which numbers it has. The first has the addresses and the size of each
+tensor. The second has, for each program, the number of its tensor and the number of its block in that tensor. The
+tables are kept and used again as long as the addresses stay the same, as they do from one step to the next.
 """
 
 import array
@@ -16,11 +17,11 @@ from torch import Tensor
 from . import backends, extension
 
 COLUMNS = 5  # of the table of tensors: weight, gradient, both moments, size; unused ones are 0
-KEPT = 16  # tables
+KEPT = 16  # the number of pairs of tables that are kept
 
 
 class _Tables:
-    """The tables of a launch: of its tensors (n, COLUMNS) and of its programs (p, 2), on the device."""
+    """The two tables of a launch, on the device: ``tensors`` (n, COLUMNS) int64 and ``programs`` (p, 2) int32."""
 
     def __init__(self, block: int, found: bytes, lists: int, device: torch.device):
         *addresses, sizes = np.frombuffer(found, np.int64).reshape(lists + 1, -1)
@@ -37,7 +38,7 @@ _tables_of = functools.lru_cache(KEPT)(_Tables)
 
 
 def _addresses(*lists: Sequence[Tensor]) -> bytes | None:
-    """What ``addresses`` of the C++ extension finds, without it."""
+    """Does in Python what ``addresses`` of the C++ extension does: the addresses and then the sizes, as bytes."""
     if not all(t.is_contiguous() for tensors in lists for t in tensors):
         return None
     found = [t.data_ptr() for tensors in lists for t in tensors]
@@ -45,9 +46,11 @@ def _addresses(*lists: Sequence[Tensor]) -> bytes | None:
 
 
 def tables(block: int, *lists: Sequence[Tensor]) -> _Tables | None:
-    """Of lists of dense tensors, of which one member each belongs together; ``block``: numbers a program. None where
-    one of them is not dense."""
-    if extension._C is None or backends.cpu_counts_as_cuda():  # the PTX machine watches who asks for an address
+    """The tables for lists of tensors; the members at the same place in each list belong together.
+
+    ``block`` is how many numbers a program has. Returns None where a tensor is not dense.
+    """
+    if extension._C is None or backends.cpu_counts_as_cuda():  # the PTX machine notes whose address is taken
         found = _addresses(*lists)
     else:
         found = extension._C.addresses(lists)
@@ -57,8 +60,10 @@ def tables(block: int, *lists: Sequence[Tensor]) -> _Tables | None:
 def objection_to_lists(
     where: str, objection: Callable[..., str | None], what: str, tensors: Sequence[Tensor], *changed: Sequence[Tensor]
 ) -> str | None:
-    """Why kernels named ``what`` do not cover lists of tensors, of which those ``changed`` are changed in place, or
-    None; ``objection``: what the backend named ``where`` answers of one tensor."""
+    """Why kernels named ``what`` of the backend named ``where`` do not cover lists of tensors, or None.
+
+    ``objection`` answers that for a single tensor. The lists ``changed`` are changed in place.
+    """
     if not tensors:
         return f"{what} in {where} takes at least one tensor"
     if found := objection(what, tensors[0]):

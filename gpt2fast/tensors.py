@@ -1,4 +1,4 @@
-"""Tensors and numbers as kernels for GPUs take them."""
+"""Converts tensors and numbers to the form that GPU kernels take."""
 
 import struct
 from collections.abc import Callable, Sequence
@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-SEGMENT = 256  # sorted rows of embedding_backward that are one sum at most: kSegmentRows in csrc/cuda/kernels.h
+SEGMENT = 256  # embedding_backward sums up to this number of sorted rows at a time: kSegmentRows in csrc/cuda/kernels.h
 
 
 def empty_as(x: Tensor) -> Tensor:
-    """Room for a contiguous tensor of x's shape and dtype, in half the time that the host takes for a shape."""
+    """An uninitialised contiguous tensor of x's shape and dtype. A call with a shape takes the host twice as long."""
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def dense_rows(x: Tensor) -> tuple[Tensor, int]:
-    """x and its row stride: as it is where rows lie at one stride and are dense, else a contiguous copy."""
+    """x and its row stride. x is copied only where its rows are not dense or have no common stride."""
     if x.is_contiguous():
         return x, x.shape[-1]
     stride = row_stride(x.shape, x.stride())
@@ -23,7 +23,7 @@ def dense_rows(x: Tensor) -> tuple[Tensor, int]:
 
 
 def row_stride(sizes: Sequence[int], strides: Sequence[int]) -> int | None:
-    """The one stride at which the rows (..., K) lie, None where there is no such stride or they are not dense."""
+    """The common stride of the rows (..., K), or None where there is none or the rows are not dense."""
     columns, stride, expected = sizes[-1], None, None
     if 0 in sizes:
         return columns
@@ -41,12 +41,12 @@ def row_stride(sizes: Sequence[int], strides: Sequence[int]) -> int | None:
 
 
 def dense_heads(*tensors: Tensor) -> list[Tensor]:
-    """The tensors (..., D) as they are where the last dimension is dense, else copies."""
+    """The tensors (..., D). Those whose last dimension is not dense are copied."""
     return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
 
 
 def dense_mask(mask: Tensor | None) -> tuple[Tensor | None, int]:
-    """mask (B, S), its keys dense, and its stride of the batch."""
+    """mask (B, S) with a dense last dimension, and the stride of its batch dimension."""
     if mask is None:
         return None, 0
     mask = mask if mask.stride(1) == 1 or mask.shape[1] == 1 else mask.contiguous()
@@ -59,7 +59,7 @@ def broadcast_strides(bias: Tensor | None) -> list[int]:
 
 
 def float64_bits(x: float) -> int:
-    """A float64 as the int64 of its bits: as a float, a kernel would get it in float32."""
+    """The bits of a float64 as an int64: a float argument would reach a kernel as float32."""
     return struct.unpack("q", struct.pack("d", x))[0]
 
 
@@ -73,11 +73,11 @@ def table_gradients(
     token_types: Tensor | None,
     start: int,
 ) -> tuple[Tensor, Tensor]:
-    """What embedding_backward returns, by two calls of ``add_rows(row, source, dy, stride, out, parts)``.
+    """Computes the outputs of embedding_backward by two calls of ``add_rows(row, source, dy, stride, out, parts)``.
 
-    It adds row ``source[n] % R`` of dy's R rows to row ``row[n]`` of out, which is zeros, for all n and in their order;
-    ``row`` is sorted. parts is workspace: two rows in float32 for each segment of ``SEGMENT`` of the sorted rows, None
-    where there is only one segment.
+    For every n, in this order, ``add_rows`` adds row ``source[n] % R`` of dy (R rows) to row ``row[n]`` of out, which
+    is zeros before. ``row`` is sorted. ``parts`` is workspace: two rows in float32 for each segment of ``SEGMENT``
+    sorted rows, or None where there is only one segment.
     """
     B, T, C = dy.shape
     dy, stride = dense_rows(dy)

@@ -1,7 +1,8 @@
-"""Text to tokens and back: GPT-2's byte-level BPE, by the tokenizers library. Streaming never splits a character.
+"""Converts text to tokens and back: GPT-2's byte-level BPE, by the tokenizers library.
 
-What stands beside the vocabulary is obeyed as transformers' GPT2Tokenizer does: added and special tokens,
-``add_prefix_space``, ``add_bos_token``. Text is never "cleaned up": ``decode`` gives what the tokens say.
+The files next to the vocabulary are read as transformers' GPT2Tokenizer reads them: added and special tokens,
+``add_prefix_space``, ``add_bos_token``. ``decode`` returns exactly the text of the tokens and does not "clean it up".
+Streaming never splits a character.
 """
 
 import codecs
@@ -20,7 +21,10 @@ END = "<|endoftext|>"
 
 
 def _bytes_by_character() -> dict[str, int]:
-    """The printable stand-in that GPT-2's vocabulary has for each byte: itself, or one from 256 on."""
+    """The byte for each character of GPT-2's vocabulary.
+
+    The vocabulary writes each byte as a printable character: the character of that number, or one from 256 on.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -29,8 +33,8 @@ def _bytes_by_character() -> dict[str, int]:
 class Tokenizer:
     """A tokenizer from ``tokenizer.json``, or GPT-2's byte-level BPE from ``vocab.json`` and ``merges.txt``.
 
-    ``end`` is the end-of-text token, ``pad`` what ``batch`` fills rows with, ``start`` and ``stop`` are what ``encode``
-    puts before and after every text; None where there is none.
+    ``end`` is the end-of-text token, ``pad`` is the token that ``batch`` fills rows with, and ``start`` and ``stop``
+    are the tokens that ``encode`` puts before and after every text. Each of them is None where there is none.
     """
 
     def __init__(
@@ -55,11 +59,11 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **hub: Any) -> "Tokenizer":
-        """From a folder or, by name, from the Hugging Face hub (``hub``: revision, token, cache_dir).
+        """Reads a tokenizer from a folder, or by name from the Hugging Face hub (``hub``: revision, token, cache_dir).
 
-        ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` are read where they are.
-        Errors: FileNotFoundError where neither is in the folder, ValueError where a file is corrupt or asks for what
-        cannot be done, OSError where the hub does not give it.
+        ``tokenizer_config.json``, ``special_tokens_map.json`` and ``added_tokens.json`` are read if they exist.
+        Errors: FileNotFoundError where the folder has no tokenizer, ValueError where a file is corrupt or needs
+        something that is not supported, OSError where the hub cannot be read.
         """
         try:
             from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -104,14 +108,14 @@ class Tokenizer:
         return ids, mask
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes that a token stands for; none for a number that is no token."""
+        """The bytes of a token; empty for a number that is not a token."""
         text = self._added.get(token) or self._tokenizer.id_to_token(token) or ""
-        if all(c in self._bytes for c in text):  # of added tokens too, as the library's decoder has it
+        if all(c in self._bytes for c in text):  # for added tokens too, as in the library's decoder
             return bytes(self._bytes[c] for c in text)
         return text.encode()
 
     def is_part(self, token: int) -> bool:
-        """Whether it is one of several bytes that are decoded together, in a tokenizer with tokens like ``<0xE2>``."""
+        """Whether the token is a single byte such as ``<0xE2>``, which is decoded together with those next to it."""
         return (
             self._falls_back and re.fullmatch("<0x[0-9A-F]{2}>", self._tokenizer.id_to_token(token) or "") is not None
         )
@@ -121,7 +125,7 @@ class Tokenizer:
 
 
 class SideFiles:
-    """What stands beside a vocabulary, as transformers reads it: the config and, where it lists no tokens, the maps."""
+    """The files next to a vocabulary, read as transformers does: the config, and the maps if it lists no tokens."""
 
     NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -137,7 +141,7 @@ class SideFiles:
         return read_object(path) if path.is_file() else {}
 
     def name(self, key: str, default: str | None = None) -> str | None:
-        """The text of a named token, which may be written as a string or as an object with its ``content``."""
+        """The text of a named token. A file has it as a string or as an object with ``content``."""
         value = self.config.get(key, default)
         return None if value is None else str(_token(f"{key} of {self.folder}", value))
 
@@ -148,7 +152,7 @@ class SideFiles:
         return wanted
 
     def frame(self, whole: bool) -> dict[str, str | None]:
-        """What every text begins and ends with; a tokenizer.json (``whole``) says that itself."""
+        """The tokens before and after every text. With ``whole``, a tokenizer.json, that file itself has them."""
         begins, ends = self._switch("add_bos_token"), self._switch("add_eos_token")
         return dict(
             start=self.name("bos_token", END) if begins and not whole else None,
@@ -162,7 +166,7 @@ class SideFiles:
         tokenizer.encode_special_tokens = bool(self._switch("split_special_tokens"))
 
     def add_tokens(self, tokenizer) -> None:
-        """Adds the tokens that are listed, by their numbers, then the named ones; what the vocabulary has stays so."""
+        """Adds the listed tokens in the order of their numbers, then the named ones. Known tokens are not changed."""
         specials = self._specials(tokenizer, self.NAMED, "extra_special_tokens")
         listed = self._listed({str(token) for token in specials})
         specials += self._specials(tokenizer, (), "additional_special_tokens")
@@ -195,7 +199,7 @@ class SideFiles:
         }
 
     def _specials(self, tokenizer, named: Sequence[str], further: str) -> list[Any]:
-        """Special tokens by their names and of a list; GPT-2's end of text where the vocabulary has it."""
+        """The special tokens with these names, those of a list, and GPT-2's end of text if the vocabulary has it."""
         found = [(name, self.config.get(name)) for name in named]
         more = self.config.get(further) or []
         found += [(further, token) for token in (more.values() if isinstance(more, dict) else more)]
@@ -205,7 +209,7 @@ class SideFiles:
 
 
 def _token(where: str, token: Any, **flags: bool) -> Any:
-    """An AddedToken of what a file has: its text, or an object with ``content`` and flags."""
+    """The AddedToken of an entry in a file, which is its text or an object with ``content`` and flags."""
     from tokenizers import AddedToken
 
     try:
@@ -219,17 +223,17 @@ def _token(where: str, token: Any, **flags: bool) -> Any:
 
 
 ALONE = ("ByteLevel", "WordPiece", "Metaspace", "BPEDecoder")
-BY_TOKEN = ("Replace", "ByteFallback")  # they see one token each, or the bytes of a run of them
+BY_TOKEN = ("Replace", "ByteFallback")  # these decode each token alone, or a run of byte tokens
 
 
 def _decoder_obstacle(decoder: dict[str, Any] | None) -> str | None:
-    """What of a decoder is none of those whose text only grows with every token; None where all is."""
+    """The part of a decoder that could change text it has already given when a token follows; None if there is none."""
     if decoder is None or decoder["type"] in ALONE:
         return None
     parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     if len(parts) == 1 and parts[0]["type"] in ALONE:
         return None
-    fused = False  # from then on a part sees the whole text
+    fused = False  # after Fuse, a part sees the whole text
     for part in parts:
         kind = part["type"]
         strips_first = kind == "Strip" and part["start"] <= 1 and not part["stop"]
@@ -240,9 +244,9 @@ def _decoder_obstacle(decoder: dict[str, Any] | None) -> str | None:
 
 
 class StreamOfAny:
-    """As Stream, for tokenizers whose tokens are no bytes: a token's text may depend on those around it.
+    """As Stream, for tokenizers that are not byte-level. There, the text of a token may depend on those around it.
 
-    It decodes the tokens since the last but one piece, and gives what that adds to the last piece.
+    It decodes the tokens of the last piece together with the new ones, and returns what is new.
     """
 
     def __init__(self, tokenizer: Tokenizer):
@@ -251,7 +255,7 @@ class StreamOfAny:
 
     def _begin(self) -> None:
         self._tokens: list[int] = []
-        self._from, self._to, self._given = 0, 0, 0  # the last piece is of tokens [from, to); characters given so far
+        self._from, self._to, self._given = 0, 0, 0  # the last piece has the tokens [from, to); characters so far
 
     def put(self, token: int) -> str:
         self._tokens.append(token)
@@ -259,21 +263,21 @@ class StreamOfAny:
             return ""
         known = self._tokenizer.decode(self._tokens[self._from : self._to])
         piece = self._tokenizer.decode(self._tokens[self._from :])[len(known) :]
-        if known:  # without it the next token would be the window's first, of which some decoders take off the space
+        if known:  # else the next token would be the first decoded, where some decoders drop a space
             self._from = self._to
         self._to = len(self._tokens)
         self._given += len(piece)
         return piece
 
     def end(self) -> str:
-        """What is left where the last tokens were not yet a whole character."""
+        """The rest of the text, where the last tokens did not complete a character."""
         rest = self._tokenizer.decode(self._tokens)[self._given :]
         self._begin()
         return rest
 
 
 class Stream:
-    """Decodes token by token: the pieces joined are ``decode`` of all, and a character comes when it is whole."""
+    """Decodes token by token. A character is returned when it is complete. The pieces joined are ``decode`` of all."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -283,7 +287,7 @@ class Stream:
         return self._decoder.decode(self._tokenizer.token_bytes(token))
 
     def end(self) -> str:
-        """What is left of a character that never became whole, as a replacement character."""
+        """A replacement character for an incomplete character at the end, or an empty text."""
         rest = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return rest

@@ -1,4 +1,4 @@
-"""Checkpoints: finding them, checking that they fit, reading safetensors and .bin files, sharded or not, and saving."""
+"""Checkpoints: finds, checks, reads and saves them. It reads safetensors and .bin files, sharded or not."""
 
 import json
 import os
@@ -26,7 +26,7 @@ HUB_FILES = TOKENIZER_FILES + ["config.json", "generation_config.json", "model*.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 PREFIX = "transformer."
-UNUSED = "multiple_choice_head"  # what of a GPT2DoubleHeadsModel has no part in its text
+UNUSED = "multiple_choice_head"  # a part of a GPT2DoubleHeadsModel that text generation does not need
 MOST_LISTED = 8
 
 
@@ -39,7 +39,7 @@ def parse_dtype(name: str | None) -> torch.dtype | None:
 
 
 def native_name(name: str) -> str:
-    """A checkpoint's name as GPT2 has it: ``transformer.h.0.ln_1.weight`` to ``h.0.ln_1.weight``."""
+    """Converts a checkpoint's name to that of GPT2: ``transformer.h.0.ln_1.weight`` to ``h.0.ln_1.weight``."""
     return name.removeprefix(PREFIX)
 
 
@@ -53,8 +53,9 @@ def locate(
 ) -> Path:
     """The folder of a checkpoint: ``source`` itself, or a copy of the Hugging Face hub's repository of that name.
 
-    ``weights`` False: its tokenizer is enough. ``revision`` (branch, tag or commit), ``token`` and ``cache_dir`` are
-    the hub's. Errors: FileNotFoundError for what is neither, OSError where the hub does not give it.
+    ``weights`` False fetches the tokenizer only. ``revision`` (branch, tag or commit), ``token`` and ``cache_dir`` are
+    those of the hub. Errors: FileNotFoundError where ``source`` is neither a folder nor a name, OSError where the hub
+    cannot be read.
     """
     path = Path(source)
     if path.is_dir():
@@ -85,7 +86,7 @@ def locate(
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; ValueError that names the file where it holds anything else."""
+    """The JSON object in a file. Raises ValueError that names the file where it has anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -96,7 +97,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def load_config(folder: Path) -> Config:
-    """The folder's config.json, with the end and padding tokens of its generation_config.json, if it has one."""
+    """The folder's config.json. The end and padding tokens are those of its generation_config.json, if it has one."""
     config = Config.load(folder / "config.json")
     path = folder / "generation_config.json"
     if not path.is_file():
@@ -106,7 +107,7 @@ def load_config(folder: Path) -> Config:
 
 
 def check(expected: dict[str, tuple], found: dict[str, tuple], where: str | Path) -> None:
-    """Raises ValueError listing all names that are missing or surplus and all shapes that differ."""
+    """Raises ValueError that lists all missing and surplus names and all shapes that differ."""
     lines = []
     for word, names in (("missing", expected.keys() - found.keys()), ("surplus", found.keys() - expected.keys())):
         if names:
@@ -140,7 +141,7 @@ class Loaded:
 
 
 def check_layers(n_layer: int, tensors: int, where: str | Path) -> None:
-    """Raises ValueError where a config has more layers than ``where`` has tensors: such a model is not even begun."""
+    """Raises ValueError where a config has more layers than ``where`` has tensors. Such a model must not be built."""
     if n_layer > tensors:
         raise ValueError(
             f"gpt2fast: the config does not fit the weights of {where}: "
@@ -151,9 +152,9 @@ def check_layers(n_layer: int, tensors: int, where: str | Path) -> None:
 def load(
     where: Path, stored: dict[str, Any], expected: dict[str, tuple], dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """The tensors named and shaped as ``expected``, in that dtype (None: that of the file's wte.weight).
+    """Reads the tensors. Their names and shapes must be those of ``expected``; they are converted to ``dtype``.
 
-    ``where`` and ``stored`` are what ``open_weights`` gives.
+    ``dtype`` None is that of the file's wte.weight. ``where`` and ``stored`` are the results of ``open_weights``.
     """
     stored = {native_name(n): s for n, s in stored.items()}
     stored = {n: s for n, s in stored.items() if not (BUFFER.fullmatch(n) or n.startswith(UNUSED))}
@@ -165,7 +166,7 @@ def load(
     dtype = dtype or stored["wte.weight"].dtype
     state = memory.empty(expected, dtype)
     largest_first = sorted(stored, key=lambda n: -state[n].numel())
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # first touch of memory is half of the time
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # half of the time is the first access to memory
         list(pool.map(lambda name: stored[name].copy_to(state[name]), largest_first))
     if head is not None and not _equal(head, state["wte.weight"]):
         raise ValueError(
@@ -187,7 +188,7 @@ def _equal(stored, tensor: Tensor) -> bool:
 
 
 def open_weights(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The first of FILES that the folder has, and its tensors by the file's names."""
+    """The path of the first of FILES that the folder has, and its tensors by their names in the file."""
     for name in FILES:
         path = folder / name
         if path.is_file():
@@ -231,7 +232,7 @@ def _open_file(path: Path) -> dict:
 
 
 def save(folder: str | Path, config: Config, state: dict[str, Tensor]) -> None:
-    """Writes both files beside the old ones and puts them in place only when both are whole."""
+    """Writes both files next to the old ones, and replaces the old ones only when both are complete."""
     folder = Path(folder)
     dtype = dtype_name(state["wte.weight"].dtype)
     named = {name if name.startswith("lm_head.") else PREFIX + name: tensor for name, tensor in state.items()}

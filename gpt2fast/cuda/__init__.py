@@ -1,6 +1,10 @@
-"""The kernels of csrc/cuda for torch's tensors, one file an op. Nothing is imported here."""
+"""Calls of the kernels in csrc/cuda with torch's tensors. Nothing is imported here.
 
-# By op the file that calls its kernel; ops of one formula share a file.
+Each file allocates the outputs, passes pointers, sizes and strides to a launcher, and says which calls it covers. The
+kernels themselves, and how they split the work, are in csrc/cuda.
+"""
+
+# From an op to the file that calls its kernel. An op and its gradients often share a file.
 MODULES = dict(
     attention="attention",
     attention_backward="attention_backward",

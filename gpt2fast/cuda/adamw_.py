@@ -1,4 +1,4 @@
-"""adamw_ by csrc/cuda/adamw.cu."""
+"""adamw_ by csrc/cuda/adamw.cu: one launch for all tensors."""
 
 import math
 
@@ -6,7 +6,7 @@ from ..tensor_lists import objection_to_lists, tables
 from .library import DTYPES, call, objection
 
 SOURCE = "adamw.cu"
-BLOCK = 2048  # numbers: kAdamwNumbers in csrc/cuda/kernels.h
+BLOCK = 2048  # numbers of a block: kAdamwNumbers in csrc/cuda/kernels.h
 
 
 def adamw_(

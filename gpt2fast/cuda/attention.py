@@ -7,11 +7,11 @@ from . import library
 from .library import DTYPES, call
 
 SOURCE = "attention.cu"
-WIDEST = 256  # head size: kLargestHead in csrc/cuda/attention.cuh
+WIDEST = 256  # the largest head size: kLargestHead in csrc/cuda/attention.cuh
 
 
 def arguments(q, k, v, mask, bias, out, lse, seed, causal, window, scale, dropout_p):
-    """AttentionArgs of csrc/ops.h, field by field."""
+    """The fields of AttentionArgs in csrc/ops.h, in their order."""
     B, T, H, D = q.shape
     mask, stride_mask_b = dense_mask(mask)
     strides = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], stride_mask_b, *broadcast_strides(bias)

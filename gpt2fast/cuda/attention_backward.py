@@ -18,7 +18,7 @@ def attention_backward(
         return dq.zero_(), dk.zero_(), dv.zero_(), dbias.zero_()
     dout, out, q, k, v = dense_heads(dout, out, q, k, v)
     if bias is not None and any(step == 0 and n > 1 for n, step in zip(bias.shape, bias.stride())):
-        bias = bias.contiguous()  # to the kernel a stride of 0 says that dbias has size 1 there
+        bias = bias.contiguous()  # the kernel takes a stride of 0 to mean that dbias has size 1 there
     lse = lse.contiguous()
     delta, excess = torch.empty_like(lse), torch.empty_like(lse)
     call(

@@ -1,4 +1,4 @@
-"""Builds the CUDA kernels of a package of one's own."""
+"""Builds the CUDA kernels of a package of your own."""
 
 import functools
 import os
@@ -15,10 +15,10 @@ def build_cuda(
     include: Sequence[str | os.PathLike] = (),
     flags: Sequence[str] = (),
 ) -> Path:
-    """Compiles CUDA C++ with nvcc into one shared library, which ``CudaLibrary`` calls; gives its path.
+    """Compiles CUDA C++ with nvcc into one shared library for ``CudaLibrary``, and returns its path.
 
-    No GPU is needed, and torch is not linked. A library that is newer than its sources, the headers beside them and
-    those in ``include`` stays as it is.
+    No GPU is needed, and torch is not linked. Nothing is compiled where the library is newer than its sources, the
+    headers next to them and those in ``include``.
 
     Args:
         out: the file to write, ``my_package/_cuda.so``.
@@ -26,9 +26,9 @@ def build_cuda(
         include: more folders of headers.
         flags: more options of nvcc.
 
-    ``TORCH_CUDA_ARCH_LIST`` names the compute capabilities, ``"8.0 9.0+PTX"``; without it all are built that nvcc knows
-    of those from 8.0 on. Raises ValueError without sources and for capabilities that are none, RuntimeError without
-    nvcc or with its words where something does not compile, FileNotFoundError for a source that is not there.
+    ``TORCH_CUDA_ARCH_LIST`` names the compute capabilities, such as ``"8.0 9.0+PTX"``. By default they are all that
+    nvcc knows from 8.0 on. Raises ValueError without sources or for a capability that is not valid, RuntimeError
+    without nvcc or with its message where something does not compile, and FileNotFoundError for a missing source.
     """
     if not sources:
         raise ValueError("gpt2fast.build_cuda: sources must be at least one .cu file, got none")

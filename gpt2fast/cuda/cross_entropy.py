@@ -24,7 +24,7 @@ def cross_entropy(logits, targets, ignore_index=-100, label_smoothing=0.0, reduc
 
 
 def total_of_rows(loss, targets, ignore_index, reduction):
-    """The sum of the rows' losses, or their mean."""
+    """The sum or the mean () of the rows' losses (R,)."""
     total, mean = loss.new_empty(()), int(reduction == "mean")
     call(SOURCE, "gpt2fast_cross_entropy_reduce", loss, targets, total, loss.shape[0], ignore_index, mean)
     return total
@@ -33,7 +33,7 @@ def total_of_rows(loss, targets, ignore_index, reduction):
 def cross_entropy_backward(dloss, logits, targets, lse, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
     R, V = logits.shape
     dlogits = logits.new_empty((R, V))
-    scale = dloss.new_empty(()) if reduction == "mean" else None  # of the rows that count
+    scale = dloss.new_empty(()) if reduction == "mean" else None  # workspace: the gradient of each row's loss
     stride_dloss = dloss.stride(0) if reduction == "none" else 0
     logits, stride = dense_rows(logits)
     call(

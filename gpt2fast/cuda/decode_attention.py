@@ -7,8 +7,8 @@ from .attention import objection
 from .library import DTYPES, call
 
 SOURCE = "decode_attention.cu"
-SPLIT = 64  # keys of a block: kSplitKeys in csrc/cuda/kernels.h
-MOST_TOKENS = 8  # kMostNewTokens there
+SPLIT = 64  # the number of keys of a block: kSplitKeys in csrc/cuda/kernels.h
+MOST_TOKENS = 8  # the largest T: kMostNewTokens in csrc/cuda/kernels.h
 
 
 def decode_attention(q, k, v, lengths, starts=None, window=0, scale=None):
@@ -16,8 +16,11 @@ def decode_attention(q, k, v, lengths, starts=None, window=0, scale=None):
 
 
 def paged(q, k, v, table, lengths, starts=None, window=0, scale=None):
-    """Over a cache in pages, k and v (pages, page size, H, D): position p of row b is number p % page size of the page
-    ``table[b, p // page size]``. table (B, places) is int32 or int64, and the page size a power of two."""
+    """decode_attention over a cache in pages, k and v (pages, page size, H, D).
+
+    ``table`` (B, places), int32 or int64, has the pages of each row: position p of row b is entry p % page size of page
+    ``table[b, p // page size]``. The page size is a power of two.
+    """
     return _decode(q, k, v, table.shape[1] * k.shape[1], table, lengths, starts, window, scale)
 
 

@@ -1,4 +1,4 @@
-"""gradient_norm by csrc/cuda/gradient_norm.cu, without a host sync."""
+"""gradient_norm by csrc/cuda/gradient_norm.cu. The host does not wait for the result."""
 
 import torch
 
@@ -7,7 +7,7 @@ from ..tensor_lists import objection_to_lists, tables
 from .library import DTYPES, call, objection
 
 SOURCE = "gradient_norm.cu"
-BLOCK = 8192  # numbers: kNormNumbers in csrc/cuda/kernels.h
+BLOCK = 8192  # numbers of a block: kNormNumbers in csrc/cuda/kernels.h
 
 
 def gradient_norm(gradients, max_norm=1.0):

@@ -6,9 +6,9 @@ from ..tensors import dense_rows, empty_as
 from .library import DTYPES, call, multiprocessors, objection
 
 SOURCE = "layer_norm.cu"
-LONGEST = 16384  # columns: kLongestRow in csrc/cuda/kernels.h
-LEAST_ROWS = 8  # of a block of the backward pass, which writes 8 C bytes of its own
-BLOCKS = 4  # of the backward pass, on a multiprocessor
+LONGEST = 16384  # the largest number of columns: kLongestRow in csrc/cuda/kernels.h
+LEAST_ROWS = 8  # the backward pass gives a block about this number of rows or more: each block also writes 8 C bytes
+BLOCKS = 4  # the largest number of blocks of the backward pass for each multiprocessor
 
 
 def _forward(x, residual, weight, bias, eps):

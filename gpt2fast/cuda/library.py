@@ -1,7 +1,7 @@
-"""Calls of the extern "C" functions of a library in CUDA C++, on the current stream of a tensor's device.
+"""Calls the extern "C" functions of a library in CUDA C++, on the current stream of a tensor's device.
 
-On a GPU they are those of a shared library that nvcc built, without torch: of ours ``gpt2fast/_cuda.so``. Inside
-``gpt2fast.testing.ptx.machine()`` the same sources run as compiled PTX on CPU tensors.
+On a GPU, they are in a shared library that nvcc has built, without torch; ours is ``gpt2fast/_cuda.so``. Inside
+``gpt2fast.testing.ptx.machine()``, the same sources are compiled to PTX, which runs on CPU tensors.
 """
 
 import ctypes
@@ -20,20 +20,20 @@ PATH = Path(__file__).parents[1] / "_cuda.so"
 SOURCES = CSRC / "cuda"
 FLAGS = ("-std=c++20",)
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as DType in csrc/dtype.h
-OLDEST = (8, 0)  # compute capability
+OLDEST = (8, 0)  # the lowest compute capability
 
 
 class CudaLibrary:
-    """Kernels in CUDA C++ of a package: its sources, and the shared library that ``gpt2fast.build_cuda`` made of them.
+    """The CUDA C++ kernels of a package: the sources, and the shared library that ``gpt2fast.build_cuda`` makes.
 
     Args:
-        path: of the shared library, which must exist only where a GPU is to run it.
-        sources: the folder of the sources, which the PTX machine compiles by itself.
+        path: the path of the shared library. It is needed only where a GPU runs the kernels.
+        sources: the folder of the sources. The PTX machine compiles them itself.
         include: folders of headers besides gpt2fast's own ("cuda/device.cuh", "ops.h"), for the PTX machine.
-        fix: the command that builds the library, for the message where it is not there.
+        fix: the command that builds the library, for the error message where the library is missing.
 
-    The sources define launchers ``extern "C" int my_op(const void* x, void* y, int64_t R, ..., cudaStream_t stream)``
-    that return a cudaError_t.
+    The sources define launchers ``extern "C" int my_op(const void* x, void* y, int64_t R, ..., cudaStream_t stream)``.
+    They return a cudaError_t.
     """
 
     def __init__(
@@ -89,13 +89,14 @@ class CudaLibrary:
 
     @functools.cached_property
     def library(self) -> ctypes.CDLL:
-        """The shared library; OSError where it does not load."""
+        """The shared library. Raises OSError where it does not load."""
         return ctypes.CDLL(str(self.path))
 
     def objection(self, what: str, x: Tensor) -> str | None:
-        """Why kernels named ``what`` do not cover x's dtype and device or cannot run here, or None: for ``supports``.
+        """Why kernels named ``what`` do not cover the dtype and device of x, or cannot run here; or None.
 
-        Launchers take float32, bfloat16 and float16, as ``DTYPES[x.dtype]``, and compute capability 8.0 or newer.
+        A kernel's ``supports`` calls it. Launchers take float32, bfloat16 and float16, as ``DTYPES[x.dtype]``, and need
+        compute capability 8.0 or newer.
         """
         if x.dtype not in DTYPES:
             return f"{what} in CUDA covers float32, bfloat16 and float16, got {str(x.dtype).removeprefix('torch.')}"
@@ -106,11 +107,11 @@ class CudaLibrary:
         return self._machine_reason if backends.cpu_counts_as_cuda() else None
 
     def call(self, source: str, name: str, *args: Tensor | float | None) -> None:
-        """Calls ``name``, which ``source`` defines, with the current stream as its last argument.
+        """Calls the function ``name`` of ``source``, with the current stream as its last argument.
 
-        Tensors and None are given for pointers, floats for float, ints for int64_t. Raises RuntimeError naming the
-        function and CUDA's error where it returns one, AttributeError where there is no such function, and where the
-        PTX machine compiles the source RuntimeError with nvcc's words.
+        Tensors and None become pointers, floats become float, ints become int64_t. Raises RuntimeError with the
+        function and CUDA's error where it returns one, and AttributeError where there is no such function. On the PTX
+        machine, raises RuntimeError with nvcc's message where the source does not compile.
         """
         if backends.cpu_counts_as_cuda():
             if status := getattr(self.on_machine(source), name)(*args):
@@ -123,7 +124,7 @@ class CudaLibrary:
             raise RuntimeError(f"{name}: CUDA error {status}{self._error_text(status)}")
 
     def on_machine(self, source: str):
-        """A source as the PTX machine runs it; nvcc's work is cached by content."""
+        """A source, compiled for the PTX machine. The compiled code is cached on disk by content."""
         if source not in self._on_machine:
             from ..testing import ptx
 
@@ -138,13 +139,13 @@ class CudaLibrary:
                     f'{self.path} has no function {name!r}: define it extern "C" in a source that it is built from, '
                     f"and build again; {self.fix}"
                 )
-            function = self.library[name]  # an object of its own, so that another call may have other kinds
+            function = self.library[name]  # a new object at each access, so that each set of kinds has one
             function.argtypes, function.restype = [*kinds, ctypes.c_void_p], ctypes.c_int
             self._functions[name, kinds] = function
         return function
 
     def _error_text(self, status: int) -> str:
-        if not hasattr(self.library, "gpt2fast_error_string"):  # built by another way than build_cuda
+        if not hasattr(self.library, "gpt2fast_error_string"):  # not built by build_cuda
             return ""
         text = self.library.gpt2fast_error_string
         text.restype = ctypes.c_char_p
@@ -159,7 +160,7 @@ def _kind(value: Tensor | float | None) -> type:
 
 @functools.cache
 def multiprocessors(device: int | None) -> int:
-    """Of a device; None stands for the PTX machine's, one of the A100 class."""
+    """The number of multiprocessors of a device. None stands for the PTX machine, which is like an A100."""
     return 108 if device is None else torch.cuda.get_device_properties(device).multi_processor_count
 
 
@@ -169,7 +170,7 @@ def _capability(device: int) -> tuple[int, int]:
 
 
 class _OurLibrary(CudaLibrary):
-    """The one that setup.py builds. Its sources find their headers beside them."""
+    """The library that setup.py builds. Its sources need no include folders: the headers are next to them."""
 
     def __init__(self):
         super().__init__(PATH, SOURCES, fix="GPT2FAST_CUDA=1 pip install -e . --no-build-isolation builds it with nvcc")

@@ -1,4 +1,4 @@
-"""linear and its gradients by csrc/cuda/linear.cu, one kernel for the product of any two matrices."""
+"""linear and its gradients by csrc/cuda/linear.cu, which has one kernel for the product of any two matrices."""
 
 from functools import partial
 
@@ -6,12 +6,12 @@ from .. import products
 from .library import DTYPES, call, objection
 
 SOURCE = "linear.cu"
-# What a GPU has measured faster here than by PyTorch: (compute capability, dtype, rows, K, N). Nothing so far.
+# The products that measured faster than PyTorch's on a GPU: (compute capability, dtype, rows, K, N). None so far.
 MEASURED_FASTER: frozenset[tuple] = frozenset()
 
 
 def prepare(dtype, a, b, out, stride_residual=0, form=0, backward=False, which=0):
-    """A function that fills ProductArgs of csrc/ops.h, field by field, and launches, as gpt2fast/products.py has it."""
+    """``prepare`` of gpt2fast/products.py. ``launch`` passes the fields of ProductArgs in csrc/ops.h, in order."""
     (M, K, *strides_a), (_, N, *strides_b) = a, b
     sizes = M, K, N, *strides_a, *strides_b, stride_residual, out.stride, int(backward), int(which == 2)
 

@@ -1,4 +1,7 @@
-"""linear_cross_entropy and its gradients by csrc/cuda/linear_cross_entropy.cu, between products of matrices."""
+"""linear_cross_entropy and its gradients, by products of matrices and csrc/cuda/linear_cross_entropy.cu.
+
+gpt2fast/head_and_loss.py puts them together.
+"""
 
 from functools import partial
 
@@ -9,11 +12,11 @@ from .library import DTYPES, call, objection
 from .linear import is_slower, prepare
 
 SOURCE = "linear_cross_entropy.cu"
-MOST_COLUMNS = MOST_OF_A_ROW - head_and_loss.ALIGNED  # with those that are added to make rows whole
+MOST_COLUMNS = MOST_OF_A_ROW - head_and_loss.ALIGNED  # leaves room for the columns that pad a row
 
 
 def row(logits, targets, loss, lse, dloss, stride_dloss, V, ignore_index, label_smoothing, gradients):
-    """LinearCrossEntropyArgs of csrc/ops.h, field by field."""
+    """``row`` of head_and_loss.py: passes the fields of LinearCrossEntropyArgs in csrc/ops.h, in their order."""
     call(
         SOURCE, "gpt2fast_linear_cross_entropy", logits, targets, loss, lse, dloss, logits.shape[0], V,
         logits.stride(0), stride_dloss, ignore_index, float(label_smoothing), int(gradients), DTYPES[logits.dtype],

@@ -1,4 +1,4 @@
-"""mlp_backward by csrc/cuda/linear.cu."""
+"""mlp_backward by the products of csrc/cuda/linear.cu. gpt2fast/products.py puts them together."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""sample by csrc/cuda/sample.cu, without a host sync."""
+"""sample by csrc/cuda/sample.cu. The host does not wait for the result."""
 
 import torch
 
@@ -7,7 +7,7 @@ from .library import DTYPES, call, objection
 
 SOURCE = "sample.cu"
 MOST_COLUMNS = 2**31 - 1 - 16384  # kMostColumns in csrc/cuda/cross_entropy.cuh
-ALIGNED = 16  # numbers after which a row of workspace begins
+ALIGNED = 16  # a row of workspace has a multiple of this number of elements
 
 
 def sample(
