@@ -1,6 +1,6 @@
 """The command line: ``gpt2fast generate | info | check | bench | tune | new-op``.
 
-Each imports what it needs when it runs.
+Each command imports what it needs when it runs.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("ops", nargs="*", metavar="OP", help="ops by name (default: all)")
     add.add_argument("--import", dest="modules", action="append", default=[], metavar="MODULE", help=how)
     add.set_defaults(run=run_check)
-    # Its options are in benchmarks/options.py, --help too.
+    # benchmarks/options.py defines the options of bench, --help included.
     add = commands.add_parser("bench", add_help=False, allow_abbrev=False, help="time ops against PyTorch")
     add.set_defaults(run=run_bench, isa=None, backend=None)
     text = "find the fastest tile sizes of the Triton kernels on this GPU"
@@ -71,12 +71,12 @@ def run_generate(args: argparse.Namespace) -> int:
     if prompt is None:
         if sys.stdin.isatty():
             raise ValueError("generate: a prompt must be given, as an argument or on standard input")
-        prompt = _read_stdin().removesuffix("\n")  # which a shell puts at the end
+        prompt = _read_stdin().removesuffix("\n")  # a shell adds a newline at the end
     if not prompt:
         raise ValueError("generate: the prompt must not be empty")
     try:
         prompt.encode()
-    except UnicodeEncodeError as error:  # bytes that are no UTF-8 come as surrogates
+    except UnicodeEncodeError as error:  # Python decodes bytes that are not UTF-8 to surrogates
         raise ValueError(f"generate: the prompt must be UTF-8, got other bytes at character {error.start}") from None
     import torch
 
@@ -137,7 +137,7 @@ def run_generate(args: argparse.Namespace) -> int:
 
 
 class Timed:
-    """A streamer that notes when each new token came."""
+    """Wraps a streamer and stores the time of each new token."""
 
     def __init__(self, streamer):
         self.streamer, self.times, self._prompt_follows = streamer, [], True
@@ -160,7 +160,7 @@ def _read_stdin() -> str:
 
 
 def gather_info() -> dict:
-    """What ``info`` prints, section by section."""
+    """The content of ``info``, by section."""
     import importlib.metadata
     import platform
 
@@ -199,7 +199,7 @@ def gather_info() -> dict:
 
 
 def _choices() -> dict[str, dict[str, str]]:
-    """By device and op what runs a float32 call."""
+    """What runs a float32 call of each op on each device."""
     import torch
 
     from . import backends, ops  # noqa: F401  declares the ops
@@ -212,17 +212,25 @@ def _choices() -> dict[str, dict[str, str]]:
                 tokens = 1 if declared.derivative_of is None else 64  # as in decoding, and in a backward pass
                 choice = backends.choose(declared, **declared.example(device=device, T=tokens))
                 found.setdefault(device, {})[name] = backends.describe(choice)
-            except RuntimeError:  # a named backend is in force
+            except RuntimeError:  # the backend in force does not cover it
                 found.setdefault(device, {})[name] = "an error"
     return found
 
 
 def _cpu_name() -> str | None:
+    """Name, family and model of the CPU. Virtual machines often give several generations the same name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+    found: dict[str, str] = {}
+    for line in lines:
+        field, _, value = line.partition(":")
+        found.setdefault(field.strip(), value.strip())
+    name = found.get("model name")
+    if name and "cpu family" in found and "model" in found:
+        return f"{name}, family {found['cpu family']} model {found['model']}"
+    return name
 
 
 def run_info(args: argparse.Namespace) -> int:
@@ -304,7 +312,7 @@ def main(argv: list[str] | None = None) -> int:
             use_backend(args.backend)
         return args.run(args)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports an error at exit
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
