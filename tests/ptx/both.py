@@ -1,4 +1,4 @@
-"""For tests of results that hold for both GPU backends, Triton and CUDA C++."""
+"""Helpers for tests whose results must hold for both GPU backends, Triton and CUDA C++."""
 
 import importlib
 import importlib.util
@@ -14,7 +14,7 @@ PACKAGES = dict(triton="kernels", cuda="cuda")
 
 
 def reason_against(backend: str) -> str | None:
-    """Why a backend does not run here, or None."""
+    """Why a backend does not run here, or None if it does."""
     if backend == "triton":
         return None if importlib.util.find_spec("triton") else "triton is not installed"
     return library.machine_reason()
@@ -23,8 +23,8 @@ def reason_against(backend: str) -> str | None:
 def kernels_of(module: str):
     """A fixture, ``run(op, arguments)``: the outputs of the kernel in ``module``, and its launches, by backend.
 
-    Outputs of an op that changes arguments are copies of those, changed; ``in_place``: the given ones change, and there
-    are no outputs. ``run.module`` is the backend's module, ``run.backend`` its name.
+    If an op changes its arguments, the outputs are changed copies of them. With ``in_place`` the given arguments
+    change, and there are no outputs. ``run.module`` is the backend's module, ``run.backend`` its name.
     """
 
     @pytest.fixture(params=PACKAGES)

@@ -1,4 +1,4 @@
-"""Runs PTX instructions that treat each lane alone over whole arrays, with all lanes and again with some left out."""
+"""Runs PTX instructions that treat each lane alone over whole arrays, with all lanes and with some lanes inactive."""
 
 import numpy as np
 from programs import load, run, store
@@ -12,9 +12,9 @@ def register(dtype: np.dtype, index: int) -> str:
 
 
 def apply(code: str, result: type, *inputs: np.ndarray, target: str = "sm_80") -> np.ndarray:
-    """The code's {d} for {a}, {b}, {c}, {e} from the inputs: one thread an element.
+    """The code's result {d}, with {a}, {b}, {c}, {e} from the inputs. Each element has a thread.
 
-    It runs three times, without a guard and guarded by complementary predicates, which must give the same.
+    The code runs without a guard, and guarded by two complementary predicates. Both must give the same result.
     """
     n = len(inputs[0])
     padded = [np.resize(x, -(-n // 32) * 32) for x in inputs]
@@ -38,12 +38,12 @@ def apply(code: str, result: type, *inputs: np.ndarray, target: str = "sm_80") -
 
 
 def pairs(*values: np.ndarray) -> list[np.ndarray]:
-    """All combinations, as arrays of the same length."""
+    """All combinations of the values, as arrays of the same length."""
     return [np.ascontiguousarray(x.ravel()) for x in np.meshgrid(*values, indexing="ij")]
 
 
 def integers(dtype: str, extra: int = 6) -> np.ndarray:
-    """Both ends, around zero, single bits, and some random ones."""
+    """Integers at both ends of the range, around zero, with single bits, and random ones."""
     bits = 8 * np.dtype(dtype).itemsize
     random = np.random.default_rng(bits).integers(0, 2**64, extra, dtype=np.uint64).tolist()
     chosen = [

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
-NAN = -1  # any NaN: which one is for each test to say
+NAN = -1  # any NaN; each test says which one it expects
 MODES = ["rn", "rz", "rm", "rp"]
 
 
@@ -42,7 +42,7 @@ class Format:
         return self.magnitude(bits) > self.infinity
 
     def value(self, bits: int) -> Fraction | float:
-        """A fraction, or an infinity or NaN."""
+        """The value of the bits: a fraction, an infinity or NaN."""
         m, sign = self.magnitude(bits), -1 if self.negative(bits) else 1
         if m >= self.infinity:
             return math.nan if m > self.infinity else sign * math.inf
@@ -131,7 +131,7 @@ def root(f: Format, mode: str, a: int) -> int:
         return NAN if math.isnan(x) or x < 0 else f.infinity
     if x <= 0:
         return NAN if x < 0 else a
-    # Far more bits than the format has, and one more for what is left out.
+    # Far more bits than the format has, and a last bit that says whether anything is left out.
     shift = 700
     scaled = x.numerator * (1 << 2 * shift) // x.denominator
     r = math.isqrt(scaled)
@@ -140,12 +140,12 @@ def root(f: Format, mode: str, a: int) -> int:
 
 
 def special(x: Fraction | float) -> float:
-    """A float of the same sign and finiteness; its size does not matter beside an infinity or NaN."""
+    """A float with the same sign, finite if the number is. Its size does not matter beside an infinity or NaN."""
     return x if isinstance(x, float) else float((x > 0) - (x < 0))
 
 
 def samples(f: Format, random: int = 10) -> np.ndarray:
-    """Zeros, ends of the ranges, halfway cases, infinities, NaN and random numbers, of both signs."""
+    """Numbers of both signs: zeros, ends of the ranges, halfway cases, infinities, NaN and random numbers."""
     one = f.one
     chosen = [0, 1, 2, 3, (1 << f.mantissa) - 1, 1 << f.mantissa, (1 << f.mantissa) + 1, one, one + 1, one - 1]
     chosen += [one + (1 << f.mantissa - 1), one + (f.mantissa + 1 << f.mantissa), one - (f.mantissa + 1 << f.mantissa)]

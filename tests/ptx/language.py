@@ -1,4 +1,4 @@
-"""Triton kernels that use one part of the language each, for test_triton_language.py."""
+"""Triton kernels for test_triton_language.py. Each uses one part of the language."""
 
 import triton
 import triton.language as tl

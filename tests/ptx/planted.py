@@ -1,4 +1,4 @@
-"""Triton kernels with one bug each where BUG is set, and the same without it; marked as in planted.cu."""
+"""Triton kernels that have one bug each if BUG is set, and none otherwise. The lines are marked as in planted.cu."""
 
 import triton
 import triton.language as tl

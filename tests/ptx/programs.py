@@ -1,4 +1,4 @@
-"""Kernels written in PTX by hand: a body between declarations, run on numpy arrays."""
+"""Runs kernels that are written in PTX by hand, a body between declarations, on numpy arrays."""
 
 import struct
 from typing import Any
@@ -56,7 +56,7 @@ def launch(
     budget: int = 1_000_000,
     initialised: bool = True,
 ) -> dict[str, Any]:
-    """The launch's report, whatever is in it."""
+    """Runs a body and returns the launch's report, even if it has errors."""
     module = _ptx.Module(text)
     params = b"".join(struct.pack("<Q", a.ctypes.data) for a in arrays)
     buffers = [(a.ctypes.data, a.nbytes, f"buffer{i}", initialised) for i, a in enumerate(arrays)]
@@ -64,7 +64,7 @@ def launch(
 
 
 def run(body: str, *arrays: np.ndarray, shared: int = 0, target: str = "sm_80", **how: Any) -> dict[str, Any]:
-    """Runs a body that must have no errors; returns the counters."""
+    """Runs a body that must have no errors, and returns the counters."""
     report = launch(kernel(body, len(arrays), target, shared), *arrays, **how)
     assert report["error_count"] == 0, report["errors"]
     return report["counters"]

@@ -1,4 +1,4 @@
-"""Triton kernels whose programs meet in global memory: right, or with a race where BUG is set."""
+"""Triton kernels whose programs share global memory. They are correct, or have a race if BUG is set."""
 
 import triton
 import triton.language as tl

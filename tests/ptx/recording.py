@@ -1,4 +1,4 @@
-"""A core that records launches instead of running them: what is caught, packed and known as memory, by itself."""
+"""A core of the machine that records launches instead of running them. It is for tests of what surrounds the core."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ SIZES = {"64": 8, "32": 4, "16": 2, "8": 1}
 
 
 class RecordingModule:
-    """Has the interface of gpt2fast._ptx.Module; ``outcome`` is what launches answer, ``launches`` what they got."""
+    """The interface of gpt2fast._ptx.Module. Launches return ``outcome``; ``launches`` keeps what they were given."""
 
     outcome: dict = {}
     launches: list = []

@@ -1,4 +1,4 @@
-"""Counters of kernels whose counts can be derived by hand; the derivations stand beside the numbers."""
+"""Counters of kernels whose counts can be derived by hand. The derivations stand beside the numbers."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ def counted(launch, **expected):
 
 @needs_nvcc
 def test_copy():
-    """8 blocks x 4 warps: a request a warp, 128 bytes in 4 sectors each."""
+    """8 blocks x 4 warps. Each warp makes one request of 128 bytes in 4 sectors."""
     x, y = torch.randn(1024), torch.zeros(1024)
     launch = run("copy", (8,), (128,), x, y, 1024)
     assert torch.equal(x, y)
@@ -39,7 +39,7 @@ def test_copy():
 
 @needs_nvcc
 def test_copy_with_a_partial_warp():
-    """Of 100 elements the last warp moves 4: 16 bytes in 1 sector; the other three 4 sectors each."""
+    """Of 100 elements, the last warp moves 4: 16 bytes in 1 sector. The other three warps move 4 sectors each."""
     x, y = torch.randn(100), torch.zeros(100)
     launch = run("copy", (1,), (128,), x, y, 100)
     counted(launch, global_load_requests=4, global_load_bytes=400, global_load_sectors=13, global_load_ideal_sectors=13)
@@ -47,7 +47,7 @@ def test_copy_with_a_partial_warp():
 
 @needs_nvcc
 def test_copy_off_its_sector():
-    """Rows that begin 4 bytes into a sector touch a fifth one per request."""
+    """If rows begin 4 bytes into a sector, each request touches a fifth sector."""
     x, y = torch.randn(1025)[1:], torch.zeros(1024)
     assert x.data_ptr() % 32 == 4 or (x.data_ptr() - 4) % 32 == 0
     launch = run("copy", (8,), (128,), x, y, 1024)

@@ -1,4 +1,4 @@
-"""A CUDA extension on the machine: plain launches, device variables, device memory, and clear errors."""
+"""A CUDA extension on the PTX machine: plain launches, device variables, device memory, and clear errors."""
 
 import importlib.util
 import shutil
@@ -64,7 +64,7 @@ def test_device_memory_that_was_freed_too_early(library):
 @needs_core
 def test_a_tensor_that_was_freed_too_early(library):
     with ptx.machine():
-        x, y = torch.randn(1000), torch.zeros(1000)  # y before x goes, or it would lie there
+        x, y = torch.randn(1000), torch.zeros(1000)  # y is made before x is freed, or it would get x's memory
         address = x.data_ptr()
         del x
         with pytest.raises(ValueError, match="pointer into a tensor, which was freed before"):
@@ -170,7 +170,7 @@ def test_of_several_that_want_the_same_one_compiles(tmp_path, monkeypatch):
     assert len(compiled) == 1
     [home] = (tmp_path / "cache" / "ptx").iterdir()
     assert len(list(home.iterdir())) == 2  # the entry and the lock: nothing unfinished is left
-    (disk_cache.compiled("ptx", ["source"], "made", compile)).unlink()  # an entry that lost its file is made again
+    (disk_cache.compiled("ptx", ["source"], "made", compile)).unlink()  # an entry without its file is made again
     assert ask(0) == "made" and len(compiled) == 2
 
 

@@ -1,4 +1,4 @@
-"""AdamW and the norm of gradients in CUDA C++: what they move and take. Results: test_gpu_adamw.py."""
+"""AdamW and the norm of gradients in CUDA C++: what they move, and their registers. Results: test_gpu_adamw.py."""
 
 import math
 import re
@@ -21,7 +21,7 @@ DTYPES = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=(
 ALL_DTYPES = pytest.mark.parametrize("dtype", library.DTYPES, ids=str)
 ADAMW, NORM = OPS["adamw_"], OPS["gradient_norm"]
 LISTS = ("weights", "gradients", "exp_avgs", "exp_avg_sqs")
-WARPS, TABLE = 4, 4 + 4 + 5 * 8  # of a block; bytes of both tables that every lane asks for
+WARPS, TABLE = 4, 4 + 4 + 5 * 8  # warps of a block; bytes of both tables that every lane asks for
 
 
 def launches(function, args):
@@ -39,7 +39,7 @@ def nothing_spills(launch):
 @DTYPES
 @pytest.mark.parametrize("seed", (False, True))
 def test_bytes(dtype, seed):
-    """Weights and moments are read and written once, gradients read once, 128 bits at a time, in whole sectors."""
+    """Weights and moments are read and written once, and gradients are read once: 128 bits at a time, whole sectors."""
     block, size = kernels.BLOCK, dtype.itemsize
     each = [(2 * block,), (block,), (3, block)]
     (launch,) = launches(kernels.adamw_, build(ADAMW, dict(each=each, step=3, seed=seed, scale=True), dtype))
@@ -78,7 +78,7 @@ def test_one_odd_address_makes_accesses_single(name, dtype):
 @DTYPES
 @pytest.mark.parametrize("n", (15, 16, 768, 2050))
 def test_only_what_is_left_over_is_single(n, dtype):
-    """Of a tensor that ends within a block all groups of numbers are accessed in packs."""
+    """If a tensor ends within a block, all complete groups of its numbers are still accessed in packs."""
     (launch,) = launches(kernels.adamw_, build(ADAMW, dict(each=[(n,)], step=1), dtype))
     pack = 16 // dtype.itemsize
     together = 4 if dtype == torch.float32 else 16

@@ -1,4 +1,5 @@
-"""Attention in CUDA C++: what it moves, multiplies and takes, by head size. Results: test_gpu_attention.py."""
+"""Attention in CUDA C++: what it moves and multiplies and the registers it needs, by head size. Results:
+test_gpu_attention.py."""
 
 import re
 
@@ -17,11 +18,11 @@ from gpt2fast.testing.inputs import build, reference, truth
 pytestmark = pytest.mark.skipif(library.machine_reason() is not None, reason=str(library.machine_reason()))
 DTYPES = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 HEAD_SIZES = (32, 64, 80, 96, 128, 256)
-PRODUCTS = {torch.float32: 6, torch.bfloat16: 1}  # of 16 bits each
+PRODUCTS = {torch.float32: 6, torch.bfloat16: 1}  # 16-bit products for one product of the dtype
 
 
 def c_attn(T, H, D, dtype):
-    """q, k and v as GPT-2 has them: views of one tensor."""
+    """q, k and v as views of one tensor, as GPT-2 has them."""
     qkv = torch.randn(1, T, 3 * H * D, generator=torch.Generator().manual_seed(1)).to(dtype)
     return [x.view(1, T, H, D) for x in qkv.split(H * D, -1)]
 
@@ -36,7 +37,7 @@ def run(*args, **options):
 @DTYPES
 @pytest.mark.parametrize("D", HEAD_SIZES)
 def test_what_it_moves_and_multiplies(D, dtype):
-    """Views of one tensor are read where they are, in whole sectors, and no access meets a conflict of banks."""
+    """Views of one tensor are read where they lie, in whole sectors, and no access has a bank conflict."""
     T = 128
     q, k, v = c_attn(T, 2, D, dtype)
     (out, lse), launch = run(q, k, v)
@@ -45,7 +46,7 @@ def test_what_it_moves_and_multiplies(D, dtype):
         assert_close_to_truth(*three)
     assert not any(value for name, value in launch.counters.items() if "conflicts" in name)
     slow = launch.inefficient()
-    if dtype == torch.float32 and D == 256:  # lse is written by one of two blocks for the same queries
+    if dtype == torch.float32 and D == 256:  # one of the two blocks of the same queries writes lse
         assert all("global store: 8.00 sectors a request, ideal 7.5" in what for what in slow.values()), slow
     else:
         assert not slow
@@ -70,9 +71,10 @@ def test_nothing_spills(D, extras, dtype):
 
 @DTYPES
 def test_a_query_multiplies_no_key_of_a_tile_that_it_does_not_see(dtype):
-    """Causal: tiles of 64 queries meet the keys up to their last, in both products. A window of 64: two tiles of 64."""
+    """Causal: a tile of 64 queries is multiplied with the keys up to its last query, in both products. With a window of
+    64, it is multiplied with at most two tiles of 64 keys."""
     q, k, v = c_attn(256, 1, 64, dtype)
-    product = 2 * 2 * 64 * 64 * 64 * PRODUCTS[dtype]  # both, of 64 queries and 64 keys
+    product = 2 * 2 * 64 * 64 * 64 * PRODUCTS[dtype]  # both products of 64 queries and 64 keys
     assert run(q, k, v)[1].counters["tensor_flops"] == (1 + 2 + 3 + 4) * product
     assert run(q, k, v, causal=False)[1].counters["tensor_flops"] == 16 * product
     assert run(q, k, v, window=64)[1].counters["tensor_flops"] == (1 + 2 + 2 + 2) * product
@@ -82,7 +84,7 @@ def test_a_query_multiplies_no_key_of_a_tile_that_it_does_not_see(dtype):
 @DTYPES
 @pytest.mark.parametrize("D", (8, 40, 72, 104, 136, 248, 250))
 def test_head_sizes_between_those_of_kernels(D, dtype):
-    """With a mask, odd lengths, and from 250 columns on without alignment."""
+    """Attention with a mask, a window or a bias, odd lengths, and 250 columns, whose rows are not aligned."""
     for case in (dict(mask=True), dict(window=33, causal=False), dict(bias=True, dropout_p=0.3, seed=True)):
         args = build(OPS["attention"], dict(B=2, T=37, S=70, H=2, D=D, **case), dtype)
         with ptx.machine():
@@ -107,7 +109,7 @@ def backward(args):
 @DTYPES
 @pytest.mark.parametrize("D", (64, 96, 128, 256))
 def test_what_gradients_multiply_and_take(D, dtype):
-    """Causal: pairs of tiles that see nothing of each other are left out. No bank conflicts, nothing spills."""
+    """Causal: pairs of tiles in which no query sees a key are skipped. No bank conflicts, and nothing spills."""
     T = 128
     q, k, v = c_attn(T, 1, D, dtype)
     launches = backward(dict(q=q, k=k, v=v))

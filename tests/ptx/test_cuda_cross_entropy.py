@@ -1,4 +1,4 @@
-"""Cross entropy in CUDA C++: what it moves and takes, and what it refuses. Results: test_gpu_cross_entropy.py."""
+"""Cross entropy in CUDA C++: what it moves, its registers, and what it refuses. Results: test_gpu_cross_entropy.py."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def moved(launch, unit="bytes"):
 @DTYPES
 @pytest.mark.parametrize("smoothing", (0.0, 0.1))
 def test_bytes_of_losses(dtype, smoothing):
-    """A row is read once, and the logit at its target once more; 128 bits at a time but for what sticks out."""
+    """A row is read once, and the logit at its target once more. Reads have 128 bits, except at the ends of a row."""
     R, size = 17, dtype.itemsize
     case = dict(R=R, V=V, reduction="mean", label_smoothing=smoothing)
     rows, mean = run("cross_entropy", build(OPS["cross_entropy"], case, dtype))
@@ -49,7 +49,7 @@ def test_bytes_of_losses(dtype, smoothing):
 
 @DTYPES
 def test_bytes_of_gradients(dtype):
-    """A row is read once and written once, an ignored one only written; what all threads ask for a cache holds."""
+    """A row is read once and written once; an ignored row is only written. A cache holds what all threads ask for."""
     R, size = 17, dtype.itemsize
     args = build(OPS["cross_entropy_backward"], dict(R=R, V=V, reduction="mean", label_smoothing=0.1), dtype)
     scale, rows = run("cross_entropy_backward", args)
@@ -59,7 +59,7 @@ def test_bytes_of_gradients(dtype):
     assert rows.per_buffer["dlogits"]["written_bytes"] == rows.counters["global_store_bytes"] == R * V * size
     least = (R + counted) * V * size + R * 12 + counted * 4
     assert moved(rows) <= 1.05 * least and SECTOR * moved(rows, "sectors") <= 1.05 * least
-    requests = moved(rows, "requests") - THREADS // 32 * (R + 2 * counted)  # a warp's of target, lse and scale
+    requests = moved(rows, "requests") - THREADS // 32 * (R + 2 * counted)  # without a warp's for target, lse and scale
     assert not rows.inefficient() and least >= 0.95 * 512 * requests
     (alone,) = run("cross_entropy_backward", args | dict(reduction="sum"))
     assert alone.counters == rows.counters
@@ -67,8 +67,8 @@ def test_bytes_of_gradients(dtype):
 
 @DTYPES
 def test_rows_with_gaps_and_large_logits(dtype):
-    """Logits and gradients that are not aligned alike go one by one, once all the same; where lse is large, a row is
-    read twice."""
+    """If logits and gradients are not aligned alike, numbers go one by one, but still only once. If lse is large, a row
+    is read twice."""
     R, size = 5, dtype.itemsize
     case = dict(R=R, V=V, reduction="sum")
     args = build(OPS["cross_entropy_backward"], case, dtype) | dict(targets=torch.arange(R))
@@ -93,7 +93,7 @@ def test_nothing_spills(dtype, smoothing):
 
 
 def test_smoothing_keeps_the_digits_of_differences():
-    """The mean logit is made of the differences from the greatest too."""
+    """The mean logit is computed from differences from the greatest, too."""
     small = torch.randn(40, 300, generator=torch.Generator().manual_seed(0)).round()
     targets = torch.arange(40)
     with ptx.machine():
@@ -135,6 +135,6 @@ def test_refused():
         columns = kernels.MOST_COLUMNS + 1
         with pytest.raises(RuntimeError, match=f"cross entropy in CUDA covers up to {columns - 1} columns"):
             ops.cross_entropy(torch.empty(1, 1).expand(1, columns), targets[:1])
-        arguments = x, targets, x[0], x[0], 2, columns, 20, -100, 0.0, 0  # asked below Python's checks
+        arguments = x, targets, x[0], x[0], 2, columns, 20, -100, 0.0, 0  # called past Python's checks
         with pytest.raises(RuntimeError, match="gpt2fast_cross_entropy: CUDA error 1$"):
             library.call(kernels.SOURCE, "gpt2fast_cross_entropy", *arguments)

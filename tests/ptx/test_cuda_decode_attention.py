@@ -1,4 +1,4 @@
-"""Decode attention in CUDA C++: what it moves and takes, and caches in pages. Results: test_gpu_decode_attention.py."""
+"""Decode attention in CUDA C++: what it moves, its registers, paged caches. Results: test_gpu_decode_attention.py."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ MULTIPROCESSORS, SECTOR = 108, 32
 
 
 def inputs(T=1, S=1024, H=12, D=64, lengths=(1024,), dtype=torch.bfloat16):
-    """k and v are a layer of a cache that has more, and columns of heads side by side."""
+    """Arguments whose k and v are one layer of a cache with several layers; the heads lie side by side."""
     g = torch.Generator().manual_seed(0)
     q = torch.randn(len(lengths), T, H, D, generator=g).to(dtype)
     k, v = (torch.randn(2, len(lengths), S, H, D, generator=g).to(dtype)[1] for _ in "kv")
@@ -42,7 +42,8 @@ def sectors(launches):
 @DTYPES
 @pytest.mark.parametrize("T", (1, 8))
 def test_what_it_moves(T, dtype):
-    """The cache once, in 128 bits an access, by as many blocks as fill a device; and the blocks' sums."""
+    """The cache is read once, with 128 bits in each access, by enough blocks to fill a device. The rest is the blocks'
+    sums."""
     args = inputs(T, dtype=dtype)
     _, launches = run(args)
     cache, queries = (args[name].numel() * dtype.itemsize for name in "kq")
@@ -56,13 +57,13 @@ def test_what_it_moves(T, dtype):
     assert first.counters["global_store_bytes"] == parts and read([first], "q") == splits * queries
     assert join.counters["global_store_bytes"] == queries
     assert sum(launch.per_buffer["k"]["read_sectors"] for launch in launches) * SECTOR == cache
-    if T == 1:  # with the lengths, the queries that each block reads, and the sums that it leaves
+    if T == 1:  # and the lengths, and each block's queries and sums
         assert SECTOR * sectors([first]) <= 1.05 * (2 * cache + 2 * queries)
 
 
 @DTYPES
 def test_only_keys_that_are_seen_are_read(dtype):
-    """Blocks of other keys return at once, and leave nothing."""
+    """Blocks whose keys no query sees return at once and write nothing."""
     args = inputs(2, 512, 2, lengths=(512, 300, 65, 0), dtype=dtype)
     for others, keys, splits in (
         (dict(), 512 + 300 + 65, 8 + 5 + 2),
@@ -102,9 +103,10 @@ def test_no_access_meets_a_conflict_of_banks(D, dtype):
 @pytest.mark.parametrize("wide", (False, True), ids=("int32", "int64"))
 @pytest.mark.parametrize("size", (1, 2, 16, 64, 256))
 def test_pages(size, wide, dtype):
-    """As over the cache that the pages make, put together: pages in any order, shared by rows, and some that none has.
+    """The result is that of the cache which the pages make when they are put together. Pages may be in any order, rows
+    may share pages, and some pages belong to no row.
 
-    Places of the table beyond a row's keys may hold anything.
+    The table may hold anything beyond a row's keys.
     """
     g = torch.Generator().manual_seed(size)
     lengths, starts, T, H, D = torch.tensor([200, 129, 7, 0]), torch.tensor([0, 70, 0, 0]), 3, 2, 64
@@ -118,7 +120,7 @@ def test_pages(size, wide, dtype):
         given = table.clone()
         for b, length in enumerate(lengths.tolist()):
             given[b, -(-length // size) :] = 2**31 - 1
-        apart = torch.stack((given, given), 1)[:, 1]  # rows of the table that are not dense
+        apart = torch.stack((given, given), 1)[:, 1]  # a table whose rows are not dense
         given = (apart if wide else given).to(torch.int64 if wide else torch.int32)
         out, launches = run(args | dict(k=k, v=v, table=given, window=window), kernels.paged)
         assert_close_to_truth(out, reference(OP, whole)[0], truth(OP, whole)[0])

@@ -1,4 +1,4 @@
-"""The embedding in CUDA C++: what it moves and takes, and what it refuses. Results: test_gpu_embedding.py."""
+"""The embedding in CUDA C++: what it moves, its registers, and what it refuses. Results: test_gpu_embedding.py."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def run(name, args):
 @pytest.mark.parametrize("C", (768, 1600))
 @pytest.mark.parametrize("types", (False, True))
 def test_bytes(C, types, dtype):
-    """A row of each table is read and one is written, 128 bits at a time; every lane asks for its row's indices."""
+    """A row of each table is read, and a row is written, 128 bits at a time. Every lane asks for its row's indices."""
     B, T, size = 2, 33, dtype.itemsize
     (launch,) = run("embedding", build(OPS["embedding"], dict(B=B, T=T, C=C, V=99, P=64, token_types=types), dtype))
     across = -(-C // (WARP * PACKS * 16 // size))
@@ -44,7 +44,7 @@ def test_bytes(C, types, dtype):
 @DTYPES
 @pytest.mark.parametrize("C", (256, 1600))
 def test_bytes_backward(C, dtype):
-    """Rows of dy are read once for each table, rows of gradients written once; parts are those of hot tokens alone."""
+    """Rows of dy are read once for each table, and rows of gradients are written once. Only hot tokens have parts."""
     B, T, hot = 4, 300, 700
     tokens = torch.arange(B * T)
     tokens[:hot] = 3
@@ -65,8 +65,8 @@ def test_bytes_backward(C, dtype):
     assert of_positions["out"]["written_bytes"] == T * C * size and of_positions["parts"]["written_bytes"] == 0
     assert nothing["out"]["written_bytes"] == nothing["parts"]["read_bytes"] == 0
     for launch in (launches[0], launches[2]):
-        # Of each list every warp reads one aligned group of 32 numbers, and of every group's neighbours at most one
-        # goes on into it.
+        # Every warp reads one aligned group of 32 numbers of each list. At most one of a group's neighbours goes on
+        # into it.
         assert launch.per_buffer["source"]["read_bytes"] <= across * (B * T + -(-B * T // WARP)) * WARP * 8
 
 
@@ -85,7 +85,7 @@ def test_nothing_spills(C, dtype):
 
 
 def test_what_cannot_be_read_128_bits_at_a_time_is_read_one_by_one():
-    """Rows, tables or columns that are not aligned: same numbers, more requests."""
+    """Rows, tables or columns that are not aligned give the same numbers, with more requests."""
     tokens, wte, wpe = torch.tensor([[1, 0, 2]]), torch.randn(3, 72), torch.randn(4, 72)
 
     def packs(args):

@@ -1,4 +1,4 @@
-"""GELU in CUDA C++: what it moves and takes. Results: test_gpu_gelu.py."""
+"""GELU in CUDA C++: what it moves, and its registers. Results: test_gpu_gelu.py."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def run(name, args):
 @DTYPES
 @pytest.mark.parametrize("name", kernels.KERNELS)
 def test_bytes(name, dtype):
-    """Every element is read once and written once, 128 bits at a time; a bias is read once for four rows."""
+    """Every element is read once and written once, 128 bits at a time. A bias is read once for four rows."""
     R, C = 70, 3072
     launch = run(name, build(OPS[name], dict(B=1, T=R, C=C, approximate="tanh"), dtype))
     size = dtype.itemsize
@@ -54,7 +54,7 @@ def test_nothing_spills(form, dtype):
 
 @DTYPES
 def test_what_is_left_over_and_what_is_not_aligned(dtype):
-    """Lengths around a block's columns, and a first element that is not aligned, which makes accesses single."""
+    """Lengths around a block's columns, and an unaligned first element, with which elements are accessed one by one."""
     for n in (1, 7, 511, 512, 513, 1024, 1025, 4096, 4097):
         x = torch.randn(n + 1).to(dtype)
         for part in (x[:n], x[1:]):

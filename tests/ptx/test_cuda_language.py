@@ -42,7 +42,7 @@ def numbers(dtype, n=N):
 
 
 def equal(out, expected, dtype, ulps=1):
-    """Within so many units in the last place, or a quarter of those of 1 where the result is close to zero."""
+    """Checks that results are within so many units in the last place. Near zero, a quarter of the units of 1 counts."""
     rtol = ulps * torch.finfo(dtype).eps
     for k, (found, right) in enumerate(zip(out, expected, strict=True)):
         torch.testing.assert_close(
@@ -50,7 +50,7 @@ def equal(out, expected, dtype, ulps=1):
         )
 
 
-MOST_ULPS = 8  # CUDA's programming guide allows the functions called here up to 6, lgamma the most
+MOST_ULPS = 8  # CUDA's programming guide allows these functions up to 6, for lgamma
 
 
 def test_halves():
@@ -98,7 +98,7 @@ def test_floats():
 
 
 def neighbours(exact: Fraction) -> tuple[float, float]:
-    """The float32 on either side of an exact number, or twice itself."""
+    """The two float32 numbers around an exact number, or the number itself twice."""
     near = np.float32(float(exact))
     if Fraction(float(near)) == exact:
         return float(near), float(near)
@@ -122,7 +122,7 @@ def root_in_all_modes(x: float) -> list[float]:
 
 
 def test_rounding():
-    """Against exact fractions: to nearest, to zero, down, up."""
+    """Rounding to nearest, to zero, down and up, against exact fractions."""
     x, y = numbers(torch.float32)
     out = results("rounded", 20, x, y)
     for lane in range(N):
@@ -247,7 +247,7 @@ def test_calls():
 
 @pytest.mark.parametrize("stride, passes", ((64, 32), (72, 4)))
 def test_bank_conflicts_of_ldmatrix(stride, passes):
-    """Rows of 128 bytes share 4 banks, 8 passes for each of 4 matrices; 16 bytes more and they share none."""
+    """Rows of 128 bytes share 4 banks: 8 passes for each of 4 matrices. With 16 bytes more, they share no bank."""
     out = torch.zeros(4, 32, dtype=torch.int32)
     found = launch("load_matrix", out, stride, block=32)
     pairs = torch.tensor([[2 * (t % 4), 2 * (t % 4) + 1] for t in range(32)]).half()
@@ -259,7 +259,7 @@ def test_bank_conflicts_of_ldmatrix(stride, passes):
 
 
 def test_threads_that_exit_before_a_barrier():
-    """They count as arrived, as on GPUs since Volta, and a note says so."""
+    """Exited threads count as arrived, as on GPUs since Volta, and a note says so."""
     out = torch.zeros(128, dtype=torch.int32)
     found = launch("leaves_early", out, block=128)
     (note,) = found.notes

@@ -1,4 +1,4 @@
-"""Layer norm in CUDA C++: what it moves and takes, and what it refuses. Results: test_gpu_layer_norm.py."""
+"""Layer norm in CUDA C++: what it moves, its registers, and what it refuses. Results: test_gpu_layer_norm.py."""
 
 import pytest
 import torch
@@ -25,9 +25,9 @@ def run(name, args):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 @pytest.mark.parametrize("C, R", ((768, 65), (1600, 33), (8192, 9), (16384, 3)))
 def test_bytes(C, R, dtype):
-    """Activations are read and written once, 128 bits at a time; every row asks for the parameters, which a cache
-    holds. The shares of dweight and dbias are written once and read once; a lane's eight columns of 16 bits are 32
-    bytes of a share, which it writes in halves."""
+    """Activations are read and written once, 128 bits at a time. Every row asks for the parameters, which a cache
+    holds. The shares of dweight and dbias are written once and read once. A lane's eight 16-bit columns are 32 bytes of
+    a share, which it writes in two halves."""
     size = dtype.itemsize
     for name, read, written in (("layer_norm", 1, 1), ("add_layer_norm", 2, 2)):
         (launch,) = run(name, build(OPS[name], dict(B=1, T=R, C=C), dtype))
@@ -44,7 +44,7 @@ def test_bytes(C, R, dtype):
     assert len(rows.inefficient()) == (dtype == torch.bfloat16)
     assert all(what.startswith("global store") for what in rows.inefficient().values())
     assert rows.counters["global_store_bytes"] == R * C * size + 8 * P * C
-    statistics = sum(rows.per_buffer[name]["read_bytes"] for name in ("mean", "rstd"))  # asked for by every lane
+    statistics = sum(rows.per_buffer[name]["read_bytes"] for name in ("mean", "rstd"))  # every lane asks for these
     assert rows.counters["global_load_bytes"] - statistics == (3 if C <= 8192 else 6) * R * C * size
     assert partial.counters["global_load_bytes"] == 8 * P * C and partial.counters["global_store_bytes"] == 2 * C * size
 
@@ -60,7 +60,7 @@ def test_nothing_spills(C, dtype):
 
 
 def test_what_cannot_be_read_128_bits_at_a_time_is_read_one_by_one():
-    """Rows, parameters or columns that are not aligned: same numbers, more requests."""
+    """Rows, parameters or columns that are not aligned give the same numbers, with more requests."""
     x, weight, bias = torch.randn(5, 769), torch.randn(769), torch.randn(769)
     aligned = dict(x=torch.randn(5, 768), weight=weight[:768], bias=bias[:768])
     for args in (

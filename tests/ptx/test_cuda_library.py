@@ -1,4 +1,4 @@
-"""The library of the CUDA kernels as it is built for GPUs: compiled, read as machine code, loaded without a GPU."""
+"""The library of the CUDA kernels as it is built for GPUs: its machine code is read, and it loads without a GPU."""
 
 import ctypes
 import functools
@@ -27,17 +27,17 @@ STREAMING = (
     "embedding_kernel",
     "embedding_backward_kernel",
 )
-# Rows of any alignment. How a thread has four packs under way: L and S are loads and stores of 128 bits.
+# Kernels for rows of any alignment, and how a thread keeps four packs in flight. L and S are 128-bit loads and stores.
 PEELED = dict(
     cross_entropy_kernel="LLLL", cross_entropy_backward_kernel="LLLLSSSS", loss_and_gradient_kernel="LLLLSSSS"
 )
 
-PRODUCTS = ("linear", "linear_backward", "mlp_backward")  # ops of one kernel, the product of two matrices
+PRODUCTS = ("linear", "linear_backward", "mlp_backward")  # these ops use one kernel, the product of two matrices
 
 
 @pytest.fixture(scope="module")
 def built():
-    """The library for two architectures, kept in the cache of compiled things: a minute and a half of compiling."""
+    """The library for two architectures. It takes a minute and a half to compile, so the disk cache keeps it."""
     archs = "8.0 9.0"
     sources = sorted([*library.SOURCES.iterdir(), *library.SOURCES.parent.glob("*.h")])
 
@@ -53,7 +53,7 @@ def built():
 
 @functools.cache  # the disassembler takes half a minute
 def machine_code(path, arch):
-    """By kernel, names as the compiler spells them, its instructions."""
+    """The instructions of each kernel, by the kernel's mangled name."""
     text = subprocess.run([tool("cuobjdump"), "-sass", "-arch", arch, path], capture_output=True, text=True, check=True)
     parts = re.split(r"\n\s*Function : (\S+)\n", text.stdout)
     return dict(zip(parts[1::2], parts[2::2]))
@@ -61,7 +61,7 @@ def machine_code(path, arch):
 
 @pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
 def test_machine_code(built, arch):
-    """No local memory anywhere; 128 bits a load and store in the aligned variants of the streaming kernels."""
+    """No kernel uses local memory. The aligned variants of streaming kernels load and store 128 bits at a time."""
     found = machine_code(built, arch)
     assert not [name for name, code in found.items() if re.search(r"\b(LDL|STL)\b", code)]
     for kernel in STREAMING:
@@ -78,7 +78,7 @@ def test_machine_code(built, arch):
 
 @pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
 def test_machine_code_of_lists_of_tensors(built, arch):
-    """128 bits an access of a pack in the aligned variants, which access tables and what is left over singly."""
+    """The aligned variants access packs of 128 bits. They access tables and the rest of a tensor number by number."""
     found = machine_code(built, arch)
     packs = dict(adamw_kernel=((16, 12), (12, 10)), gradient_squares_kernel=((16, 0), (8, 0)))  # float32, 16 bits
     for kernel, (float32, half) in packs.items():
@@ -86,13 +86,13 @@ def test_machine_code_of_lists_of_tensors(built, arch):
         for name, code in variants.items():
             wanted = (0, 0) if "Li1E" in name else float32 if f"{kernel}If" in name else half
             assert tuple(len(re.findall(rf"\b{kind}\.E\S*128\b", code)) for kind in ("LDG", "STG")) == wanted, name
-            assert not re.search(r"\b(LD|ST)\.E", code), name  # every address is known to be one of global memory
+            assert not re.search(r"\b(LD|ST)\.E", code), name  # the compiler knows all addresses as global
         assert len(variants) == 2 * sum("Li1E" in name for name in variants) > 0
 
 
 @pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
 def test_machine_code_of_rows_of_any_alignment(built, arch):
-    """Packs of 128 bits, and what sticks out one by one; four packs are read before one is looked at."""
+    """Packs have 128 bits, and the ends of a row go one by one. Four packs are read before the first one is used."""
     found = machine_code(built, arch)
     for kernel, order in PEELED.items():
         variants = {name: code for name, code in found.items() if kernel in name}
@@ -104,7 +104,7 @@ def test_machine_code_of_rows_of_any_alignment(built, arch):
 
 @pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
 def test_machine_code_of_tensor_cores(built, arch):
-    """Products on tensor cores; in 16 bit aligned rows go to shared memory by 16 bytes without passing registers."""
+    """Products run on tensor cores. Aligned 16-bit rows go to shared memory by 16 bytes, not through registers."""
     found = machine_code(built, arch)
     for kernel in ("attention_kernel", "attention_backward_kernel"):
         variants = {name: code for name, code in found.items() if f"{len(kernel)}{kernel}I" in name}
@@ -116,7 +116,7 @@ def test_machine_code_of_tensor_cores(built, arch):
     variants = {name: code for name, code in found.items() if "product_kernelI" in name}
     assert len(variants) == 24
     for name, code in variants.items():
-        layout = int(re.search(r"LayoutE(\d)", name)[1])  # which of rows and columns of a and b are dense, 3: whichever
+        layout = int(re.search(r"LayoutE(\d)", name)[1])  # whether rows or columns of a and b are dense; 3: any
         read = {kind for kind in ("M88", "MT88") if f"LDSM.16.{kind}.4" in code}
         assert "HMMA.16816.F32" in code and read == ({"M88", "MT88"}, {"M88"}, {"MT88"}, {"MT88"})[layout], name
         assert ("LDGSTS.E.BYPASS.128" in code) == (layout != 3 and "product_kernelIf" not in name), name
@@ -124,7 +124,7 @@ def test_machine_code_of_tensor_cores(built, arch):
 
 @pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
 def test_machine_code_of_decode_attention(built, arch):
-    """128 bits a load of aligned keys and values; those of 4 keys are read before one is looked at."""
+    """Aligned keys and values are loaded by 128 bits. Those of 4 keys are read before the first one is used."""
     variants = {name: code for name, code in machine_code(built, arch).items() if "decode_attention_kernelI" in name}
     assert len(variants) == 18  # dtypes, head sizes, alignments
     for name, code in variants.items():
@@ -134,7 +134,7 @@ def test_machine_code_of_decode_attention(built, arch):
 
 
 def test_it_loads_without_a_gpu(built, monkeypatch):
-    """And an error is returned and named: nothing is launched where there is no driver."""
+    """Without a driver nothing is launched, and an error with a name is returned."""
     found = ctypes.CDLL(str(built))
     found.gpt2fast_error_string.restype = ctypes.c_char_p
     assert found.gpt2fast_error_string(1) == b"invalid argument"

@@ -1,4 +1,4 @@
-"""The linear layer in CUDA C++: what it moves, multiplies and takes, by tile. Results: test_gpu_linear.py."""
+"""The linear layer in CUDA C++: what it moves, multiplies and needs, by tile. Results: test_gpu_linear.py."""
 
 import pytest
 import torch
@@ -14,11 +14,11 @@ from gpt2fast.testing.inputs import build, reference, truth
 pytestmark = pytest.mark.skipif(library.machine_reason() is not None, reason=str(library.machine_reason()))
 DTYPES = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 TRANSPOSED = pytest.mark.parametrize("transposed", (False, True))
-PRODUCTS = {torch.float32: 6, torch.bfloat16: 1}  # of 16 bits each
+PRODUCTS = {torch.float32: 6, torch.bfloat16: 1}  # 16-bit products for one product of the dtype
 
 
 def tile(rows, dtype):
-    """Rows and columns of out, and numbers along k, that a block has at a time: Shape in csrc/cuda/linear.cu."""
+    """The rows and columns of out and the numbers along k of a block's tile: Shape in csrc/cuda/linear.cu."""
     if dtype == torch.float32:
         return (16 if rows <= 16 else 64), 64, 32
     return (16, 64, 64) if rows <= 16 else (64, 64, 64) if rows <= 512 else (128, 128, 32)
@@ -36,7 +36,7 @@ def run(name, dtype, case, **others):
 
 
 def check(launch, dtype, M, K, N):
-    """Every product once; a and b are read once for each tile of out that they go into, in whole sectors."""
+    """Every product is computed once. a and b are read once for each tile of out that needs them, in whole sectors."""
     block_m, block_n, _ = tile(M, dtype)
     size, moved = dtype.itemsize, launch.per_buffer
     assert launch.grid[0] == M // block_m * (N // block_n)
@@ -75,7 +75,7 @@ def test_gradients(K, transposed, dtype):
 @DTYPES
 @TRANSPOSED
 def test_edges_cost_no_bytes(transposed, dtype):
-    """Of tiles that stick out, what is not there is not read and not written; products are those of whole tiles."""
+    """A tile at the edge reads and writes only what exists. It computes the products of a whole tile."""
     M, K, N, size = 133, 72, 152, dtype.itemsize
     launch = run("linear", dtype, dict(B=1, T=M, K=K, N=N, transposed=transposed))
     block_m, block_n, block_k = tile(M, dtype)
@@ -102,7 +102,7 @@ def test_what_is_not_aligned_is_read_as_often(transposed, dtype):
     "dtype", (torch.float32, torch.bfloat16, torch.float16), ids=("float32", "bfloat16", "float16")
 )
 def test_nothing_spills(dtype):
-    """In every kernel that is chosen: by rows, by where numbers lie beside each other, and where they do not."""
+    """Nothing spills in any kernel that is chosen: by the number of rows, and by which dimension is dense, if any."""
     found = {}
     for transposed in (False, True):
         for M in (16, 128, 640):
@@ -123,7 +123,7 @@ def test_nothing_spills(dtype):
 
 
 def test_sums_are_those_of_one_order():
-    """No atomics: dbias is the same bits in every run, and in float32 exact where sums are."""
+    """There are no atomics: dbias has the same bits in every run, and in float32 it is exact if the sums are."""
     dy = torch.randint(-8, 9, (300, 70)).float()
     args = dict(dy=dy, x=torch.randn(300, 40), weight=torch.randn(40, 70), want="dweight dbias")
     with ptx.machine() as machine:

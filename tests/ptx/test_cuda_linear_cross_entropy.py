@@ -1,4 +1,4 @@
-"""Head and loss in CUDA C++: what a row of logits moves and takes, and what is refused. Results:
+"""Head and loss in CUDA C++: what a row of logits moves, the registers, and what is refused. Results:
 test_gpu_linear_cross_entropy.py."""
 
 import pytest
@@ -38,8 +38,8 @@ def moved(launch, unit="bytes"):
 @SMOOTHING
 @pytest.mark.parametrize("V", (4096, 5003, 50257))
 def test_bytes(V, smoothing, dtype):
-    """Logits are read for the loss, and where there are gradients once more and written, by 128 bits at a time; rows
-    that do not count are read once. Columns of padding are not read but in a pack that has logits, and are written."""
+    """Logits are read for the loss. For gradients they are read once more and written, all by 128 bits at a time. Rows
+    that do not count are read once. Columns of padding are read only in a pack that has logits, and are written."""
     R, size = 12, dtype.itemsize
     read, padded = -(-V * size // PACK) * PACK, -(-V // 16) * 16 * size
     for keep in ("none", "dx"):
@@ -57,7 +57,7 @@ def test_bytes(V, smoothing, dtype):
         assert launch.counters["global_store_bytes"] == logits["written_bytes"] + R * 8  # and loss and lse
         assert not launch.inefficient()
         warps = THREADS // 32
-        singly = R * (warps + 2) + counted * 2 + again * warps + R * 2  # of target, its logit, dloss, loss and lse
+        singly = R * (warps + 2) + counted * 2 + again * warps + R * 2  # target, its logit, dloss, loss and lse
         of_row = -(-(V * size // PACK) // 32) + 1  # a warp's packs, and those at the row's end
         assert moved(launch, "requests") <= singly + (R + again + (R if again else 0)) * of_row
 
@@ -75,7 +75,7 @@ def test_nothing_spills(smoothing, dtype):
 
 @pytest.mark.parametrize("dtype", ALL[1:], ids=("bfloat16", "float16"))
 def test_products_that_leave_float32(dtype):
-    """Gradients of 16-bit logits are products in float32 of 16-bit factors, by 128 bits at a time, with no spills."""
+    """Gradients of 16-bit logits are float32 products of 16-bit factors, 128 bits at a time, and nothing spills."""
     launches = [one for one in run(dtype, "cuda", R=40, K=64, V=500, keep="both") if "product_kernel" in one.name]
     logits, dx, dweight = launches
     assert logits.counters["global_store_bytes"] == 40 * 512 * 2
@@ -112,7 +112,7 @@ def test_refused():
             ops.linear_cross_entropy(x.double(), weight.double(), targets)
         with pytest.raises(RuntimeError, match=f"linear cross entropy in CUDA covers up to {columns} columns"):
             ops.linear_cross_entropy(x, weight[:1].expand(columns + 1, 8), targets)
-        # Asked below Python's checks: rows that are too long, not of whole packs, padded by too much.
+        # Called past Python's checks: rows that are too long, not of whole packs, or padded by too much.
         for V, stride in ((2**31, 2**31), (20, 21), (20, 20 + 32 * 4), (24, 20)):
             arguments = x, targets, x[0], x[0], None, 2, V, stride, 0, -100, 0.0, 1, 0
             with pytest.raises(RuntimeError, match="gpt2fast_linear_cross_entropy: CUDA error 1$"):

@@ -1,4 +1,4 @@
-"""Sampling in CUDA C++: what it moves and takes, and what it refuses. Results: test_gpu_sample.py."""
+"""Sampling in CUDA C++: what it moves, its registers, and what it refuses. Results: test_gpu_sample.py."""
 
 import math
 
@@ -31,14 +31,14 @@ def run(case, dtype):
 
 
 def read(launch, name="logits"):
-    """The bytes that a kernel asks a tensor for. That its sectors are no more than these is checked as well."""
+    """The bytes that a kernel reads from a tensor. Also checks that the sectors have no more bytes than these."""
     buffer = launch.per_buffer[name]
     assert SECTOR * buffer["read_sectors"] <= 1.01 * buffer["read_bytes"] + 2 * SECTOR * B
     return buffer["read_bytes"]
 
 
 def columns_of_warps(logits, tokens):
-    """How many columns the warps have that the tokens are of."""
+    """How many columns those warps have to which the tokens belong."""
     step = LANES * PACK // logits.element_size()
     found = 0
     for row, token in zip(logits, tokens.tolist()):
@@ -59,7 +59,7 @@ def test_the_likeliest_is_one_read(dtype):
 @DTYPES
 @pytest.mark.parametrize("min_p", (0.0, 0.1))
 def test_a_draw_is_two_reads(dtype, min_p):
-    """One for the greatest, one for the weights; and the columns of one warp are read again."""
+    """One read is for the greatest, one for the weights. The columns of one warp are read again."""
     args, found, (launch,) = run(dict(min_p=min_p), dtype)
     again = columns_of_warps(args["logits"], found)
     assert read(launch) == (2 * B * V + again) * dtype.itemsize and again <= 0.07 * B * V
@@ -69,7 +69,7 @@ def test_a_draw_is_two_reads(dtype, min_p):
 @DTYPES
 @pytest.mark.parametrize("case", CUT, ids=str)
 def test_a_draw_after_cuts_is_two_reads(dtype, case):
-    """One for the greatest, one for the list of those that may survive, none for any bit of a cut."""
+    """One read is for the greatest, one for the list of those that may survive. Finding the cut needs no read."""
     _, _, (launch,) = run(case, dtype)
     assert read(launch) == 2 * B * V * dtype.itemsize
     if case == CUT[0]:  # few more than 50 are listed, and those that are kept are written once more
@@ -110,7 +110,7 @@ def test_bits_repeat_and_a_row_does_not_depend_on_its_batch():
 
 
 def test_nothing_that_can_be_drawn():
-    """What the reference does with rows that VALUES rules out: the last token, or any, and no access outside."""
+    """Rows that VALUES rules out: the kernel gives the last token, as the reference, or any, and stays in bounds."""
     logits = torch.full((3, 600), -torch.inf)
     logits[1] = torch.nan
     logits[2, 5] = torch.inf

@@ -1,4 +1,4 @@
-"""The kernels in CUDA C++ in a program without torch and without Python: it links, and runs on the PTX machine."""
+"""A program that uses the kernels in CUDA C++ without torch and Python links, and runs on the PTX machine."""
 
 import subprocess
 from pathlib import Path
@@ -23,14 +23,14 @@ SOURCES = [
 def test_it_runs(capfd):
     program = ptx.load_cuda(*SOURCES, flags=library.FLAGS)
     with ptx.machine() as machine:
-        assert program.gpt2fast_standalone(32 * torch.finfo(torch.float32).eps) == 0  # of numbers up to 3
+        assert program.gpt2fast_standalone(32 * torch.finfo(torch.float32).eps) == 0  # the numbers are at most 3
         assert program.gpt2fast_standalone(0.0) == -1
     assert len(machine.launches) == 4
     assert "layer norm and attention of 40 tokens, head size 32: off by" in capfd.readouterr().out
 
 
 def test_it_links_and_says_what_is_missing(tmp_path):
-    """Built as its first lines say, for no architecture in particular; without a driver it returns CUDA's error."""
+    """It is built as its first lines say, for no particular architecture. Without a driver it returns CUDA's error."""
     out = tmp_path / "standalone"
     flags = ["-std=c++20", "-gencode=arch=compute_80,code=compute_80"]
     subprocess.run([tool("nvcc"), *flags, "-o", out, *SOURCES], check=True)

@@ -1,6 +1,6 @@
-"""Generation by a CUDA graph, captured and replayed on the PTX machine: the reference's tokens, few captures.
+"""Generation with a CUDA graph, captured and replayed on the PTX machine: the reference's tokens, from few captures.
 
-The machine's graph holds the very calls of one turn with their arguments, as a GPU's does, and refuses what waits.
+The machine's graph holds the calls of one turn with their arguments, as on a GPU, and refuses calls that wait.
 """
 
 import copy
@@ -53,7 +53,7 @@ def prompt(B=2, T=5, padded=False, seed=0):
 
 
 def both(model, ids, mask, backend="triton", **options):
-    """Tokens by a backend's kernels and by the references, from one seed."""
+    """Tokens from a backend's kernels and from the references, with the same seed."""
     options = dict(max_new_tokens=24, seed=5, eos_token_id=[]) | options
     with ptx.machine() as machine, use_backend(backend):
         ours = model.generate(ids, mask, **options)
@@ -80,7 +80,7 @@ def test_tokens(model, captured, backend, padded, options):
     ours, wanted, launches = both(model, *prompt(padded=padded), backend, **options)
     assert torch.equal(ours, wanted)
     assert len(captured) == 1
-    # A prompt, and one turn as it is, before the capture; the capture runs nothing.
+    # The prompt and one turn run before the capture. The capture itself runs nothing.
     eager = max(1 + options.get("min_new_tokens", 0), 2)
     assert captured[0].replays == ours.shape[1] - 5 - eager
     assert len({str(launch.kernel) for launch in launches}) > 4
@@ -98,7 +98,7 @@ def test_a_batch_size_is_captured_once(model, captured):
 
 
 def test_another_capture_where_a_launch_would_differ(model, captured):
-    """Other options, addresses or numbers of the model, and caches that are too short, make another graph."""
+    """Other options, other addresses or numbers in the model, or a cache that is too short need another graph."""
     both(model, *prompt())
     changes = [
         lambda: SAMPLED,
@@ -136,7 +136,7 @@ def test_the_graphs_of_a_model_are_few_and_go_with_it(model, captured):
 
 
 def test_a_call_in_a_call_has_turns_of_its_own(model, captured):
-    """A streamer that generates with the same model, while its own call is between two turns."""
+    """A streamer generates with the same model while its own call is between two turns."""
     ids, mask = prompt()
 
     class Streamer:
@@ -156,7 +156,7 @@ def test_a_call_in_a_call_has_turns_of_its_own(model, captured):
 
 
 def test_the_drop_in_s_own_modules_are_captured(captured):
-    """Once for all calls, in training mode too where no dropout is active; and anew where a module is another one."""
+    """All calls share a capture. Training mode, without active dropout, and a replaced module make a new one."""
     torch.manual_seed(2)
     without = dict(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
     drop_in = gpt2fast.GPT2LMHeadModel(GPT2Config(**SIZES, **without, initializer_range=0.2)).eval()
@@ -226,7 +226,7 @@ def test_refused_without_a_gpu_and_with_holes(model):
 
 
 def test_what_waits_is_refused_in_a_capture():
-    """Of the stand-in itself: numbers are frozen, memory is not, and waiting raises, inside of an op as well."""
+    """The machine's own graph: numbers are frozen, memory is not, and waiting raises, inside of an op as well."""
     x, step = torch.zeros(3), 1
     with ptx.torch_cuda():
         graph = torch.cuda.CUDAGraph()

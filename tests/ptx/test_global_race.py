@@ -1,5 +1,5 @@
-"""Races in global memory, between blocks and between the warps of a block: found with both lines, and no false alarm
-where atomics, fences or barriers order the accesses."""
+"""Races in global memory, between blocks and between warps of a block, are found with both lines. There is no false
+alarm if atomics, fences or barriers order the accesses."""
 
 import re
 import shutil
@@ -65,7 +65,7 @@ def test_blocks_that_write_apart():
 
 @needs_nvcc
 def test_the_same_value_twice():
-    """Compilers and masked tails make such stores: they are named only to those who ask."""
+    """Compilers and masked tails make such stores, so they are reported only on request."""
     assert not launch("same_value", torch.zeros(128)).errors
     (error,) = launch("same_value", torch.zeros(128), same_value_races=True).errors
     assert error.kind == "global_race" and error.source == error.other_source == marked("same_value")
@@ -75,7 +75,7 @@ def test_the_same_value_twice():
 
 @needs_nvcc
 def test_a_finding_is_counted():
-    """Three of four blocks race in each of 128 places: the read with the write, in both orders, and the writes."""
+    """Three of four blocks race in each of 128 places: read and write, in both orders, and write and write."""
     found = launch("accumulate", torch.ones(512), torch.zeros(128))
     assert [e.count for e in found.errors] == [2 * 384, 384] and found.error_count == 3 * 384
     assert "(768 times)" in str(found.errors[0])
@@ -91,7 +91,7 @@ def test_a_block_that_waits_for_another():
 @pytest.mark.parametrize("block", [32, 256])
 @pytest.mark.parametrize("name", ["accumulate", "under_a_lock"])
 def test_triton(name, block):
-    """With 32 elements all four warps load all of them: that is no race with the store of one."""
+    """With 32 elements, all four warps load all of them. That is no race with the store of one warp."""
     pytest.importorskip("triton")
     import racing
 

@@ -37,7 +37,7 @@ def test_one_launch(run, dtype, seed):
 
 @DTYPES
 def test_sizes_around_a_block_and_addresses_that_are_not_aligned(run, dtype):
-    """The same bits, wherever a number lies and whoever computes it."""
+    """The bits are the same, wherever a number lies and whichever backend computes it."""
     sizes = (1, run.module.BLOCK - 1, run.module.BLOCK, run.module.BLOCK + 1, 5, 17, 40)
     args = build(ADAMW, dict(each=[(n,) for n in sizes], step=2, seed=True), dtype)
     check(run, ADAMW, args)
@@ -53,7 +53,7 @@ def test_sizes_around_a_block_and_addresses_that_are_not_aligned(run, dtype):
 
 
 def test_random_rounding_draws_the_reference_s_bits(run):
-    """Where both compute the same number before it is rounded: without a gradient nothing but the decay is left."""
+    """Without a gradient only the decay is left, so that both compute the same number before it is rounded."""
     case = dict(each=[(5000,), (33, 5), (8,)], step=4, first=True, seed=True, weight_decay=0.25)
     args = build(ADAMW, case, torch.bfloat16)
     args |= dict(gradients=[torch.zeros_like(g) for g in args["gradients"]], lr=0.5)
@@ -63,13 +63,13 @@ def test_random_rounding_draws_the_reference_s_bits(run):
         assert torch.equal(ours.nan_to_num(7), other.nan_to_num(7)) and torch.equal(ours.isnan(), other.isnan())
     assert second.isnan().sum() == 1
     wide = args["weights"][0].float() * 0.875
-    assert not torch.equal(first, wide.bfloat16())  # some go away from the nearest
+    assert not torch.equal(first, wide.bfloat16())  # some are not rounded to the nearest
     assert ((first.float() - wide).abs() < wide.abs() * 2.0**-7).all()
 
 
 @pytest.mark.parametrize("step", (1, 2, 300, 100_000))
 def test_powers_of_beta(run, step):
-    """1 - beta^step from its smallest value to 1, where beta is near 1, and where it is 0."""
+    """1 - beta^step from its smallest value to 1, with a beta near 1, and with a beta of 0."""
     for betas in (dict(beta1=0.9, beta2=0.99999), dict(beta1=0.0, beta2=0.0)):
         check(run, ADAMW, build(ADAMW, dict(each=[(40,)], step=step, lr=0.1, eps=0.0, **betas)))
 
@@ -119,7 +119,7 @@ def test_norm(norms, dtype):
 
 @DTYPES
 def test_norm_of_many_blocks_of_odd_addresses_and_sizes(norms, dtype):
-    """More blocks than the last launch has threads, and gradients that are not dense or not aligned."""
+    """There are more blocks than the last launch has threads, and gradients are not dense or not aligned."""
     sizes = [*range(1, 41), *[1] * 1100, norms.module.BLOCK - 1, 1001]
     args = build(NORM, dict(each=[(n,) for n in sizes], max_norm=2.0), dtype)
     check(norms, NORM, args)

@@ -1,6 +1,6 @@
 """Attention on the PTX machine, beyond the op's own cases: large scores, hidden keys, biases, equal bits.
 
-Forward and backward each run in Triton and in CUDA C++, in all four pairs: either takes what the other gave.
+Forward and backward each run in Triton and in CUDA C++, in all four pairs: each backend takes the other's results.
 """
 
 import pytest
@@ -36,7 +36,7 @@ def arguments(dtype=torch.float32, **case):
 
 @pytest.mark.parametrize("size", (1e4, 4e9))
 def test_large_scores_keep_the_digits_of_their_differences(gradients, size):
-    """Every score is ``size`` and a small whole number: the probabilities are those of the whole numbers."""
+    """Every score is ``size`` plus a small integer. The probabilities are those of the integers alone."""
     args, dout = arguments(causal=False)
     g = torch.Generator().manual_seed(1)
     small = torch.randint(0, 4, (2, 37, 2), generator=g).float() * (1024 if size > 1e6 else 1)
@@ -93,7 +93,7 @@ def test_the_gradient_of_a_bias_is_summed_where_it_broadcasts(gradients, shape):
 
 
 def test_the_gradient_of_one_number_for_all_keys_is_zero(gradients):
-    """But for rounding, as the same number for all keys changes no probability."""
+    """The same number for all keys changes no probability, except by rounding."""
     found, args = gradient_of_bias(gradients, (1, 2, 1, 1))
     ordinary = reference(OPS["attention_backward"], args | dict(bias=torch.zeros(2, 2, 20, 37)))[3]
     assert found.abs().max() < torch.finfo(torch.float32).eps * ordinary.abs().sum()

@@ -1,6 +1,6 @@
 """Cross entropy on the PTX machine, in Triton and in CUDA C++: rows that begin anywhere, large logits, ignored rows.
 
-The machine raises where a kernel breaks memcheck or racecheck, so that every launch here is a test of both.
+The machine raises an error if a kernel breaks memcheck or racecheck, so that every launch here is a test of both.
 """
 
 import pytest
@@ -27,7 +27,7 @@ def check(name, args, found):
 
 
 def both_ways(run, logits, targets, dloss=None, **options):
-    """loss, lse and dlogits, each checked against the truth."""
+    """loss, lse and dlogits. Each is checked against the truth."""
     args = dict(logits=logits, targets=targets, **options)
     loss, lse = run(NAMES[0], args)[0]
     check(NAMES[0], args, (loss, lse))
@@ -56,7 +56,7 @@ def test_a_first_logit_of_any_alignment(run, first, dtype):
 
 @pytest.mark.parametrize("V", (2, 15, 16, 17, 31, 300))
 def test_short_rows(run, V):
-    """Of which some lie within one sector of memory, or end before it does."""
+    """Some rows lie within one sector of memory, or end before the sector does."""
     g = torch.Generator().manual_seed(V)
     logits = torch.randn(37, V, generator=g)
     both_ways(run, logits, torch.randint(0, V, (37,), generator=g), reduction="none", label_smoothing=0.3)
@@ -73,7 +73,7 @@ def test_large_logits_keep_the_digits_of_their_differences(run):
 @pytest.mark.parametrize("smoothing", (0.0, 0.1))
 @pytest.mark.parametrize("offset", (-3e5, 257.0, 2.0**20))
 def test_gradients_of_large_logits(run, offset, smoothing):
-    """Where lse has no digits left for the log of the sum, it is made anew from the row."""
+    """If lse has no digits left for the log of the sum, the sum is computed again from the row."""
     g = torch.Generator().manual_seed(1)
     logits = torch.randn(7, 900, generator=g).mul(8).round() + offset
     args = dict(logits=logits, targets=torch.randint(0, 900, (7,), generator=g), reduction="none")
@@ -82,7 +82,7 @@ def test_gradients_of_large_logits(run, offset, smoothing):
 
 
 def test_columns_of_minus_infinity(run):
-    """Alone at the start of a row, and all but one."""
+    """Only -infinity in the first part of a row, and in all columns but one."""
     logits = torch.randn(3, 700, generator=torch.Generator().manual_seed(2))
     logits[0, :600] = logits[1, 1:] = -torch.inf
     targets = torch.tensor([650, 0, 5])
@@ -150,7 +150,7 @@ def test_strides(run):
 
 
 def test_rows_2_to_the_31_apart(run, tmp_path):
-    """Row offsets are made in 64 bits. The file has no blocks but the two rows'."""
+    """Row offsets are computed in 64 bits. The sparse file has blocks only for the two rows."""
     file, far = tmp_path / "far", 2**31
     with file.open("wb") as f:
         f.truncate(2 * (far + 64))

@@ -1,6 +1,6 @@
 """Decode attention on the PTX machine, in Triton and in CUDA C++: caches of any length and layout, padding, windows.
 
-The machine raises where a kernel breaks memcheck or racecheck, so that every launch here is a test of both.
+The machine raises an error if a kernel breaks memcheck or racecheck, so that every launch here is a test of both.
 """
 
 import pytest
@@ -36,14 +36,14 @@ def inputs(T=2, S=150, H=3, D=64, lengths=(150, 70), dtype=torch.bfloat16, **oth
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("D", (1, 40, 64, 80, 128, 130, 250, 256))
 def test_head_sizes(run, D, dtype):
-    """Of which some are no multiple of 16 bytes, or of no power of two."""
+    """Some head sizes are not multiples of 16 bytes, or not powers of two."""
     check(run, inputs(D=D, dtype=dtype, starts=torch.tensor([3, 66])))
 
 
 @pytest.mark.parametrize("T", (1, 3, 8))
 @pytest.mark.parametrize("S", (1, 63, 64, 65, 129, 300))
 def test_lengths(run, S, T):
-    """Full rows, rows that end where a block's keys do or beside that, rows shorter than the queries, empty ones."""
+    """Full rows, rows that end at or near the end of a block's keys, rows shorter than the queries, and empty rows."""
     check(run, inputs(T=T, S=S, lengths=[min(n, S) for n in (S, 0, 1, T, 63, 64, 65, 128, 200)]))
 
 
@@ -55,7 +55,7 @@ def test_windows(run, padded, window):
 
 
 def test_a_query_that_sees_nothing_gives_zeros(run):
-    """Its row is empty, all padding, or begins after it."""
+    """The query's row is empty, is all padding, or begins after the query."""
     args = inputs(T=3, S=200, lengths=(0, 150, 2, 150), starts=torch.tensor([0, 150, 0, 148]))
     out = check(run, args)
     assert not out[:2].any() and not out[2, 0].any() and out[2, 1:].any() and not out[3, 0].any()
@@ -80,7 +80,7 @@ def test_what_lies_in_keys_that_nobody_sees(run, poison, window):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 def test_layouts(run, dtype):
-    """Caches by position and by head, k and v of one tensor, parts of larger ones, addresses of any alignment."""
+    """Caches by position and by head, k and v in one tensor, parts of larger tensors, addresses of any alignment."""
     H, D, S = 3, 64, 150
     wide = torch.randn(2, 3, S, H, D + 8, generator=torch.Generator().manual_seed(0)).to(dtype)
     flat = wide.reshape(-1)
@@ -106,7 +106,7 @@ def test_layouts(run, dtype):
 
 
 def test_large_scores_keep_the_digits_of_their_differences(run):
-    """The same differences give the same bits, in every block of keys and across them."""
+    """The same differences of scores give the same bits, in every block of keys and across blocks."""
     args = inputs(T=1, S=150, D=32, dtype=torch.float32, lengths=(150, 131), scale=1.0)
     for name in "qk":
         args[name] = args[name].round()
@@ -132,7 +132,7 @@ def test_a_decoded_row_does_not_depend_on_its_batch(run):
 
 
 def test_a_row_does_not_depend_on_the_capacity(run):
-    """Nor on whether it has one block's keys in a cache of many."""
+    """The bits also do not depend on whether a row has the keys of one block in a cache of many blocks."""
     args = inputs(S=400, lengths=(60, 33))
     wide, _ = run(OP.name, args)
     for S in (60, 64, 150):
@@ -140,7 +140,7 @@ def test_a_row_does_not_depend_on_the_capacity(run):
 
 
 def test_rows_2_to_the_31_apart(run, tmp_path):
-    """Offsets are made in 64 bits, of rows and of positions. The file has no blocks but those touched."""
+    """Offsets of rows and of positions are computed in 64 bits. The file has only the blocks that are touched."""
     file, far = tmp_path / "far", 2**31 + 64
     with file.open("wb") as f:
         f.truncate(2 * (far + 5 * 128))

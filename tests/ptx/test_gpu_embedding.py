@@ -1,6 +1,6 @@
-"""The embedding on the PTX machine, in Triton and in CUDA C++: hot tokens, tables with gaps, rows that are not there.
+"""The embedding on the PTX machine, in Triton and in CUDA C++: hot tokens, tables with gaps, rows that do not exist.
 
-The machine raises where a kernel breaks memcheck or racecheck, so that every launch here is a test of both.
+The machine raises an error if a kernel breaks memcheck or racecheck, so that every launch here is a test of both.
 """
 
 import pytest
@@ -25,7 +25,7 @@ def check(run, args, name="embedding_backward"):
 
 
 def hot(before, count, C, dtype):
-    """Arguments: ``before`` tokens that come once, then ``count`` times the same one, between two others."""
+    """Arguments with ``before`` tokens that occur once, then ``count`` times the same token, between two others."""
     total = before + count + 2
     dy = torch.randn(1, total, C, generator=torch.Generator().manual_seed(0)).to(dtype)
     tokens = torch.full((1, total), 3 + before)
@@ -37,14 +37,15 @@ def hot(before, count, C, dtype):
 @pytest.mark.parametrize("count", (15, 16, 17, 253, 254, 255, 256, 300, 767, 768, 5000))
 @pytest.mark.parametrize("before", (0, 1, 256))
 def test_a_hot_token(run, count, before):
-    """One row of the table takes the sum of many, which begin and end anywhere in segments, others of none or one."""
+    """One row of the table gets the sum of many rows, which begin and end anywhere in segments. Other rows get none or
+    one."""
     check(run, hot(before, count, 40, torch.float32))
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=str)
 @pytest.mark.parametrize("C", (1, 37, 264, 520))
 def test_columns_of_a_hot_token(run, C, dtype):
-    """Its parts have whole and half tiles of columns, and columns that are not aligned."""
+    """The parts of a hot token have whole and half tiles of columns, and columns that are not aligned."""
     check(run, hot(7, 1100, C, dtype))
 
 
@@ -101,7 +102,7 @@ def test_a_row_that_is_not_there_has_no_gradient(run, count):
 
 
 def test_rows_2_to_the_31_apart(run, tmp_path):
-    """Row offsets are made in 64 bits. The file has no blocks but the two rows'."""
+    """Row offsets are computed in 64 bits. The sparse file has blocks only for the two rows."""
     file, far = tmp_path / "far", 2**31
     with file.open("wb") as f:
         f.truncate(2 * (far + 64))

@@ -1,6 +1,6 @@
 """Layer norm on the PTX machine, in Triton and in CUDA C++: parity by the project's rule, layouts, far rows.
 
-The machine raises where a kernel breaks memcheck or racecheck, so that every launch here is a test of both.
+The machine raises an error if a kernel breaks memcheck or racecheck, so that every launch here is a test of both.
 """
 
 import pytest
@@ -28,7 +28,7 @@ def short(value):
 
 def check(run, name, case, dtype, layout="contiguous"):
     rows = case["B"] * case["T"]
-    # Of fewer than 32 numbers plain PyTorch's own error is luck: several draws are pooled.
+    # With fewer than 32 numbers, plain PyTorch's own error is chance. So several draws are pooled.
     seeds = range(16 if 0 < min(rows, case["C"]) < 32 and rows * case["C"] < 4096 else 1)
     draws = [build(OPS[name], case, dtype, layout, seed) for seed in seeds]
     found = [run(name, args)[0] for args in draws]
@@ -103,7 +103,7 @@ def test_layouts_in_place_and_copied(run):
 
 
 def test_rows_2_to_the_31_apart(run, tmp_path):
-    """Row offsets are made in 64 bits. The file has no blocks but the two rows'."""
+    """Row offsets are computed in 64 bits. The sparse file has blocks only for the two rows."""
     file, far = tmp_path / "far", 2**31
     with file.open("wb") as f:
         f.truncate(2 * (far + 64))

@@ -1,4 +1,4 @@
-"""The linear layer on the PTX machine, in Triton and in CUDA C++: many tiles, gaps, and when it is the choice."""
+"""The linear layer on the PTX machine, in Triton and in CUDA C++: many tiles, gaps, and when they are chosen."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def arguments(name="linear", dtype=torch.float32, **case):
 @DTYPES
 @TRANSPOSED
 def test_more_tiles_than_walk_together(run, dtype, transposed):
-    """Nine rows of tiles, the last of them and the last column in part, and a K that no tile divides."""
+    """Nine rows of tiles. The last row and the last column are partial, and K is not a multiple of any tile."""
     rows = 8 * LARGEST[dtype] + 5
     case = dict(B=1, T=rows, N=150, bias=True, residual=True, transposed=transposed)
     (launch,) = check(run, "linear", arguments(dtype=dtype, K=72, **case | dict(N=152)))
@@ -49,7 +49,7 @@ def test_more_tiles_than_walk_together(run, dtype, transposed):
 @pytest.mark.parametrize("rows", (1, 16, 17, 64))
 @pytest.mark.parametrize("K, N", ((8, 8), (200, 136), (24, 7), (33, 64)))
 def test_sizes_around_those_of_tiles(run, rows, K, N, transposed, dtype):
-    """Multiples of 8, which are read by 16 bytes, and others; forward with all that follows, and backward."""
+    """Multiples of 8, which are read by 16 bytes, and other sizes; forward with all that follows, and backward."""
     sizes = dict(B=1, T=rows, K=K, N=N, transposed=transposed)
     after = dict(bias=True, residual=True, activation="gelu_erf", keep_preactivation=True)
     check(run, "linear", arguments(dtype=dtype, **sizes, **after))
@@ -67,7 +67,7 @@ def test_what_follows_the_product(run, activation, keep, bias, residual):
 @DTYPES
 @TRANSPOSED
 def test_views(run, transposed, dtype):
-    """Rows and columns with gaps, a first number that is not aligned, transposes: of x, the weight, residual and dy."""
+    """x, weight, residual and dy have gaps between rows or columns, an unaligned first number, or are transposes."""
     wide = torch.randn(3, 40, 96, generator=torch.Generator().manual_seed(0)).to(dtype)
     given = arguments(dtype=dtype, B=1, T=40, K=40, N=40, bias=True, residual=True, transposed=transposed)
     dy = given.pop("residual")
@@ -126,7 +126,7 @@ def test_pytorch_s_product_is_the_choice_until_ours_was_measured_faster(run, mon
 
 @TRANSPOSED
 def test_a_sum_of_nothing(run, transposed):
-    """Without columns in x, y is bias + residual, and dbias is the sum of dy as ever."""
+    """If x has no columns, y is bias + residual. dbias is the sum of dy as always."""
     args = arguments(B=2, T=3, K=8, N=5, bias=True, residual=True, transposed=transposed)
     none = dict(x=args["x"][..., :0], weight=args["weight"].narrow(int(transposed), 0, 0))
     y, _ = run("linear", args | none)[0]

@@ -1,4 +1,4 @@
-"""Head and loss in one on the PTX machine, in Triton and in CUDA C++: chunks of rows, ends of the vocabulary, large
+"""The fused head and loss on the PTX machine, in Triton and in CUDA C++: chunks of rows, ends of the vocabulary, large
 logits, ignored rows."""
 
 import sys
@@ -24,7 +24,7 @@ kernels = kernels_of(NAME)
 
 @pytest.fixture
 def run(kernels, monkeypatch):
-    """The kernels' outputs and launches, with the backend's own products, or those that ``auto`` takes."""
+    """The kernels' outputs and launches, with the backend's own products or with those that ``auto`` chooses."""
 
     def call(name, args, products="own"):
         monkeypatch.setattr(backends, "active", lambda: kernels.backend if products == "own" else products)
@@ -42,7 +42,7 @@ def check(run, name, args, products="own"):
 
 @pytest.fixture
 def few_rows(monkeypatch):
-    """Chunks of at most 20 rows: of less than ten, PyTorch's product on a CPU has other errors than of many."""
+    """Makes chunks at most 20 rows long. With fewer than ten rows, PyTorch's product on a CPU has other errors."""
     for name in ("MOST_ROWS", "FEW_ROWS"):
         monkeypatch.setattr(sys.modules["gpt2fast.ops.linear_cross_entropy"], name, 20)
 
@@ -69,7 +69,7 @@ def test_chunks_change_what_is_added_up_and_nothing_else(run, dtype, few_rows, m
 
 
 def test_large_logits_keep_the_digits_of_their_differences(run):
-    """A column of x adds 2^22 to every logit of a row: the loss and its gradients are those without it, to the bit."""
+    """A column of x adds 2^22 to every logit of a row. The loss and its gradients have the same bits as without it."""
     g = torch.Generator().manual_seed(0)
     x, weight = torch.zeros(5, 3), torch.zeros(300, 3)
     x[:, 0], weight[:, 0] = 1.0, torch.randn(300, generator=g).round()
@@ -90,7 +90,7 @@ def test_a_target_outside_the_vocabulary_is_no_number(run):
 @pytest.mark.parametrize("reduction", ("none", "mean", "sum"))
 @pytest.mark.parametrize("ignore_index", (-100, 3, 2**40))
 def test_ignored_rows(run, ignore_index, reduction, dtype):
-    """Whose loss and gradients are 0; with smoothing, on all lengths of a row's last pack."""
+    """Ignored rows have loss and gradients 0, also with smoothing, for all lengths of a row's last pack."""
     for V in (33, 40, 46):
         case = dict(R=30, K=24, V=V, reduction=reduction, ignore_index=ignore_index, label_smoothing=0.2)
         check(run, NAME, build(OPS[NAME], case | dict(keep="both"), dtype))
@@ -102,7 +102,7 @@ def test_ignored_rows(run, ignore_index, reduction, dtype):
 
 
 def test_logits_of_minus_infinity(run):
-    """Alone at the start of a row, and all but one."""
+    """Only -infinity in the first part of a row, and in all columns but one."""
     x, weight = torch.eye(2), torch.randn(300, 2, generator=torch.Generator().manual_seed(2))
     weight[:260, 0] = weight[1:, 1] = -torch.inf
     args = dict(x=x[:, :1], weight=weight[:, :1], targets=torch.tensor([270, 270]), reduction="none")
@@ -126,7 +126,7 @@ def test_strides(run):
 
 
 class Calls(TorchDispatchMode):
-    """The names of the functions of PyTorch that run inside."""
+    """Collects the names of the PyTorch functions that run inside."""
 
     def __init__(self):
         super().__init__()
@@ -138,7 +138,7 @@ class Calls(TorchDispatchMode):
 
 
 def test_pytorch_only_multiplies():
-    """Between our kernels it fills nothing, copies nothing and adds nothing up."""
+    """Between our kernels, PyTorch fills nothing, copies nothing and adds nothing up."""
     args = build(OPS[NAME], dict(R=6, K=24, V=64, keep="both"))
     with Calls() as calls:
         head_and_loss.linear_cross_entropy(multiply, lambda *given: None, lambda loss, *given: loss, **args)

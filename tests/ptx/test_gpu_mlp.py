@@ -27,7 +27,7 @@ def check(found, args, wanted):
 
 @DTYPES
 def test_launches_and_bytes(run, dtype):
-    """Four products; the first reads the preactivation once and writes the gradient before the activation once."""
+    """There are four products. The first reads the preactivation once and writes its gradient once."""
     M = 128
     args = build(OPS["mlp_backward"], dict(B=1, T=64, K=32, M=M, N=64, **BIASES), dtype)
     found, launches = run("mlp_backward", args)
@@ -64,8 +64,8 @@ def test_only_what_is_wanted_is_computed(run, want, count):
 
 @DTYPES
 def test_calls_of_the_same_shapes_share_a_plan(run, dtype):
-    """It holds no tensor: the second call's results are its own. Other strides, another plan; of rows with gaps and of
-    columns with gaps some are copied."""
+    """The plan holds no tensor, so that the second call's results are its own. Other strides have another plan. Some
+    tensors with gaps between rows or columns are copied."""
     case = dict(B=2, T=9, K=24, M=40, N=33, **BIASES)
     first, second = (build(OPS["mlp_backward"], case, dtype, seed=seed) for seed in (0, 1))
     made = products._mlp_backward_plan.cache_info

@@ -1,6 +1,6 @@
-"""Sampling on the PTX machine, in Triton and in CUDA C++: the reference's very tokens, ties, cuts of any size.
+"""Sampling on the PTX machine, in Triton and in CUDA C++: exactly the reference's tokens, with ties and any cuts.
 
-The machine raises where a kernel breaks memcheck or racecheck, so that every launch here is a test of both.
+The machine raises an error if a kernel breaks memcheck or racecheck, so that every launch here is a test of both.
 """
 
 import itertools
@@ -37,7 +37,8 @@ def test_ends_of_the_vocabulary(run, V, options):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_cuts_among_equal_scores(run, seed):
-    """Logits of few values: of equal scores top-k keeps all, top-p drops the first tokens. No share is hit exactly."""
+    """Logits with few values. Of equal scores, top-k keeps all, and top-p drops the first tokens. No top-p is exactly
+    the sum of some shares."""
     logits = random(300, seed, 1.0).round()
     for top_k, top_p, min_p in itertools.product((0, 3, 40, 299), (1.0, 0.8731, 0.4517, 0.0713, 1e-6), (0.0, 0.3, 1.0)):
         found, expected, _ = both(run, logits, top_k=top_k, top_p=top_p, min_p=min_p)
@@ -105,7 +106,7 @@ def test_a_row_does_not_depend_on_its_batch(run):
 
 
 def test_what_is_drawn_follows_the_probabilities(run):
-    """4000 draws of seven tokens: a chi-squared sum of 6 degrees of freedom, above 35 once in 200000 times."""
+    """4000 draws of seven tokens. A chi-squared sum with 6 degrees of freedom is above 35 once in 200000 times."""
     p = torch.tensor([0.02, 0.05, 0.08, 0.1, 0.15, 0.2, 0.4])
     args = dict(logits=p.log().expand(4000, 7), seed=torch.tensor([5]), positions=torch.arange(4000))
     drawn, _ = run("sample", args)
@@ -140,7 +141,7 @@ def test_strides(run):
 
 
 def test_rows_2_to_the_31_apart(run, tmp_path):
-    """Row offsets are made in 64 bits. The file has no blocks but the two rows'."""
+    """Row offsets are computed in 64 bits. The sparse file has blocks only for the two rows."""
     file, far = tmp_path / "far", 2**31
     with file.open("wb") as f:
         f.truncate(2 * (far + 64))

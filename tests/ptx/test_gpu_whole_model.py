@@ -1,4 +1,4 @@
-"""GPT-2 as a whole on Triton's kernels alone, and on those in CUDA C++ alone, on the PTX machine: forward, generation,
+"""The whole GPT-2 on the PTX machine, with only Triton's kernels and with only those in CUDA C++: forward, generation,
 backward, optimiser steps."""
 
 import copy
@@ -25,25 +25,25 @@ def backend(request):
 
 
 def names_of(launches):
-    """Of the kernels, without namespaces and template arguments."""
+    """The names of the kernels, without namespaces and template arguments."""
     return [re.search(r"(\w+_kernel)\b", launch.name)[1] for launch in launches]
 
 
 def models(dtype=torch.float32, **changes):
-    """Ours, the plain one and the truth, of the same parameters."""
+    """Our model, the plain one and the truth, with the same parameters."""
     torch.manual_seed(3)
     without = dict(embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
     ours = GPT2(Config(**SIZES | dict(initializer_range=0.2) | without | changes))
     with torch.no_grad():
         for parameter in ours.parameters():
-            if parameter.dim() == 1:  # biases and norms are 0 and 1 at first, which would hide them
+            if parameter.dim() == 1:  # biases start at 0 and norms at 1, which would hide errors
                 parameter.normal_(1.0, 0.1)
     ours = ours.to(dtype)
     return ours, copy.deepcopy(ours), copy.deepcopy(ours).double()
 
 
 def on_each(backend, function, trio):
-    """``function`` of ours on a backend's kernels alone, of the plain one and the truth on the references."""
+    """``function`` of our model with a backend's kernels only, of the plain one and the truth with the references."""
     with ptx.machine() as machine, use_backend(backend):
         found = [function(trio[0])]
     with use_backend("reference"):
@@ -77,7 +77,7 @@ def test_logits(backend, padded, dtype):
 )
 @pytest.mark.parametrize("padded", (False, True))
 def test_generated_tokens(backend, padded, options):
-    """Text, batched and padded on the left too, is the reference's token by token."""
+    """The text is the reference's, token by token, also for batches padded on the left."""
     mask = torch.ones(2, 11, dtype=torch.int64)
     mask[0, :4] = int(not padded)
 
@@ -109,7 +109,7 @@ def test_gradients(backend, dtype):
 
 @DTYPES
 def test_three_optimiser_steps(backend, dtype):
-    """Losses and parameters after three steps of AdamW with a clipped norm: ours against torch's."""
+    """Compares losses and parameters after three steps of AdamW with a clipped norm with torch's."""
     options = dict(lr=1e-3, eps=1e-4)
 
     def train(model, ours):

@@ -1,4 +1,4 @@
-"""CUDA host code on the machine: copies and fills that are checked, exits, and what it asks the runtime."""
+"""CUDA host code on the PTX machine: checked copies and fills, exits, and queries to the runtime."""
 
 import importlib.util
 import shutil

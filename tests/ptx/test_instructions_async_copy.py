@@ -1,4 +1,4 @@
-"""cp.async: what lands, when it lands, and what is reported when somebody does not wait."""
+"""cp.async: which bytes arrive, when they arrive, and what is reported if a thread does not wait."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def wait(groups: int) -> str:
     return f"cp.async.wait_group {groups};\n"
 
 
-# Thread t reads what thread t ^ 32 copied: the other warp's part.
+# Thread t reads what thread t ^ 32, in the other warp, copied.
 READ_OTHER = """
 xor.b32 %r42, %r41, 512;
 add.u32 %r43, %r39, %r42;
@@ -43,7 +43,7 @@ def test_lands_at_the_wait() -> None:
         PLACES + COPY + COMMIT + wait(0) + "bar.sync 0;\n" + READ_OTHER + STORE, x, y, shared=1024, block=(64, 1, 1)
     )
     np.testing.assert_array_equal(y, np.roll(x, 32, axis=0))
-    # Two warps of 512 bytes; 16-byte words go to shared memory in 4 passes a warp.
+    # Two warps of 512 bytes. Each warp's 16-byte words go to shared memory in 4 passes.
     assert counters["global_load_requests"] == 2
     assert counters["global_load_bytes"] == 1024
     assert counters["shared_store_requests"] == 2
@@ -64,7 +64,7 @@ def test_sizes(size: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 4, 12, 16, "%r50"])
 def test_source_size_fills_with_zeros(count: int | str) -> None:
-    """The source is read for so many bytes only: behind them it may end. %r50: t % 16 bytes."""
+    """Only so many bytes of the source are read: it may end after them. %r50: t % 16 bytes."""
     x, y = source(32), np.zeros((32, 4), np.uint32)
     taken = [lane % 16 if count == "%r50" else int(count) for lane in range(32)]
     expected = np.zeros((32, 16), np.uint8)
@@ -104,7 +104,7 @@ GROUPS = "".join(
 
 @pytest.mark.parametrize("pending", [0, 1, 2, 3, 4])
 def test_wait_group_counts_the_latest(pending: int) -> None:
-    """With n groups pending, words 0 … 3 - n have landed: reading these is fine, the next one is a race."""
+    """With n groups pending, words 0 … 3 - n have arrived. To read these is right; to read the next one is a race."""
     x, y = source(32), np.zeros(32, np.uint32)
     for word in range(4):
         body = PLACES + GROUPS + wait(pending) + f"ld.shared.b32 %r0, [%r40 + {4 * word}];\n" + store("%r0", 1, "b32")
@@ -135,13 +135,13 @@ def test_uncommitted_copies_wait_for_wait_all() -> None:
 
 
 def test_wait_without_barrier() -> None:
-    """A wait is for the own copies: without a barrier the other warp's are a race, reported at both lines."""
+    """A warp waits for its own copies only. Without a barrier, reading the other warp's is a race, with both lines."""
     x, y = source(64), np.zeros((64, 4), np.uint32)
     text = kernel(PLACES + COPY + COMMIT + wait(0) + READ_OTHER + STORE, 2, shared=1024)
     report = launch(text, x, y, block=(64, 1, 1))
     copy, read = line_of(text, "cp.async.cg"), line_of(text, "ld.shared")
     races = [e for e in report["errors"] if e["kind"] == "race"]
-    # Warp 0 reads before warp 1 starts, which its write finds out; warp 1 reads what warp 0 has written.
+    # Warp 0 reads before warp 1 starts, and warp 1's write finds that race. Warp 1 reads what warp 0 has written.
     assert {e["line"] for e in races} == {copy, read}
     for error in races:
         assert f"line {copy + read - error['line']}" in error["message"]
@@ -156,7 +156,7 @@ def test_barrier_without_wait() -> None:
 
 
 def test_overwriting_what_others_still_read() -> None:
-    """The usual missing second barrier of a pipeline: the next copy starts while the other warp reads."""
+    """A pipeline's second barrier, which is often forgotten, is missing: a copy starts while the other warp reads."""
     x, y = source(64), np.zeros((64, 4), np.uint32)
     loop = COPY + COMMIT + wait(0) + "bar.sync 0;\n" + READ_OTHER
     again = COPY.replace("cg", "ca") + COMMIT + wait(0)
@@ -176,7 +176,7 @@ def test_two_copies_to_one_place() -> None:
 
 
 def test_each_lane_waits_for_its_own() -> None:
-    """Only lanes below 16 commit: the wait lands their copies, not those of the rest."""
+    """Only lanes below 16 commit. After the wait their copies have arrived, and those of the others have not."""
     x, y = source(32), np.zeros((32, 4), np.uint32)
     body = PLACES + COPY + "setp.lt.u32 %p0, %thread, 16;\n@%p0 cp.async.commit_group;\n" + wait(0)
     run(body + "@%p0 " + READ_OWN + STORE.replace("st.", "@%p0 st."), x, y, shared=512)

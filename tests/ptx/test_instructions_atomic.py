@@ -9,7 +9,7 @@ from programs import errors, kernel, launch, load, run, store
 SPACES = ["global", "shared", "generic", "generic_shared"]
 U32 = 2**32
 
-# op, type, what 32 lanes bring, start, expected end
+# op, type, the operands of 32 lanes, the start, the expected end
 INTEGER_CASES: list[tuple[str, str, list[int], int, int]] = [
     ("add", "u32", list(range(32)), U32 - 10, 496 - 10),
     ("add", "s32", [-5] * 32, 7, 7 - 160),
@@ -40,7 +40,7 @@ INTEGER_CASES: list[tuple[str, str, list[int], int, int]] = [
 
 
 def atomic_body(space: str, op: str, kind: str, returned: bool = True) -> tuple[str, int]:
-    """buffer 0: the target, 1: what the lanes bring, 2: the old values. Shared memory starts as the target is."""
+    """Buffer 0: the target, 1: the lanes' operands, 2: the old values. Shared memory starts as the target."""
     bits = {"f16x2": 32, "bf16x2": 32, "bf16": 16}.get(kind) or int(kind[1:])
     wide = f"b{bits}"
     register = {16: "%h", 32: "%r", 64: "%rd"}[bits]
@@ -137,7 +137,7 @@ def round_to_bfloat(x: float) -> float:
     ("space", "flushed"), [("global", True), ("generic", True), ("shared", False), ("generic_shared", False)]
 )
 def test_subnormals(space: str, flushed: bool) -> None:
-    """f32 in global memory flushes them, in shared memory it does not."""
+    """An f32 addition flushes subnormals in global memory, and keeps them in shared memory."""
     target = np.array([1e-40], np.float32).view(np.uint32)
     start = target.copy()
     body, _ = atomic_body(space, "add", "f32", returned=False)
@@ -147,7 +147,7 @@ def test_subnormals(space: str, flushed: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["b16", "b32", "b64"])
 def test_compare_and_swap(kind: str) -> None:
-    """Lane l swaps l + 1 for l: from 0 they all succeed, in their order; from 7 lane 7 is the first."""
+    """Lane l replaces l by l + 1. From 0 on, all lanes succeed, in their order. From 7 on, lane 7 is the first."""
     register = {"b16": "%h", "b32": "%r", "b64": "%rd"}[kind]
     dtype = np.dtype(f"u{int(kind[1:]) // 8}")
     body = load(f"{register}0", 1, kind) + load(f"{register}1", 2, kind)
@@ -212,14 +212,14 @@ def test_atomic_and_plain_write_race() -> None:
 
 
 def test_counters() -> None:
-    """32 lanes on 4 neighbouring words: one sector, asked for once."""
+    """32 lanes access 4 neighbouring words: one request of one sector."""
     target = np.zeros(8, np.uint32)
     body = "and.b32 %r0, %thread, 3;\nmad.wide.u32 %rd0, %r0, 4, %buffer0;\nred.global.add.u32 [%rd0], 1;\n"
     counters = run(body, target)
     assert target.tolist() == [8, 8, 8, 8, 0, 0, 0, 0]
     assert counters["global_atomic_requests"] == 1
     assert counters["global_atomic_bytes"] == 128
-    assert counters["global_atomic_sectors"] <= 2  # one, or two where the buffer starts amid a sector
+    assert counters["global_atomic_sectors"] <= 2  # one, or two if the buffer starts inside a sector
     assert counters["global_load_requests"] == counters["global_store_requests"] == 0
 
 

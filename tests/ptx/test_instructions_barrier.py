@@ -9,7 +9,7 @@ WRITE = "st.shared.u32 [%r52], %thread;\n"
 
 
 def read(distance: int, threads: int) -> str:
-    """The word of the thread `distance` further on, around the block."""
+    """The word of the thread that is `distance` further on, cyclically in the block."""
     return f"""
     add.u32 %r60, %thread, {distance};
     and.b32 %r60, %r60, {threads - 1};
@@ -64,7 +64,7 @@ def test_barrier_number_from_a_register() -> None:
 
 
 def test_arrive_does_not_wait() -> None:
-    """Producer warps 0 and 1 write and arrive, consumer warps 2 and 3 wait: order in one direction."""
+    """Producer warps 0 and 1 write and arrive, and consumer warps 2 and 3 wait. This orders one direction only."""
     out = np.zeros(128, np.uint32)
     body = (
         SLOT
@@ -83,7 +83,7 @@ def test_arrive_does_not_wait() -> None:
     )
     run(body, out, shared=512, block=(128, 1, 1))
     assert out[64:].tolist() == list(range(64))
-    # The other way round it is no order: the producers write again while the consumers read.
+    # The other direction is not ordered: the producers write again while the consumers read.
     again = body.replace("bar.arrive 1, 128;", "bar.arrive 1, 128;\nst.shared.u32 [%r52], 5;")
     assert {e["kind"] for e in errors(again, out, shared=512, block=(128, 1, 1))} == {"race"}
 
@@ -141,7 +141,7 @@ def test_block_that_is_no_multiple_of_a_warp() -> None:
 
 
 def test_barrier_that_a_warp_misses() -> None:
-    """A barrier for a number of threads waits for those who exited too; the report says where each warp stands."""
+    """A barrier for a number of threads also waits for threads that exited. The report says where each warp is."""
     text = kernel("setp.lt.u32 %p0, %thread, 32;\n@%p0 bra done;\nbar.sync 0, 96;\ndone:\n", 0)
     (error,) = launch(text, block=(96, 1, 1))["errors"]
     assert error["kind"] == "deadlock"
@@ -167,7 +167,7 @@ def test_warps_at_different_barriers() -> None:
 
 
 def test_lanes_meet_at_the_barrier() -> None:
-    """Lanes that took different ways come to one bar.sync one after the other."""
+    """Lanes that took different branches come to one bar.sync, one after the other."""
     out = np.zeros(64, np.uint32)
     body = """
     and.b32 %r0, %thread, 1;
@@ -195,7 +195,7 @@ def test_wrong_numbers() -> None:
 
 
 def test_lanes_of_a_warp_at_two_barriers() -> None:
-    """bar.sync is .aligned: all lanes of a warp must come to the same one. barrier.sync without it need not."""
+    """bar.sync is .aligned: all lanes of a warp must come to the same one. Lanes may come to different barrier.sync."""
     body = "setp.lt.u32 %p0, %thread, 5;\n@%p0 bra other;\nBAR 0;\nbra done;\nother:\nBAR 0;\ndone:\n"
     (error,) = errors(body.replace("BAR", "bar.sync"))
     assert error["kind"] == "barrier" and "different barrier instructions" in error["message"]
@@ -204,7 +204,8 @@ def test_lanes_of_a_warp_at_two_barriers() -> None:
 
 @pytest.mark.parametrize("value", ["%warp", "7"])
 def test_two_writes_without_order(value: str) -> None:
-    """Both warps write one word: a race, unless it is the same value, as compilers write what several warps hold."""
+    """Both warps write one word. That is a race, unless the value is the same: compilers write so what several warps
+    hold."""
     body = ".reg .b32 %warp;\nshr.u32 %warp, %thread, 5;\nmov.u32 %r50, tile;\n"
     body += f"mov.u32 %r1, {value};\nst.shared.u32 [%r50], %r1;\nbar.sync 0;\n"
     found = errors(body, shared=16, block=(64, 1, 1))
@@ -214,7 +215,7 @@ def test_two_writes_without_order(value: str) -> None:
 
 
 def test_lanes_that_spin_let_others_go_on() -> None:
-    """A lock that the lanes of one warp take in turn: it is held at a higher program counter than they spin at."""
+    """The lanes of one warp take a lock in turn. The holder is at a higher program counter than the lanes that spin."""
     out = np.zeros(2, np.uint32)
     body = """
     spin:
@@ -259,7 +260,7 @@ def test_parted_lanes_without_warp_barrier() -> None:
     assert f"line {sum(pair) - races[0]['line']}" in races[0]["message"]
 
 
-# What one lane does in shared memory, then its neighbour, and whether something must lie between.
+# What one lane does in shared memory, what its neighbour does then, and whether a barrier must lie between.
 LANE_PAIRS = {
     "write, read": (WRITE, read(1, 32), True),
     "read, write": (WRITE + "bar.warp.sync -1;\n" + read(1, 32), WRITE, True),
@@ -273,7 +274,7 @@ LANE_PAIRS = {
 @pytest.mark.parametrize("sync", ("", "bar.warp.sync -1;\n", "bar.sync 0;\n"), ids=("nothing", "warp", "block"))
 @pytest.mark.parametrize("pair", LANE_PAIRS)
 def test_lanes_of_a_warp_meet_in_shared_memory(pair: str, sync: str) -> None:
-    """That the lanes run in step here is no order: since Volta, only a barrier gives one."""
+    """The lanes run in step here, but that is no order: since Volta, only a barrier orders them."""
     first, second, needs = LANE_PAIRS[pair]
     text = kernel(SLOT + first + sync + second, 0, shared=128)
     found = [e for e in launch(text)["errors"] if e["kind"] == "race"]
@@ -282,7 +283,7 @@ def test_lanes_of_a_warp_meet_in_shared_memory(pair: str, sync: str) -> None:
 
 
 def test_lanes_that_have_met_others_since() -> None:
-    """Lanes 0-15 meet each other after the write and read what those of their half wrote, the rest does not."""
+    """Lanes 0-15 meet each other after the write and read what their half wrote. The other lanes do not meet."""
     halves = "setp.lt.u32 %p0, %thread, 16;\n@%p0 bar.warp.sync 0xffff;\n"
     mine = "xor.b32 %r40, %r52, 4;\nld.shared.u32 %r0, [%r40];\n"
     (race,) = [e for e in launch(kernel(SLOT + WRITE + halves + mine, 0, shared=128))["errors"] if e["kind"] == "race"]
@@ -298,7 +299,7 @@ def test_warp_barrier_needs_its_lanes() -> None:
 
 
 def test_blocks_are_separate() -> None:
-    """Shared memory of one block is no race with that of the next, and starts unwritten."""
+    """The shared memory of one block does not race with that of the next block, and it starts unwritten."""
     out = np.zeros(64, np.uint32)
     body = SLOT + WRITE + "bar.sync 0;\n" + read(1, 32) + store("%r0", 0, "b32")
     run(body, out, shared=128, grid=(3, 2, 1))

@@ -1,4 +1,4 @@
-"""Logic, shifts and bit fields against the definitions of the PTX manual, on Python's integers."""
+"""Logic, shifts and bit fields, compared with the definitions of the PTX manual on Python's integers."""
 
 from collections.abc import Callable
 
@@ -110,7 +110,7 @@ def test_insert(bits: int) -> None:
 
 
 def found(a: int, bits: int, shift: bool) -> int:
-    """The highest bit that differs from the sign, -1 for none."""
+    """The highest bit that differs from the sign, or -1 if there is none."""
     if a < 0:
         a = ~a
     return -1 if a == 0 else bits - a.bit_length() if shift else a.bit_length() - 1

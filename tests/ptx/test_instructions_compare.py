@@ -22,7 +22,7 @@ ORDERED = {
 
 
 def compared(name: str, f: Format, a: int, b: int) -> bool:
-    """Ordered comparisons are false of NaN, .ne too; the unordered forms, which end in u, are true of it."""
+    """With NaN, ordered comparisons are false, including .ne. The unordered forms, which end in u, are true."""
     unordered = f.is_nan(a) or f.is_nan(b)
     if name in ("num", "nan"):
         return unordered == (name == "nan")
@@ -79,7 +79,7 @@ def test_floats(kind: str, name: str) -> None:
 @pytest.mark.parametrize("name", [*ORDERED, *(f"{n}u" for n in ORDERED), "num", "nan"])
 @pytest.mark.parametrize("kind", ["f16", "bf16"])
 def test_pairs_of_halves(kind: str, name: str) -> None:
-    """p gets the lower half's result, q the upper one's; set gives a half of the register to each."""
+    """p gets the result of the lower half, and q that of the upper half. set writes both into halves of a register."""
     f = FLOATS[kind]
     low = pairs(*[exact.samples(f, 6)] * 2)
     high = [np.roll(x, 7) for x in low]
@@ -133,7 +133,7 @@ def test_select(dtype: str) -> None:
 
 
 def test_select_by_the_sign_of_a_float() -> None:
-    """-0 counts as not negative, NaN selects b; with .ftz a small negative number is -0."""
+    """-0 counts as not negative, and NaN selects b. With .ftz a small negative number counts as -0."""
     c = np.float32([1, -1, 0.0, -0.0, np.nan, -np.inf, np.inf, -(2.0**-140)])
     a, b = np.full(8, 7, np.uint32), np.full(8, 9, np.uint32)
     out = apply("slct.u32.f32 {d}, {a}, {b}, {c};", np.uint32, a, b, c)

@@ -1,4 +1,4 @@
-"""Branches, loops, calls, returns, traps and printf, with lanes that go different ways."""
+"""Branches, loops, calls, returns, traps and printf, with lanes that take different paths."""
 
 import ctypes
 
@@ -36,7 +36,7 @@ def test_a_branch_that_all_lanes_take_does_not_diverge() -> None:
 
 
 def test_a_loop_whose_lanes_end_one_by_one() -> None:
-    """The sum of 0 … lane: instructions count for lanes that execute them, a branch for those that take it."""
+    """The sum of 0 … lane. Instructions count for the lanes that execute them, a branch for the lanes that take it."""
     out = np.zeros(64, np.uint32)
     body = """
 mov.u32 %r1, 0;
@@ -56,7 +56,7 @@ setp.le.u32 %p1, %r2, %thread;
 
 
 def test_nested_loops_and_ways() -> None:
-    """Steps of Collatz from lane + 1, against Python."""
+    """Counts the steps of Collatz's sequence from lane + 1, and compares with Python."""
     out = np.zeros(64, np.uint32)
     body = """
 add.u32 %r1, %thread, 1;
@@ -89,7 +89,7 @@ DONE:
 
 @pytest.mark.parametrize("leave", ["ret", "exit"])
 def test_lanes_that_leave_early(leave: str) -> None:
-    """The others go on, past barriers too, where those who left count as arrived and a note says so."""
+    """The other threads go on. At barriers, those that have exited count as arrived, and a note says so."""
     out = np.zeros(64, np.uint32)
     body = f"setp.gt.u32 %p1, %thread, 40;\n@%p1 {leave};\n{{}}mov.u32 %r1, 7;\n" + store("%r1", 0, "b32")
     run(body.format(""), out, block=TWO_WARPS)

@@ -1,4 +1,4 @@
-"""cvt among all types, with all roundings, .sat, .ftz and .relu, against exact rational arithmetic."""
+"""cvt between all types, with all roundings, .sat, .ftz and .relu, against exact rational arithmetic."""
 
 import math
 from fractions import Fraction
@@ -45,7 +45,7 @@ def convert(code: str, kind: str, x: np.ndarray) -> list[int]:
 @pytest.mark.parametrize("source", INTEGERS)
 @pytest.mark.parametrize("to", INTEGERS)
 def test_integers(to: str, source: str) -> None:
-    """Extended by the source's sign, cut off, or with .sat clamped."""
+    """Integers are extended by the source's sign, cut off, or clamped with .sat."""
     x = integers(INTEGERS[source])
     assert convert(f"cvt.{to}.{source}", to, x) == [unsigned(to, v) for v in x.tolist()]
     assert convert(f"cvt.sat.{to}.{source}", to, x) == [unsigned(to, clamped(to, v)) for v in x.tolist()]
@@ -54,7 +54,7 @@ def test_integers(to: str, source: str) -> None:
 @pytest.mark.parametrize("sign", ["u", "s"])
 @pytest.mark.parametrize("register", ["u2", "u4", "u8"])
 def test_bytes(register: str, sign: str) -> None:
-    """Of registers that are wider: the upper bits are ignored, and set by the result's sign."""
+    """Registers may be wider: their upper bits are ignored, and those of the result are set by its sign."""
     x = integers(register, 20)
     size = 8 * x.itemsize
     low = [v & 255 for v in x.tolist()]
@@ -80,7 +80,7 @@ def test_integers_to_floats(source: str, to: str, mode: str) -> None:
 
 
 def integral(x: Fraction | float, kind: str, source: str, mode: str) -> int:
-    """Out of range gives the nearest end; NaN 0, or the upper bit alone with .f64 or 64-bit integers."""
+    """A number out of range gives the nearest end. NaN gives 0, or only the upper bit with .f64 or 64-bit integers."""
     least, most = limits(kind)
     if isinstance(x, float):
         if math.isnan(x):
@@ -90,7 +90,7 @@ def integral(x: Fraction | float, kind: str, source: str, mode: str) -> int:
 
 
 def samples(f: Format) -> np.ndarray:
-    """Also numbers about the ends of the integer types, and halves."""
+    """The samples and also numbers near the ends of the integer types, and halves."""
     near = [Fraction(1 << b) + d for b in (7, 8, 15, 16, 31, 32, 63, 64) for d in (-1, 0, 1)]
     near += [Fraction(n, 2) for n in range(12)] + [Fraction(1, 4), Fraction(3, 4)]
     bits = [f.encode(sign * v, "rz") for v in near for sign in (1, -1)]

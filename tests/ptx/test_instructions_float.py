@@ -15,7 +15,7 @@ BINARY = {"add": exact.add, "mul": exact.multiply, "div": exact.divide}
 
 
 def compare(code: str, f: Format, expected: list[int], *inputs: np.ndarray) -> None:
-    """Bit by bit; of .f64 any NaN will do."""
+    """Compares bits. For .f64, any NaN is right."""
     dtype = np.dtype(f"f{f.bits // 8}")
     out = apply(code, dtype, *(x.view(dtype) for x in inputs)).view(f"u{f.bits // 8}").tolist()
     if f is F64:
@@ -52,7 +52,7 @@ def test_difference(kind: str, mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", FORMATS)
 def test_fma(kind: str, mode: str) -> None:
-    """Single rounding, also where the product and c nearly or wholly cancel."""
+    """fma rounds once, even if the product and c cancel nearly or completely."""
     f = FORMATS[kind]
     few = exact.samples(f, 4)[::2]
     a, b, c = pairs(few, few, few)
@@ -96,7 +96,7 @@ def saturated(bits: int) -> int:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_saturation(mode: str) -> None:
-    """To [+0, 1], NaN to +0."""
+    """.sat limits results to [+0, 1], and NaN becomes +0."""
     a, b = pairs(*[exact.samples(F32)] * 2)
     for name in "add", "mul":
         expected = [saturated(x) for x in results(BINARY[name], F32, mode, [a, b])]
@@ -107,7 +107,7 @@ def test_saturation(mode: str) -> None:
 
 
 def extreme(f: Format, a: int, b: int, most: bool, nan: bool) -> int:
-    """A number wins over NaN unless NaN is asked for; -0 is less than +0."""
+    """A number wins over NaN, except with .NaN. -0 is less than +0."""
     if f.is_nan(a) or f.is_nan(b):
         return NAN if nan or (f.is_nan(a) and f.is_nan(b)) else b if f.is_nan(a) else a
     order = lambda x: -f.magnitude(x) - 1 if f.negative(x) else f.magnitude(x)  # noqa: E731
@@ -174,7 +174,7 @@ def test_classes_of_numbers(kind: str) -> None:
 
 
 def test_the_reference_itself() -> None:
-    """exact.py against numpy, which rounds to nearest."""
+    """Compares exact.py with numpy, which rounds to nearest."""
     values = exact.samples(F32)
     with np.errstate(all="ignore"):
         for a, b in itertools.product(values, values):

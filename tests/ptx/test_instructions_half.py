@@ -11,7 +11,7 @@ CANONICAL = 0x7FFF
 
 
 def compare(code: str, expected: list[int], *inputs: np.ndarray) -> None:
-    """The scalar form, and the pair form with other values in the upper half."""
+    """Runs the scalar form, and the pair form with other values in the upper half."""
     wanted = np.array([CANONICAL if x == NAN else x for x in expected], np.uint16)
     np.testing.assert_array_equal(apply(code, np.uint16, *inputs), wanted, err_msg=code)
     packed = [x.astype(np.uint32) | np.roll(x, 1).astype(np.uint32) << 16 for x in inputs]
@@ -112,7 +112,7 @@ def to_double(kind: str, bits: np.ndarray) -> np.ndarray:
 def test_approximations(kind: str) -> None:
     """ex2: within 2^-9.9 (f16) or 2^-7 (bf16) of the value relatively; tanh: within 2^-10.987 or 2^-8 absolutely.
 
-    All 65536 inputs. Where the result is subnormal the spacing of the format is the bound.
+    All 65536 inputs are tested. If the result is subnormal, the bound is the spacing of the format.
     """
     f = FORMATS[kind]
     a = np.arange(65536, dtype=np.uint16)

@@ -27,7 +27,7 @@ def bits_of(kind: str) -> int:
 
 
 def quotient(a: int, b: int) -> int:
-    """Towards zero."""
+    """Division that rounds towards zero."""
     return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
@@ -71,7 +71,7 @@ def test_wide_product(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_division(kind: str) -> None:
-    """By zero the manual promises nothing, so it is left out."""
+    """The manual promises nothing for a division by zero, so it is not tested."""
     values = integers(TYPES[kind])
     a, b = pairs(values, values[values != 0])
     both = list(zip(a.tolist(), b.tolist(), strict=True))
@@ -162,7 +162,7 @@ def test_products_of_24_bits(kind: str) -> None:
 
 
 def test_values_are_distinct() -> None:
-    """Else the tests above would test little."""
+    """Otherwise the tests above would test little."""
     for dtype in TYPES.values():
         assert all(a != b for a, b in pairwise(sorted(set(integers(dtype).tolist()))))
         assert len(set(integers(dtype).tolist())) >= 15

@@ -1,4 +1,4 @@
-"""ldmatrix: which lane's address gives which row, which lane gets which element, and what it counts."""
+"""ldmatrix: which lane gives the address of which row, which lane gets which element, and the counters."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def test_elements(count: int, trans: str) -> None:
                 if trans:
                     row, column = column, row
                 assert halves[lane, m, i] == rows[(8 * m + row) * 5 % 32, column]
-    # Rows of 16 bytes at 80 * r: 8 of them cover all 32 banks once.
+    # Rows of 16 bytes at 80 * r: 8 rows cover all 32 banks once.
     assert counters["shared_load_requests"] == 1
     assert counters["shared_load_wavefronts"] == count
     assert counters["shared_load_bank_conflicts"] == 0

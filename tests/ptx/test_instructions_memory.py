@@ -13,7 +13,7 @@ WIDTHS = {"h": 16, "r": 32, "rd": 64}
 @pytest.mark.parametrize("register", WIDTHS)
 @pytest.mark.parametrize("kind", ["u8", "s8", "u16", "s16", "u32", "s32", "u64", "b8", "b16", "b32", "b64"])
 def test_register_may_be_wider_than_the_type(kind: str, register: str) -> None:
-    """Signed types are extended by their sign, others by zeros; a store takes the lower bits."""
+    """Loads extend signed types by their sign, and others by zeros. A store takes the lower bits."""
     bits, width = int(kind[1:]), WIDTHS[register]
     if bits > width:
         with pytest.raises(ValueError, match=rf"PTX line \d+: ld.global.{kind}"):
@@ -31,7 +31,7 @@ def test_register_may_be_wider_than_the_type(kind: str, register: str) -> None:
 
 @pytest.mark.parametrize(("kind", "n"), [("b8", 2), ("b8", 4), ("b16", 4), ("b32", 2), ("b32", 4), ("b64", 2)])
 def test_vectors(kind: str, n: int) -> None:
-    """The elements go out in reverse order, through registers in between; one request each way."""
+    """The elements are written in reverse order, through registers. There is one request each way."""
     size = int(kind[1:]) // 8
     prefix = {1: "%h", 2: "%h", 4: "%r", 8: "%rd"}[size]
     x = RANDOM.integers(0, 256, 32 * n * size, dtype=np.uint8).view(f"u{size}").reshape(32, n)
@@ -144,7 +144,7 @@ def module_text(declarations: str, body: str) -> str:
 
 
 def test_variables_of_a_module() -> None:
-    """They start as initialised, and .global ones keep what a launch wrote for the next one."""
+    """Variables start with their initial values. .global ones keep what a launch wrote for the next launch."""
     declarations = (
         ".const .align 4 .u32 table[3] = {5, 6, 7};\n.global .align 4 .u32 total = 100;\n.global .u16 rest[4];\n"
     )

@@ -1,4 +1,4 @@
-"""mma.sync and movmatrix: fragments laid out element by element as the PTX manual's tables say."""
+"""mma.sync and movmatrix. Fragments are laid out element by element, as the tables of the PTX manual say."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -104,7 +104,7 @@ K32_8 = Shape(
 
 
 def bfloat(x: np.ndarray) -> np.ndarray:
-    """The upper halves of float32: exact for the values used here."""
+    """bfloat16 as the upper halves of float32. It is exact for the values used here."""
     bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
     assert not (bits & 0xFFFF).any()
     return (bits >> 16).astype(np.uint16)
@@ -123,7 +123,7 @@ ENCODE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def fragment(matrix: np.ndarray, place: Place, count: int, kind: str) -> np.ndarray:
-    """What each lane holds, packed into registers."""
+    """The elements that each lane holds, packed into registers."""
     elements = np.array([[matrix[place(lane, i)] for i in range(count)] for lane in range(32)])
     encoded = np.ascontiguousarray(ENCODE[kind](elements))
     return encoded.view(np.uint64 if kind == "f64" else np.uint32)
@@ -132,7 +132,7 @@ def fragment(matrix: np.ndarray, place: Place, count: int, kind: str) -> np.ndar
 def multiply(
     shape: str, types: tuple[str, str, str, str], a: np.ndarray, b: np.ndarray, c: np.ndarray, extra: str = ""
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """Runs one mma on registers (lane, register); returns those of d and the counters."""
+    """Runs one mma on registers (lane, register). Returns the registers of d and the counters."""
     kind, prefix = ("b64", "%rd") if types[0] == "f64" else ("b32", "%r")
     body, names, n = "", [], 0
     for buffer, x in enumerate((a, b, c)):
@@ -170,7 +170,7 @@ def case_id(case: object) -> str:
 
 @pytest.mark.parametrize(("shape", "types"), FLOAT_CASES + INTEGER_CASES, ids=case_id)
 def test_product(shape: Shape, types: tuple[str, str, str, str]) -> None:
-    """Integers that every sum of products holds exactly: all 16 x 8 results must be equal."""
+    """With integers, every sum of products is exact, so that all 16 x 8 results must be equal."""
     rng = np.random.default_rng(shape.m * shape.k + len(types[1]))
 
     def numbers(kind: str, size: tuple[int, int]) -> np.ndarray:
@@ -206,7 +206,7 @@ def test_double() -> None:
 
 
 def test_half_accumulators_round_once() -> None:
-    """2048 + 1 + 1 + …: every partial sum rounded to f16 would stay at 2048."""
+    """2048 + 1 + 1 + …: if every partial sum were rounded to f16, the sum would stay at 2048."""
     a, b = np.zeros((16, 16)), np.ones((16, 8))
     a[:, :4] = 1
     c = np.full((16, 8), 2048.0)

@@ -58,7 +58,7 @@ def test_a_double_in_two_registers() -> None:
 
 
 def test_exchange_of_halves_in_place() -> None:
-    """The register that is read may be among those written."""
+    """The register that is read may be one of those that are written."""
     x = np.arange(64, dtype=np.uint64) << 32 | 5
     out = apply(
         "mov.b64 %rd1, {a};\nmov.b64 {{%r1, %r2}}, %rd1;\nmov.b64 %rd1, {{%r2, %r1}};\nmov.b64 {d}, %rd1;", "u8", x
@@ -115,7 +115,7 @@ def test_places_in_a_warp() -> None:
 
 @pytest.mark.parametrize("clock", ["%clock64", "%globaltimer"])
 def test_a_loop_that_waits_for_the_clock_ends(clock: str) -> None:
-    """Time passes as instructions are executed, the same at every run."""
+    """The clock counts executed instructions, so that it is the same in every run."""
     body = f"""
 mov.u64 %rd1, {clock};
 mov.u32 %r1, 0;

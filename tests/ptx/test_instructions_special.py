@@ -1,4 +1,4 @@
-"""The approximations of .f32 and .f64: within the error bounds that the PTX manual gives, and its special values."""
+"""The approximate functions of .f32 and .f64 keep the error bounds of the PTX manual, and give its special values."""
 
 import numpy as np
 import pytest
@@ -8,13 +8,13 @@ INF, NAN = np.inf, np.nan
 
 
 def numbers(low: float, high: float, count: int = 20000) -> np.ndarray:
-    """Spread evenly, and near the ends."""
+    """Numbers that are spread evenly, and numbers near the ends."""
     x = np.random.default_rng(0).uniform(low, high, count).astype(np.float32)
     return np.concatenate([x, np.float32([low, high]), np.linspace(low, high, 1000, dtype=np.float32)])
 
 
 def magnitudes(low: int, high: int, count: int = 20000) -> np.ndarray:
-    """Spread over exponents of 2."""
+    """Numbers that are spread over the exponents of 2."""
     generator = np.random.default_rng(1)
     return (generator.uniform(1, 2, count) * 2.0 ** generator.integers(low, high, count)).astype(np.float32)
 
@@ -48,7 +48,7 @@ def test_quotient() -> None:
 
 
 def test_quotient_by_a_large_divisor() -> None:
-    """For 2^126 < |b| < 2^128: 0, and NaN of an infinity."""
+    """For 2^126 < |b| < 2^128 the result is 0, and NaN if a is an infinity."""
     a = np.float32([1, 1, -3e38, INF, -INF])
     b = np.float32([1.5 * 2.0**126, -1.9 * 2.0**127, 2.0**127, 2.0**127, 2.0**127])
     y = apply("div.approx.f32 {d}, {a}, {b};", np.float32, a, b)
@@ -118,7 +118,7 @@ def test_hyperbolic_tangent() -> None:
 
 
 def test_double_approximations() -> None:
-    """rcp and rsqrt.approx.ftz.f64 have the upper 32 bits of the result only: about 2^-20."""
+    """rcp and rsqrt.approx.ftz.f64 give only the upper 32 bits of the result: the error is about 2^-20."""
     x = np.random.default_rng(0).uniform(0.1, 1000, 4096)
     for name, exact in ("rcp", 1 / x), ("rsqrt", 1 / np.sqrt(x)):
         y = unary(f"{name}.approx.ftz.f64", x)

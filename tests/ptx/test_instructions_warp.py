@@ -1,4 +1,4 @@
-"""shfl.sync, vote.sync, match.sync, redux.sync, activemask: against the formulas of the PTX manual."""
+"""shfl.sync, vote.sync, match.sync, redux.sync and activemask, compared with the formulas of the PTX manual."""
 
 import numpy as np
 import pytest
@@ -56,7 +56,7 @@ def test_shuffle_by_hand() -> None:
 
 
 def test_shuffle_takes_its_lane_from_a_register() -> None:
-    """A rotation: every lane reads another one."""
+    """A rotation: every lane reads another lane."""
     d = np.zeros(32, np.float32)
     source = np.random.default_rng(0).standard_normal(32).astype(np.float32)
     body = load("%f0", 0, "f32") + "add.u32 %r1, %thread, 5;\nshfl.sync.idx.b32 %f1, %f0, %r1, 31, -1;\n"
@@ -65,7 +65,7 @@ def test_shuffle_takes_its_lane_from_a_register() -> None:
 
 
 def test_shuffle_from_a_lane_outside_is_undefined() -> None:
-    """All ones, a NaN in every format, rather than something that looks right."""
+    """An undefined result is all ones, a NaN in every format, and not something that looks right."""
     d = np.zeros(32, np.uint32)
     body = """
     setp.lt.u32 %p0, %thread, 8;
@@ -77,7 +77,7 @@ def test_shuffle_from_a_lane_outside_is_undefined() -> None:
 
 
 def test_lanes_wait_for_each_other() -> None:
-    """Two paths lead to one shuffle: the lanes that come first wait."""
+    """Two paths lead to one shuffle, and the lanes that come first wait."""
     d = np.zeros(32, np.uint32)
     body = """
     and.b32 %r0, %thread, 1;
@@ -96,7 +96,7 @@ def test_lanes_wait_for_each_other() -> None:
 
 
 def test_missing_lane_is_a_deadlock() -> None:
-    """Lane 0 waits at another place for the whole warp, the rest at the vote."""
+    """Lane 0 waits for the whole warp at one place, and the others wait at the vote."""
     body = """
     setp.eq.u32 %p0, %thread, 0;
     @%p0 bra zero;
@@ -140,7 +140,7 @@ def test_tiles_with_masks_of_their_own() -> None:
 
 
 def test_tiles_that_come_one_after_the_other() -> None:
-    """Odd tiles are late, and lanes of even ones come in two groups: a tile waits for its own lanes only."""
+    """Odd tiles are late, and lanes of even tiles come in two groups. A tile waits for its own lanes only."""
     out = np.zeros(32, np.uint32)
     body = (
         TILE_OF_4

@@ -1,4 +1,4 @@
-"""What the core refuses before it runs anything: sizes beyond an sm_80's, parameters and buffers that do not fit."""
+"""What the core refuses before it runs anything: sizes above those of sm_80, and wrong parameters or buffers."""
 
 import struct
 

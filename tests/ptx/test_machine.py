@@ -1,4 +1,5 @@
-"""What surrounds the core: launches caught, arguments packed, memory known, static resources. The core only records."""
+"""What surrounds the core: how launches are caught, arguments packed and memory found, and static resources. The core
+only records."""
 
 import gc
 import shutil
@@ -88,7 +89,7 @@ def test_fresh_memory_until_something_writes_it(recorded):
     recorded.outcome["writes"] = dict(scale_param_1=slice(0, 12))
     with ptx.machine(raise_errors=False) as m:
         y, z = torch.empty(4), torch.empty_like(x)
-        z.view(torch.uint8).fill_(255)  # what it held: only the version counter shows it
+        z.view(torch.uint8).fill_(255)  # the same bytes again: only the version counter shows it
         launch(m, x, y, 4, 1.0)
         launch(m, z, y, 4, 1.0)
         assert [e.kind for e in m.unwritten()] == ["unwritten"]

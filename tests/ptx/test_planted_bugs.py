@@ -1,4 +1,4 @@
-"""Planted bugs are found, with the right line, and the same kernel without the bug is clean."""
+"""Planted bugs are found with the right line, and the same kernel without the bug has no errors."""
 
 import re
 import shutil
@@ -149,7 +149,7 @@ def test_triton_uncoalesced(planted):
 
 
 def without(text: str, instruction: str) -> str:
-    """PTX without its first such instruction."""
+    """The PTX without the first instruction of this kind."""
     changed = re.sub(rf"^\s*{re.escape(instruction)}\b.*?;", "", text, count=1, flags=re.M)
     assert changed != text, f"the PTX holds no {instruction}"
     return changed
@@ -161,7 +161,7 @@ def relaunch(launch, text, args):
 
 
 def test_triton_missing_barrier(planted):
-    """Triton puts its barriers itself: one is taken out of what it compiled."""
+    """Triton inserts barriers itself, so the test removes one from the compiled code."""
     x, y = torch.rand(512), torch.zeros(512)
     clean = triton_launch(planted.row_sum, (1,), x, y, 512, BLOCK=512)
     args = [x, y] + [512] * (len(ptx.parse(clean.ptx).params("row_sum")) - 4) + [None, None]
@@ -187,7 +187,7 @@ def test_triton_missing_wait(planted):
     assert not relaunch(clean, clean.ptx, values).errors
     loosened = re.sub(r"cp\.async\.wait_group\s+\d+", "cp.async.wait_group 7", clean.ptx)
     errors = relaunch(clean, loosened, values).errors
-    # Triton's line for reading a tile back from shared memory is that of its tl.load, as for the copy.
+    # Triton gives the read of a tile from shared memory the line of its tl.load, the same as the copy.
     source = (HERE / "tutorials.py").read_text().splitlines()
     loads = {f"tutorials.py:{i}" for i, line in enumerate(source, 1) if re.search(r"[ab] = tl\.load\([ab]_ptrs,", line)}
     assert len(loads) == 2 and {e.kind for e in errors} == {"race"}

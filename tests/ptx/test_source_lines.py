@@ -1,4 +1,4 @@
-"""Which line of the source an error names: .loc directives, inlined code, inline assembly."""
+"""Which source line an error names: .loc directives, inlined code, inline assembly."""
 
 import pytest
 from programs import kernel, launch
@@ -25,7 +25,7 @@ def test_the_last_directive_counts() -> None:
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_code_inlined_from_another_file(order: int) -> None:
-    """The caller's line in the kernel's own file, over any number of calls, in whatever order they are listed."""
+    """It is the caller's line in the kernel's own file, over any number of calls, listed in any order."""
     chain = [
         ".loc 2 314 12, function_name $L__info_string0, inlined_at 1 44 30 // standard.py:314:12\n",
         ".loc 2 287 12, function_name $L__info_string0+25, inlined_at 2 314 12 // standard.py:287:12\n",
@@ -42,7 +42,7 @@ def test_code_of_another_file_that_says_not_where_it_is_called() -> None:
 
 
 def test_lines_of_inline_assembly_are_no_lines_of_the_source() -> None:
-    """LLVM counts them on from the statement's line."""
+    """LLVM counts the lines of inline assembly on from the statement's line."""
     block = "// begin inline asm\n.loc 1 {0} 9\nmov.u32 %r0, 0x0;\n.loc 1 {1} 9\n{2}// end inline asm\n"
     assert source_of_error(".loc 1 20 0\n" + block.format(26, 27, WRONG)) == "mine.py:26"
     first = block.format(26, 27, "")

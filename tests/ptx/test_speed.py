@@ -1,4 +1,4 @@
-"""The machine is fast enough to live in a test suite: 60 million thread instructions a second on one core."""
+"""The PTX machine is fast enough for a test suite: 60 million thread instructions a second on one core."""
 
 import time
 
@@ -16,7 +16,7 @@ from gpt2fast.testing import ptx
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32))
 def test_tensor_core_attention(dtype):
-    """All checks on; a processor of 2023 does about 500 million. The best of three is taken."""
+    """All checks are on. A processor of 2023 does about 500 million. The best of three runs counts."""
     q, k, v = (torch.randn(1, 2, 1024, 64).to(dtype) for _ in range(3))
     with ptx.machine() as m:
         rates = []

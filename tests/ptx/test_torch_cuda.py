@@ -1,4 +1,4 @@
-"""Wrappers that ask torch.cuda about the device, on the machine; and that nothing of the answers stays behind."""
+"""Wrappers that ask torch.cuda about the device get answers on the PTX machine, and nothing of these stays behind."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def state() -> dict:
 
 
 def add(x, y):
-    """As wrappers are written: the device of the tensors, as many programs as it has multiprocessors."""
+    """A usual wrapper: it takes the tensors' device, and starts as many programs as that has multiprocessors."""
     import tutorials
 
     assert torch.cuda.is_available() and torch.cuda.get_device_capability(x.device) >= (8, 0)

@@ -19,7 +19,7 @@ ADAMW, NORM = OPS["adamw_"], OPS["gradient_norm"]
 @DTYPES
 @pytest.mark.parametrize("seed", (False, True))
 def test_bytes(dtype, seed):
-    """One launch for all tensors; weights and moments are read and written once, gradients read once."""
+    """There is one launch for all tensors. Weights and moments are read and written once, gradients are read once."""
     block = kernels.BLOCK
     case = dict(each=[(2 * block,), (block,), (3, block)], step=3, seed=seed, scale=True)
     with ptx.machine() as machine:

@@ -1,4 +1,4 @@
-"""Attention in Triton on the PTX machine: what it launches, multiplies and covers. Results: test_gpu_attention.py."""
+"""Attention in Triton on the PTX machine: its launches, products and cases. Results: test_gpu_attention.py."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def test_what_is_covered():
 
 
 def test_an_old_triton_leaves_float32_to_others(monkeypatch):
-    """Triton 3.5 multiplies float32 by three products of TF32 at best, whose error breaks the parity rule."""
+    """Triton 3.5 multiplies float32 by at most three products of TF32. Their error breaks the parity rule."""
     monkeypatch.setattr(common, "HAS_BF16X6", False)
     q = torch.empty(1, 3, 2, 64, device="meta")
     assert forward.supports(q, q, q).startswith("attention of float32 in Triton needs Triton 3.6, got 3.")
@@ -30,7 +30,7 @@ def test_an_old_triton_leaves_float32_to_others(monkeypatch):
 
 
 def test_float32_takes_six_products_of_bfloat16():
-    """Tiles of GPT-2's head size multiply nothing twice: 2, 3 and 4 products of 128 x 128 x 64, six times each."""
+    """At GPT-2's head size nothing is multiplied twice: 2, 3 and 4 products of 128 x 128 x 64, each six times."""
     args = build(OPS["attention"], dict(B=1, T=128, S=128, H=1, D=64, causal=False))
     with ptx.machine() as machine:
         out, lse = forward.attention(**args)

@@ -31,7 +31,8 @@ def run(name, args):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 def test_bytes(dtype):
-    """Two rows of the tables are read and one is written, 16 bytes a lane; indices are read once a tile of columns."""
+    """Two rows of the tables are read and one row is written, 16 bytes per lane. Each tile of columns reads the indices
+    once."""
     B, T, C = 2, 33, 768
     args = build(OPS["embedding"], dict(B=B, T=T, C=C, V=100, P=64, start=5), dtype)
     _, (launch,) = run("embedding", args)
@@ -43,7 +44,7 @@ def test_bytes(dtype):
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 def test_bytes_backward(dtype):
-    """Rows of dy are read once for each table, rows of gradients written once; parts are those of hot tokens alone."""
+    """Rows of dy are read once for each table, and rows of gradients are written once. Only hot tokens have parts."""
     B, T, C, hot = 4, 300, 256, 700
     tokens = torch.arange(B * T)
     tokens[:hot] = 3

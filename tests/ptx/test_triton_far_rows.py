@@ -1,4 +1,4 @@
-"""Rows that lie more than 2^31 elements apart, in memory of which only the touched pages exist, in Triton."""
+"""Triton kernels on rows that lie more than 2^31 elements apart, in memory of which only touched pages exist."""
 
 import mmap
 

@@ -1,4 +1,4 @@
-"""GELU in Triton on the PTX machine: exact bytes, registers as really compiled. Results: test_gpu_gelu.py."""
+"""GELU in Triton on the PTX machine: exact bytes, and registers of the compiled code. Results: test_gpu_gelu.py."""
 
 import re
 import subprocess
@@ -32,7 +32,7 @@ def run(name, args):
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 @pytest.mark.parametrize("name", kernels.KERNELS)
 def test_bytes(name, dtype):
-    """Every element is read once and written once, 16 bytes a lane; a bias is read once a tile."""
+    """Every element is read once and written once, 16 bytes per lane. A bias is read once for each tile."""
     R, C = 70, 3072
     _, (launch,) = run(name, build(OPS[name], dict(B=1, T=R, C=C, approximate="tanh"), dtype))
     assert not launch.inefficient()
@@ -48,7 +48,7 @@ def test_bytes(name, dtype):
 
 
 def compiled(function, form, target):
-    """What Triton makes for one long row, with aligned pointers and a length that 16 divides."""
+    """What Triton compiles for one long row, with aligned pointers and a length that is a multiple of 16."""
     constants = dict(HAS_BIAS=False, TANH=form == "tanh", BLOCK_R=1, BLOCK_C=kernels.TILE)
     signature, attributes, places = {}, {}, {}
     for i, name in enumerate(function.arg_names):

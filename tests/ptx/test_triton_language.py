@@ -1,4 +1,4 @@
-"""Triton's language, one part after the other, against PyTorch; memcheck and racecheck on throughout."""
+"""Compares each part of Triton's language with PyTorch. memcheck and racecheck are always on."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_histogram():
     assert torch.equal(counts.long(), torch.bincount(x, minlength=16))
 
 
-# dtype, precision, accumulators, what the inputs lose, unit of rounding of a sum, terms that are summed at once
+# dtype, precision, accumulators, what the inputs lose, rounding unit of a sum, terms that are summed together
 DOTS = [
     (torch.float16, "ieee", torch.float32, 0, 2**-24, 1),
     (torch.float16, "ieee", torch.float16, 0, 2**-11, 16),
@@ -66,13 +66,13 @@ DOTS = [
     (torch.int8, "ieee", torch.int32, 0, 0, 1),
     (torch.float32, "bf16x6", torch.float32, 2**-26, 2**-24, 1),
 ]
-PRODUCTS = {"tf32x3": 3, "bf16x6": 6}  # of the tensor cores for one
+PRODUCTS = {"tf32x3": 3, "bf16x6": 6}  # tensor-core products for one product
 
 
 @pytest.mark.parametrize("M, N, K, warps", ((16, 16, 32, 1), (64, 32, 64, 4)))
 @pytest.mark.parametrize("dtype, precision, total, lost, unit, at_once", DOTS)
 def test_dot(dtype, precision, total, lost, unit, at_once, M, N, K, warps, machine):
-    """Within the bound of a sum of K products one after the other."""
+    """The error is within the bound for K products that are summed one after the other."""
 
     def numbers(*size):
         return torch.randint(-128, 128, size, dtype=dtype) if dtype == torch.int8 else torch.randn(size).to(dtype)
@@ -94,8 +94,8 @@ def test_functions():
         *(a.sqrt(), a.log1p(), d.expm1(), d.round(), d.exp2(), a.log2()),
     ]
     unit = torch.finfo(torch.float32).eps
-    # CUDA's programming guide allows the least exact of these, pow, 4 units in the last place, and sin and cos near
-    # their zeros, where their results have no digits to lose, about 2 of those of 1.
+    # CUDA's programming guide allows pow, the least exact of these, 4 units in the last place. Near their zeros, sin
+    # and cos may be off by about 2 units of 1.
     torch.testing.assert_close(y.double(), torch.stack(expected), atol=2 * unit, rtol=4 * unit)
 
 
@@ -133,7 +133,7 @@ ATOMICS = {
 
 
 def folded(op, rows, start):
-    """What the 32 values of each place make of the start."""
+    """The result of applying the 32 values of each place to the start."""
     if op in ("and", "or", "xor"):
         total = start.clone()
         for row in rows:
@@ -145,7 +145,7 @@ def folded(op, rows, start):
 
 @pytest.mark.parametrize("op, dtype", [(op, dtype) for op, dtypes in ATOMICS.items() for dtype in dtypes])
 def test_atomics(op, dtype):
-    # Small whole numbers: sums are exact in any order, in bfloat16 too.
+    # The numbers are small integers, whose sums are exact in any order, also in bfloat16.
     x = torch.randint(-3, 4, (128,)).to(dtype)
     start = torch.tensor([0, 1, 0, 2]).to(dtype)
     y = start.clone()
@@ -153,7 +153,7 @@ def test_atomics(op, dtype):
     rows = x.view(32, 4)
     if op == "xchg":
         assert all(y[k] in rows[:, k] for k in range(4))
-    elif op == "cas":  # where 0 was, one of the values: later ones find what is not 0
+    elif op == "cas":  # 0 is replaced by one of the values; later lanes do not find 0
         assert y[1] == 1 and y[3] == 2 and y[0] in rows[:, 0] and y[2] in rows[:, 2]
     else:
         assert torch.equal(y, folded(op, rows, start).to(dtype))

@@ -1,6 +1,6 @@
-"""Layer norm in Triton on the PTX machine: exact bytes, registers as really compiled. Results: test_gpu_layer_norm.py.
+"""Layer norm in Triton on the PTX machine: exact bytes, compiled registers. Results: test_gpu_layer_norm.py.
 
-The machine raises where a kernel breaks memcheck or racecheck, so that every launch here is a test of both.
+The machine raises an error if a kernel breaks memcheck or racecheck, so that every launch here is a test of both.
 """
 
 import re
@@ -49,10 +49,10 @@ def test_gradients_repeat_bit_for_bit(C):
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=short)
 @pytest.mark.parametrize("C, R", ((768, 1301), (1600, 602), (4096, 257)))
 def test_bytes(C, R, dtype, monkeypatch):
-    """Memory is read and written once. On a device of two multiprocessors few rows are as many programs' as ever.
+    """Memory is read and written once. The device has two multiprocessors, so that few rows fill all its programs.
 
-    least: every input once, every output once. Beyond it the parameters are read once a program, and the backward
-    pass writes and reads its strips, 8 P C bytes each way. Both are counted here, exactly.
+    least: every input once, every output once. Beyond that, each program reads the parameters once, and the backward
+    pass writes and reads its strips, 8 P C bytes each way. Both are counted exactly here.
     """
     monkeypatch.setattr(kernels, "_multiprocessors", lambda device: 2)
     size, case = dtype.itemsize, dict(B=1, T=R, C=C)
@@ -70,8 +70,8 @@ def test_bytes(C, R, dtype, monkeypatch):
     assert P == 2 * kernels.backward_tile(C)[-1] and not walk.inefficient() and not strips.inefficient()
     assert strips.counters["global_load_bytes"] == 8 * P * C
     assert strips.counters["global_store_bytes"] == 2 * C * size
-    # A row's mean and rstd are asked for by every lane: the machine counts each lane's four bytes, the memory one
-    # sector a warp. They are counted once here, and their sectors apart.
+    # Every lane asks for its row's mean and rstd. The machine counts four bytes for each lane, but memory moves one
+    # sector for each warp. Here they count once, and their sectors are counted separately.
     asked = sum(walk.per_buffer[what]["read_bytes"] for what in ("mean_ptr", "rstd_ptr"))
     sectors = sum(walk.per_buffer[what]["read_sectors"] for what in ("mean_ptr", "rstd_ptr"))
     assert sectors == 2 * R * kernels.backward_tile(C)[3]
@@ -101,7 +101,7 @@ def test_what_is_covered():
 
 
 def compiled(kernel, dtype, target, warps, **constants):
-    """What Triton makes for a launch with aligned pointers and sizes that 16 divides."""
+    """What Triton compiles for a launch with aligned pointers and sizes that are multiples of 16."""
     signature, attributes = {}, {}
     for i, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -119,7 +119,7 @@ def compiled(kernel, dtype, target, warps, **constants):
 
 
 def all_kernels(C, dtype, target):
-    """(compiled kernel, programs that a multiprocessor shall hold of it)"""
+    """(compiled kernel, how many of its programs a multiprocessor should hold)"""
     rows, block, warps, most = kernels.forward_tile(C)
     for residual in (False, True):
         constants = dict(HAS_RESIDUAL=residual, HOLD_PARAMETERS=kernels.hold_parameters(block))
@@ -143,8 +143,8 @@ def test_nothing_spills_and_the_grid_is_resident(C, arch, tmp_path):
             registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", text).groups())
             what = f"{kernel.metadata.name} {dtype}: {registers} registers"
             assert stack == 0, f"{what}, {stack} bytes of spills a thread"
-            # Registers are given out in eights. Where eight programs shall be resident, one may have to wait: compilers
-            # differ by 64 or 72 registers.
+            # Registers are allocated in units of eight. Where eight programs should be resident, one may have to wait:
+            # some compilers use 64 registers and others 72.
             resident = most - (most == 8)
             assert -(-registers // 8) * 8 * 32 * kernel.metadata.num_warps * resident <= 65536, what
 

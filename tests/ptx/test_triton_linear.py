@@ -1,4 +1,4 @@
-"""The linear layer in Triton: what it moves, multiplies and takes. Results: test_gpu_linear.py."""
+"""The linear layer in Triton: what it moves and multiplies, and its registers. Results: test_gpu_linear.py."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def run(args):
 @DTYPES
 @pytest.mark.parametrize("transposed", (False, True))
 def test_work_and_bytes(dtype, transposed):
-    """Every product once, and each tile of x and the weight read once for each tile of y that it goes into."""
+    """Every product is computed once. Each tile of x and the weight is read once for each tile of y that needs it."""
     wide, (M, K, N) = dtype == torch.float32, (128, 128, 192)
     block_m, block_n = kernels.tile.rule(kernels.rows_class(M), wide)[:2]
     args = arguments(dtype=dtype, B=1, T=M, K=K, N=N, bias=True, activation="gelu_tanh", transposed=transposed)
@@ -53,7 +53,7 @@ def test_work_and_bytes(dtype, transposed):
 @DTYPES
 @pytest.mark.parametrize("rows", (16, 512, 1024))
 def test_nothing_spills(dtype, rows):
-    """In the configurations shipped, with the longest way from product to output."""
+    """Nothing spills in the shipped configurations, with the most work between product and output."""
     case = dict(B=1, T=rows, K=64, N=128, bias=True, residual=True, activation="gelu_erf", keep_preactivation=True)
     launch = run(arguments(dtype=dtype, **case))
     for arch in ("sm_80", "sm_90", "sm_100"):

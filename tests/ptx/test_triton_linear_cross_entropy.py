@@ -1,4 +1,4 @@
-"""Head and loss in one, in Triton on the PTX machine: bytes. Results: test_gpu_linear_cross_entropy.py."""
+"""The fused head and loss in Triton on the PTX machine: its bytes. Results: test_gpu_linear_cross_entropy.py."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ NAME = "linear_cross_entropy"
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 def test_bytes(dtype):
-    """The logits are read for the loss, read once more and written where there are gradients; nothing else counts."""
+    """The logits are read for the loss. For gradients they are read once more and written. All else is negligible."""
     R, K, V = 12, 16, 4096
     args = build(OPS[NAME], dict(R=R, K=K, V=V), dtype)
     size = R * V * dtype.itemsize

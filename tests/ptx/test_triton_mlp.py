@@ -1,4 +1,4 @@
-"""The backward pass of the MLP in Triton on the PTX machine: who takes it. Results: test_gpu_mlp.py."""
+"""The backward pass of the MLP in Triton on the PTX machine: which backend runs it. Results: test_gpu_mlp.py."""
 
 import copy
 
@@ -53,7 +53,7 @@ def drop_in():
 
 @pytest.mark.parametrize("make", (native, drop_in))
 def test_models_train_with_it(make):
-    """The derivative of the activation has no launch of its own, and gradients are those of the references."""
+    """The derivative of the activation has no launch of its own, and the gradients are those of the references."""
     ours = make()
     plain, true = copy.deepcopy(ours), copy.deepcopy(ours).double()
     ids = torch.randint(97, (2, 11), generator=torch.Generator().manual_seed(1))
@@ -68,7 +68,7 @@ def test_models_train_with_it(make):
 
 
 def test_it_is_the_choice_where_linear_is(monkeypatch):
-    """Unasked, two layers run on PyTorch's products, until ours were measured faster at a shape."""
+    """By default, two layers run on PyTorch's products, until ours are measured faster for a shape."""
     x, w_in, w_out = torch.randn(2, 11, 48), torch.randn(48, 192), torch.randn(192, 48)
     args = x, x, w_in, w_out, x, x
     with ptx.machine():
@@ -82,7 +82,7 @@ def test_it_is_the_choice_where_linear_is(monkeypatch):
 
 @pytest.mark.parametrize("case", ("dropout", "autocast", "no gradients", "cpu"))
 def test_two_layers_run_where_it_would_be_wrong_or_useless(case, monkeypatch):
-    """Dropout comes between product and residual; autocast keeps the residual's dtype."""
+    """Dropout comes between the product and the residual. Autocast keeps the residual's dtype."""
     called = []
     monkeypatch.setattr(gpt2fast.ops, "mlp", lambda *args, **kwargs: called.append(args))
     model, ids = native(), torch.randint(97, (2, 11))

@@ -1,4 +1,4 @@
-"""Every Triton kernel, as the wrappers launch it, compiled for AMD's GPUs and NVIDIA's newer ones; none ran there."""
+"""Compiles every Triton kernel, as the wrappers launch it, for AMD's GPUs and NVIDIA's newer ones. None runs there."""
 
 import importlib
 
@@ -22,7 +22,7 @@ UNITS = {90: "wgmma.mma_async", 100: "tcgen05.mma"}  # the newest matrix instruc
 
 
 def launched(name, cases, dtype=torch.bfloat16):
-    """(kernel, what was compiled of it) of all that the cases of an op launch."""
+    """(kernel, its compiled form) for all kernels that the cases of an op launch."""
     op, modules = OPS[name], [importlib.import_module(f"gpt2fast.kernels.{m}") for m in set(MODULES.values())]
     kernels = {v for module in modules for v in vars(module).values() if isinstance(v, triton.JITFunction)}
     for kernel in kernels:
@@ -37,7 +37,7 @@ def launched(name, cases, dtype=torch.bfloat16):
 
 def compiled(kernel, made, gpu):
     words = dict(made.src.constants)
-    if gpu.backend == "hip" and "PRECISION" in kernel.arg_names:  # as is said there where a GPU is AMD's
+    if gpu.backend == "hip" and "PRECISION" in kernel.arg_names:  # what the wrapper chooses on an AMD GPU
         words[(kernel.arg_names.index("PRECISION"),)] = "ieee"
     source = ASTSource(kernel, made.src.signature, words, made.src.attrs)
     chosen = made.metadata
@@ -47,7 +47,7 @@ def compiled(kernel, made, gpu):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_compiles_for_amd(name):
-    """The cases with the fewest and with the most words, which are what an op is asked for."""
+    """The cases with the fewest and with the most words. The words of a case are what the op is asked for."""
     op = OPS[name]
     cases = [case for case in op.cases if work(op, case)]
     chosen = [cut(op, case, 100_000) for case in (min(cases, key=len), max(cases, key=len))]
@@ -59,7 +59,7 @@ def test_compiles_for_amd(name):
 @pytest.mark.parametrize("capability", UNITS)
 @pytest.mark.parametrize("name", ("linear", "linear_backward", "attention", "attention_backward"))
 def test_the_newest_matrix_instructions(name, capability):
-    """They are what large products of 16-bit numbers become, with none of the older ones beside them."""
+    """Large products of 16-bit numbers use the newest matrix instructions, and none of the older ones."""
     sizes = dict(T=600, K=128, N=256) if "linear" in name else dict(T=256, S=256, H=1, D=64)
     multiplying = [(k, made) for k, made in launched(name, [dict(B=1, **sizes)]) if "mma.sync" in made.asm["ptx"]]
     assert multiplying

@@ -12,7 +12,8 @@ from gpt2fast.testing import ptx
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
 def test_bytes(dtype):
-    """A pass for the greatest, two for the draw or one for the list of those that may survive; none for any bit."""
+    """One pass finds the greatest. The draw takes two, or the list of those that may survive takes one. Finding the cut
+    takes none."""
     V = 12 * kernels.BLOCK  # whole tiles
     logits = (4 * torch.randn(6, V, generator=torch.Generator().manual_seed(0))).to(dtype)[:2].contiguous()
     size = 2 * V * dtype.itemsize
@@ -22,7 +23,7 @@ def test_bytes(dtype):
         (launch,) = machine.launches
         read = launch.per_buffer["logits_ptr"]
         assert read["read_bytes"] == passes * size and read["read_sectors"] * 32 == passes * size, options
-        if not ("top_k" in options or "top_p" in options):  # a list's last tile is read number by number
+        if not ("top_k" in options or "top_p" in options):  # the last tile of a list is read number by number
             assert not {place: why for place, why in launch.inefficient().items() if "global load" in why}
         if "top_k" in options:
             assert launch.per_buffer["ids_ptr"]["written_bytes"] < 2 * 4 * 200  # few more than 50 are listed

@@ -1,4 +1,4 @@
-"""Tile sizes: tables before rules, tables that are none, and what tuning finds where a clock is told what is fast."""
+"""Tile sizes: a table wins over the rule, wrong tables are refused, and tuning finds what a fake clock makes fast."""
 
 import json
 
@@ -19,7 +19,7 @@ KEY, OWN, OTHER = (512, False), (64, 64, 64, 4, 4), (32, 64, 64, 4, 2)
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    """Writes a table that GPT2FAST_TILES names; nothing that was found before is known."""
+    """Writes a table that GPT2FAST_TILES names. Tiles that were found before are forgotten."""
 
     def write(content):
         path = tmp_path / "tiles.json"
@@ -80,11 +80,11 @@ def test_the_shipped_table_is_one():
 
 
 def test_every_key_that_is_tuned_is_one_that_a_kernel_asks_for(monkeypatch):
-    """And its call has a launch of that kernel, in which the tile counts."""
+    """The call of a key launches the kernel, and uses the tile of the key."""
     asked = []
     for job in tune.jobs():
         if job.key[0] in (256, 8192) or job.dtype == torch.float32:
-            continue  # as the others, but large
+            continue  # the same as the others, but large
         contest = Small(job, Where(True), lambda calls: {name: [1.0] for name in calls})
         monkeypatch.setattr(contest.tiles, "rule", lambda *key: asked.append(key))
         contest.tiles._found.pop(job.key, None)
@@ -95,7 +95,7 @@ def test_every_key_that_is_tuned_is_one_that_a_kernel_asks_for(monkeypatch):
 
 
 class Small(tune.Contest):
-    """A contest that runs nothing when it is made, of a few rows."""
+    """A contest with few rows that runs nothing when it is made."""
 
     def __init__(self, job, where, clock):
         case = {k: min(v, 20) if k in "TS" and type(v) is int else v for k, v in job.case.items()}
@@ -108,7 +108,7 @@ class Small(tune.Contest):
 
 
 def by_work(calls):
-    """A clock that knows no time: warp instructions of the launches."""
+    """A clock without time: it counts the warp instructions of the launches."""
     times = {}
     for name, call in calls.items():
         before = len(ptx.active().launches)
@@ -122,7 +122,7 @@ JOB = tune.Job("linear_kernel", KEY, "linear", dict(B=1, T=33, K=32, N=64, bias=
 
 
 def test_search_goes_to_the_fastest(tmp_path, table):
-    """Of 33 rows a tile of 64 computes many for nothing. What is found is listed, and the table is used."""
+    """With 33 rows, a tile of 64 computes many rows in vain. What is found is listed, and the table is used."""
     (row,) = tune.tune([JOB], Where(True), by_work, 600)
     assert row["listed"] and row["own"] == OWN and row["ratio"]["median"] > 1.03, row
     assert row["tried"] > 5 and row["tile"][2] == 32  # K is 32
@@ -137,7 +137,7 @@ def test_search_goes_to_the_fastest(tmp_path, table):
 
 
 def test_wrong_and_impossible_tiles_do_not_count(monkeypatch):
-    """A tile that computes something else, or does not run, is no candidate however fast it is."""
+    """A tile that gives wrong results or does not run is no candidate, however fast it is."""
     real = tune.Contest.call
 
     def call(self, tile):

@@ -1,4 +1,4 @@
-"""Triton's tutorials on the machine, against PyTorch in float64 by the parity rule; memcheck and racecheck clean."""
+"""Triton's tutorials on the PTX machine keep the parity rule against PyTorch in float64, and have no errors."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from gpt2fast.testing import assert_close_to_truth, ptx
 
 
 def close(actual, function, *args, what="output"):
-    """``function`` is plain PyTorch: its own error against float64 is the measure."""
+    """``function`` is plain PyTorch. Its own error against float64 sets the bound."""
     wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
     assert_close_to_truth(actual, function(*args), function(*wide), what)
 
@@ -61,7 +61,7 @@ def test_matmul_in_tf32_splits():
 
 
 def philox_uniform(seed, counters):
-    """Philox 4x32-10's first word as Triton's ``tl.rand`` makes a float of it: |signed word| * 2^-31, never 1."""
+    """The first word of Philox 4x32-10, as a float the way ``tl.rand`` makes it: |signed word| * 2^-31, never 1."""
     c = [counters.astype(np.uint64), *(np.zeros_like(counters, np.uint64) for _ in range(3))]
     k0, k1 = seed & 0xFFFFFFFF, seed >> 32
     mask = np.uint64(0xFFFFFFFF)

@@ -17,8 +17,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 ROOT = Path(__file__).parents[2]
 OLDEST = re.search(r"triton>=([\d.]+)", (ROOT / "pyproject.toml").read_text())[1]
 NEWEST = re.search(r"^triton==([\d.]+)", (ROOT / "constraints.txt").read_text(), re.M)[1]
-# What Triton 3.2 itself does not compile: tl.gather, dots of float64 and of float32 by six products, atomics
-# of bfloat16, and casts that abort it.
+# Tests of what Triton 3.2 itself cannot compile: tl.gather, dots of float64 and of float32 by six products, atomics of
+# bfloat16, and casts that abort it.
 TOO_NEW = "not gather and not test_cast and not (test_dot and (dtype6 or bf16x6)) and not (test_atomics and dtype5)"
 
 
@@ -30,11 +30,11 @@ def test_versions(tmp_path, version):
     if done.returncode:
         pytest.skip(f"triton {version} could not be installed: {done.stderr.strip().splitlines()[-1]}")
     parts = ["language", "tutorials"]
-    if version != OLDEST:  # older than 3.6, products of float32 are left to PyTorch
+    if version != OLDEST:  # before 3.6, PyTorch computes products of float32
         parts += ["whole_model", "linear_cross_entropy", "mlp", "sample", "adamw"]
     files = [f"tests/ptx/test_{kind}_{part}.py" for part in parts for kind in ("triton", "gpu")]
     files = [file for file in files if (ROOT / file).is_file()]
-    # Registers are another Triton's business: 3.6 spills 8 bytes in a kernel in which the newest spills none.
+    # Registers differ between versions: 3.6 spills 8 bytes in a kernel in which the newest version spills none.
     left_out = ["-k", TOO_NEW if version == OLDEST else "not test_bytes and not cuda"]
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "triton"), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, *left_out]
@@ -43,7 +43,7 @@ def test_versions(tmp_path, version):
 
 
 def run_with(code: str, tmp_path: Path, **files: str) -> str:
-    """What Python code prints that finds a package ``triton`` of these files before the installed one."""
+    """What Python code prints if it finds a package ``triton`` with these files before the installed one."""
     for name, text in {"__init__": "", **files}.items():
         path = tmp_path / "triton" / f"{name.replace('__in__', '/')}.py"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Kernels in the manner of Triton's tutorials, each with the wrapper a user would write: nothing knows the machine."""
+"""Kernels in the style of Triton's tutorials, each with the wrapper that a user would write. None knows the machine."""
 
 import torch
 import triton
@@ -139,7 +139,7 @@ def layer_norm_dx_kernel(
     wdy = tl.where(mask, w * dy, 0.0)
     c1, c2 = tl.sum(normal * wdy, axis=0) / N, tl.sum(wdy, axis=0) / N
     tl.store(dx_ptr + row * stride + at, (wdy - (normal * c1 + c2)) * rstd, mask=mask)
-    # rows of one group add up their share in turn, under a lock
+    # rows of one group add their shares in turn, under a lock
     group = row % GROUPS
     lock_ptr += group
     count_ptr = lock_ptr + GROUPS
