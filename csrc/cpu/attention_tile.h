@@ -320,8 +320,8 @@ class AttentionTile {
   const int vectors;
 
   Element *query, *probability;  // (rows, D), (kBandRows, kKeys)
-  float *score, *acc, *sum,
-      *peak;  // (kBandRows, kKeys), (rows, D), (rows, kLanes), (rows)
+  // (kBandRows, kKeys), (rows, D), (rows, kLanes), (rows)
+  float *score, *acc, *sum, *peak;
 
   int64_t last;  // no query sees this key or a later one
   int band;  // the band's first query, counted from begin; row r of the band sees keys [low[r], high[r]) of the block

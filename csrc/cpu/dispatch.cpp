@@ -1,3 +1,4 @@
+// Finds out which instruction sets this CPU supports, and chooses the table of kernels.
 #include "dispatch.h"
 
 #include <atomic>

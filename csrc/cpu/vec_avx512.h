@@ -1,7 +1,8 @@
 // Vec, a vector of float32 lanes, for AVX-512 (F, BW, DQ, VL). The other vec headers have the same functions for other
 // instruction sets; what the functions mean is said here. load and store convert bfloat16 and float16 from and to
 // float32. With an argument n they touch the first n elements only, and the other lanes are loaded as zeros. stream
-// stores past the caches. Pairs has dot products of bfloat16, which use VDPBF16PS if compiled for AVX512-BF16.
+// stores past the caches if the instruction set can; p must be aligned to the bytes stored. Pairs has dot products of
+// bfloat16, which use VDPBF16PS if compiled for AVX512-BF16.
 #pragma once
 // GCC's own header leaves lanes uninitialised that a mask fills later, and GCC warns of them wherever the header is
 // used (GCC bug 105593). The warnings are off for that header only, not for our code.

@@ -1,3 +1,4 @@
+// Races in global memory: see global_race.h.
 #include "global_race.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Races in shared memory: see race.h.
 #include "race.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// attention for CPU tensors: allocates out and lse, fills AttentionArgs, and launches the kernel.
 #include "binding.h"
 
 namespace gpt2fast {

@@ -1,3 +1,4 @@
+// decode_attention for CPU tensors: allocates out, fills DecodeAttentionArgs, and launches the kernel.
 #include "binding.h"
 
 namespace gpt2fast {

@@ -1,3 +1,4 @@
+// embedding for CPU tensors: allocates out, fills EmbeddingArgs, and launches the kernel.
 #include "binding.h"
 
 namespace gpt2fast {

@@ -1,3 +1,4 @@
+// linear for CPU tensors: allocates the outputs, fills LinearArgs, and launches the kernel.
 #include "binding.h"
 
 namespace gpt2fast {

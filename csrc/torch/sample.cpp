@@ -1,3 +1,4 @@
+// sample for CPU tensors: allocates out, fills SampleArgs, and launches the kernel.
 #include "binding.h"
 
 namespace gpt2fast {
