@@ -20,7 +20,7 @@ GPT2 = dict(C={768, 3072}, K={768, 3072}, N={768, 2304, 3072, 50257}, V={50257},
 BATCH = dict(B=8, T=1023)  # a batch that fills all of the 1024 positions but one
 VECTORS = [(768,)] * 6 + [(2304,), (3072,)]
 MATRICES = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
-PARAMETERS = [(50257, 768), (1024, 768), *12 * (VECTORS + MATRICES), (768,), (768,)]  # of the model of 124M
+PARAMETERS = [(50257, 768), (1024, 768), *12 * (VECTORS + MATRICES), (768,), (768,)]  # all of the 124M model
 MORE = {
     "embedding": [
         dict(B=1, T=1, C=768, V=50257, P=1024, start=37),

@@ -102,7 +102,7 @@ def test_attention_dropout_keeps_the_mean():
         torch.manual_seed(0)
         drawn = attn.train()(x)[0]
     z = (drawn.mean(0) - expected[0]) / (drawn.std(0) / 2000**0.5)
-    assert z.abs().max() < 6  # of 384 normals the largest lies near 3
+    assert z.abs().max() < 6  # the largest of 384 normals is near 3
 
 
 def test_dropout_of_one():

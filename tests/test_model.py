@@ -145,7 +145,7 @@ def test_from_transformers_shares_the_parameters():
 
 @pytest.mark.parametrize("activation, rows", [("gelu_new", None), ("gelu", None), ("relu", None), ("gelu", 20)])
 def test_loss_and_gradients(activation, rows, monkeypatch):
-    if rows:  # of a chunk of head and loss
+    if rows:  # rows of a chunk of head and loss
         for module in ("gpt2fast.loss", "gpt2fast.ops.linear_cross_entropy"):
             monkeypatch.setattr(sys.modules[module], "MOST_ROWS", rows)
     hf = make(activation_function=activation)

@@ -119,7 +119,7 @@ def test_what_gradients_multiply_and_take(D, dtype):
     wide = dtype == torch.float32
     rows = (16 if D > 128 else 32 if D > 64 else 64) if wide else 64
     columns = 16 if wide else {64: 64, 96: 32, 128: 32, 256: 16}[D]
-    pairs = sum(min(T, row + rows) // columns for row in range(0, T, rows))  # of a tile of queries and a tile of keys
+    pairs = sum(min(T, row + rows) // columns for row in range(0, T, rows))  # a tile of queries with one of keys
     parts = [-(-D // 128), -(-D // (64 if D != 96 else 48)) if wide and D > 64 else -(-D // 128)]
     for launch, part, own in zip(launches[1:], parts, (1, 2)):  # dq: one product of its own; dk and dv: two
         product = 2 * pairs * rows * columns * D * PRODUCTS[dtype]

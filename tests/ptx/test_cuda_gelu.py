@@ -13,7 +13,7 @@ from gpt2fast.testing.inputs import build
 
 pytestmark = pytest.mark.skipif(library.machine_reason() is not None, reason=str(library.machine_reason()))
 DTYPES = pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=("float32", "bfloat16"))
-THREADS, ROWS = 128, 4  # of a block
+THREADS, ROWS = 128, 4  # threads of a block, and its rows
 
 
 def run(name, args):

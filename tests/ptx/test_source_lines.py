@@ -3,7 +3,7 @@
 import pytest
 from programs import kernel, launch
 
-WRONG = "ld.global.u32 %r0, [%buffer0];\n"  # of an address that nobody passed
+WRONG = "ld.global.u32 %r0, [%buffer0];\n"  # an address that was not passed
 FILES = '.file 1 "/sources/me/mine.py"\n.file 2 "/lib/standard.py"\n'
 
 

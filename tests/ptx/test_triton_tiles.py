@@ -42,9 +42,9 @@ def launched(rows=100):
 
 
 def test_a_table_comes_before_the_rule(table):
-    assert launched() == 2  # of 64 x 64
+    assert launched() == 2  # tiles of 64 x 64
     table(dict(sm_80={"linear_kernel": {"512, false": OTHER}}))
-    assert launched() == 4  # of 32 x 64
+    assert launched() == 4  # tiles of 32 x 64
     table(dict(sm_90={"linear_kernel": {"512, false": OTHER}}))
     assert launched() == 2
     table(dict(sm_80={"linear_kernel": {"512, true": OTHER}}))
