@@ -1,4 +1,4 @@
-"""The activation functions that a GPT-2 config may name: GELU inside the linear op, the others by PyTorch after it."""
+"""The activation functions that a GPT-2 config may name. The linear op computes GELU; PyTorch computes the others."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ FUSED = {
     "gelu": "gelu_erf",
     "gelu_python": "gelu_erf",
 }
-# The linear op's activations: their numbers as Activation in csrc/ops.h has them, and what PyTorch calls each GELU.
+# The activations of the linear op: their numbers, as in Activation of csrc/ops.h, and PyTorch's name of each GELU.
 FORMS = dict(none=0, gelu_tanh=1, gelu_erf=2)
 APPROXIMATE = dict(gelu_tanh="tanh", gelu_erf="none")
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,7 +36,10 @@ PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def find(name: str) -> tuple[str | None, Callable[[Tensor], Tensor] | None]:
-    """The epilogue of ``ops.linear`` for that activation, or else, after None, the function to apply after it."""
+    """How to compute an activation: (the ``activation`` of ``ops.linear``, None), or (None, a function to apply after).
+
+    Raises ValueError for an unknown name.
+    """
     if name in FUSED:
         return FUSED[name], None
     if name in PLAIN:

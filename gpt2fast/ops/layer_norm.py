@@ -16,7 +16,7 @@ CASES = [
 
 
 def too_short(x: Tensor) -> str | None:
-    """Of a row of few columns dx is a small difference, of which PyTorch's kernels lose too many digits."""
+    """In a row of few columns, dx is a small difference of larger numbers. PyTorch's kernels lose too many digits."""
     short = x.shape[-1] <= 32
     return "PyTorch's gradients of rows of up to 32 columns break the parity rule" if short else None
 
@@ -27,9 +27,9 @@ def _naive(x, weight, bias, eps=1e-5):
 
 
 def _wide_on_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """On the CPU PyTorch's statistics have the dtype of the weight, and 16-bit weight gradients are summed in 16 bits.
+    """Widens tensors on the CPU, where PyTorch would break the parity rule in two ways.
 
-    Both would break the parity rule.
+    Its statistics have the dtype of the weight, and 16-bit weight gradients are summed in 16 bits.
     """
     return tuple(map(widen, tensors)) if tensors[0].device.type == "cpu" else tensors
 
@@ -37,7 +37,7 @@ def _wide_on_cpu(*tensors: Tensor) -> tuple[Tensor, ...]:
 def _fused(x, weight, bias, eps=1e-5):
     y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], *_wide_on_cpu(weight, bias), eps)
     if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16):
-        mean = x.mean(-1, dtype=torch.float32)  # the mean of 16-bit numbers can be more exact than that
+        mean = x.mean(-1, dtype=torch.float32)  # more exact than PyTorch's
     else:
         mean = mean.squeeze(-1)
     return y, mean, rstd.squeeze(-1)
@@ -74,7 +74,7 @@ def _fused_backward(dy, x, weight, mean, rstd):
     wide_dy, wide, weight = (t.contiguous() for t in _wide_on_cpu(dy, x, weight))
     wide_dy, wide = wide_dy.view(rows), wide.view(rows)
     mean, rstd = (t.reshape(-1, 1).contiguous() for t in (mean, rstd))
-    # On the CPU PyTorch adds the rows of dweight one by one: of more than some hundred, too many digits are lost.
+    # On the CPU, PyTorch adds up the rows of dweight one by one. More than some hundred rows lose too many digits.
     step = 512 if x.device.type == "cpu" else max(rows[0], 1)
     parts = [
         torch.ops.aten.native_layer_norm_backward(

@@ -1,4 +1,4 @@
-"""What tests of ops and kernels need, for ours and for yours: ``checks_of`` an op, inputs, the parity rule."""
+"""Tools for testing ops and kernels, ours and yours: ``checks_of`` an op, inputs, the parity rule, targets."""
 
 from .check import check_contract, check_op, find_ops, run_check, runs
 from .contract import PROMISES, Check, checks_of

@@ -1,4 +1,4 @@
-"""The promise about bad input: one size, rank, dtype, kind or device is changed; the error must name the argument."""
+"""The promise about bad input: where an argument has a wrong size, rank, dtype, kind or device, the error names it."""
 
 import re
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def bad_input_is_named(op: Op) -> None:
             shapes.check(op.qualified, op.shapes, args)
         except (ValueError, TypeError) as error:
             expected = error
-        else:  # the change fits: a letter that is nobody else's, or an only tensor of another dtype
+        else:  # the change fits, e.g. for a letter that no other tensor has
             assert not _must_raise(op, args, name, change), f"{what} fits shapes=, and should not"
             continue
         for function, where in ((op.overload, "the op"), (op.check_call, "check_call")):
@@ -54,7 +54,7 @@ def _assert_raises(what: str, where: str, function, args: dict[str, Any], expect
 
 
 def _wrong_inputs(op: Op, args: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(argument, change, arguments): one size, rank, dtype, kind or device changed at a time."""
+    """Yields (argument, change, arguments), with one size, rank, dtype, kind or device changed at a time."""
     for name in op.tensors:
         good = args[name]
         if isinstance(good, list):
@@ -76,7 +76,10 @@ def _wrong_tensors(name: str, good: Tensor, args: dict[str, Any]) -> Iterator[tu
 
 
 def _must_raise(op: Op, args: dict[str, Any], name: str, change: str) -> bool:
-    """Whether a change of any but the first tensors, which others are compared with, must be laid at ``name``."""
+    """Whether the error for a change must name ``name``.
+
+    It need not for the first tensors: others are compared with them, so that the error may name another.
+    """
     specs = {n: shapes.parse(shapes.resolve(op.shapes[n], args)) for n in op.tensors}
     if name == op.tensors[0] or name == next((n for n, (_, dtype) in specs.items() if dtype is None), None):
         return False

@@ -1,4 +1,4 @@
-"""The promises about how an op behaves in PyTorch and in memory, beside its numbers and its derivatives."""
+"""The promises about how an op behaves in PyTorch and in memory. Numbers and derivatives have files of their own."""
 
 import contextlib
 import gc
@@ -18,7 +18,7 @@ from .promise import MODERATE, assert_same, dtypes_of, first_case, floating, flo
 
 @promise
 def passes_opcheck(op: Op, case: dict[str, Any]) -> None:
-    """What torch asks of a custom op (``torch.library.opcheck``): schema, fake tensors, autograd, AOT dispatch."""
+    """The op passes ``torch.library.opcheck``: schema, fake tensors, autograd and AOT dispatch."""
     for layout in LAYOUTS[:2]:
         args = build(op, case, layout=layout)
         if op.has_derivative:
@@ -28,7 +28,7 @@ def passes_opcheck(op: Op, case: dict[str, Any]) -> None:
 
 @promise
 def compiles_whole(op: Op) -> None:
-    """``torch.compile(fullgraph=True)``, with the backward pass where there is one, gives what the op gives."""
+    """``torch.compile(fullgraph=True)`` gives what the op gives, in the backward pass too if there is one."""
     case = first_case(op, MODERATE, lambda c: not op.has_derivative or c.get("B", c.get("R", 2)) > 1)
     with _compiling_anew():
         _compiles_whole(op, case)
@@ -36,7 +36,7 @@ def compiles_whole(op: Op) -> None:
 
 @contextlib.contextmanager
 def _compiling_anew():
-    """Inside, torch.compile takes nothing from its cache, which knows ops by name and not what they compute."""
+    """Inside, torch.compile does not use its cache, which knows ops by name only and not what they compute."""
     torch._dynamo.reset()
     with torch.compiler.config.patch(cache_key_tag=uuid.uuid4().hex):
         yield
@@ -69,9 +69,9 @@ def _compiles_whole(op: Op, case: dict[str, Any]) -> None:
 
 @promise
 def autocast_casts_as_declared(op: Op) -> None:
-    """Under autocast the op gives the very bits of a call with arguments cast as ``autocast=`` says.
+    """Under autocast, the op gives the same bits as a call with arguments cast as ``autocast=`` says.
 
-    Gradients come in the dtype of the inputs, also where the backward pass is under autocast; mixed dtypes are cast.
+    Gradients have the dtype of the inputs, also where the backward pass is under autocast. Mixed dtypes are cast.
     """
     case = first_case(op, MODERATE)
     for dtype in dtypes_of(op, torch.float32, torch.bfloat16):
@@ -91,13 +91,13 @@ def autocast_casts_as_declared(op: Op) -> None:
     reached = torch.autograd.grad(sum(o.sum() for o in outs), list(leaves.values()), allow_unused=True)
     with torch.autocast("cpu", torch.bfloat16):
         outs = floating_outputs(op(**args))
-        sum(o.float().sum() for o in outs).backward()  # inside: the *_backward op is under autocast too
+        sum(o.float().sum() for o in outs).backward()  # the *_backward op is under autocast too
     for (name, leaf), gradient in zip(leaves.items(), reached):
         if gradient is not None:
             got = None if leaf.grad is None else leaf.grad.dtype
             assert got == leaf.dtype, f"{op.qualified}: d{name} under autocast must be {leaf.dtype}, got {got}"
     mixed = {n: v.detach().bfloat16() if i == 0 else v for i, (n, v) in enumerate(leaves.items())}
-    with torch.autocast("cpu", torch.bfloat16):  # mixed dtypes in: no error
+    with torch.autocast("cpu", torch.bfloat16):  # mixed dtypes raise no error
         op(**(args | mixed))
 
 
@@ -129,9 +129,9 @@ def thread_count_changes_no_bit(op: Op) -> None:
 
 @promise
 def stays_inside_its_buffers(op: Op, isa: str) -> None:
-    """The native CPU kernel writes nowhere but into its outputs: guard bytes around every CPU tensor stay as they are.
+    """The native CPU kernel writes only into its outputs: guard bytes around every CPU tensor stay as they are.
 
-    ``isa`` is the instruction set that runs. Needs the compiled extension.
+    ``isa`` is the instruction set that runs. The check needs the compiled extension.
     """
     runs = [(case, dtype) for case in op.cases if flops(op, case) < 5_000_000 for dtype in op.dtypes]
     runs = runs or [(first_case(op, MODERATE), dtype) for dtype in op.dtypes]
@@ -143,7 +143,7 @@ def stays_inside_its_buffers(op: Op, isa: str) -> None:
 
 
 def _damaged(op: Op, isa: str, runs: list[tuple[dict, torch.dtype]]) -> int:
-    """How many tensors had their guard bytes changed by these calls."""
+    """The number of tensors whose guard bytes these calls changed."""
     before = backends._C.guard_memory(True)
     try:
         with cpu_isa(isa):
@@ -156,7 +156,7 @@ def _damaged(op: Op, isa: str, runs: list[tuple[dict, torch.dtype]]) -> int:
 
 
 def _ways(op: Op):
-    """(name, function) of every way to compute the op on this CPU that a user may get."""
+    """Yields (name, function, context) for every way to compute the op on this CPU that a user may get."""
     yield "the op", op.overload, contextlib.nullcontext
     if op.fused is not None:
         yield "fused=", op.overload, lambda: backends.use_backend("fused")
@@ -165,7 +165,7 @@ def _ways(op: Op):
 
 @promise
 def returns_new_tensors(op: Op, case: dict[str, Any]) -> None:
-    """No output is an input, a view of one, or a view of another output; an op with ``mutates=`` returns nothing."""
+    """No output is an input, a view of an input or a view of another output. An op with ``mutates=`` has no outputs."""
     if op.mutates:
         return
     for dtype in op.dtypes:
@@ -196,7 +196,7 @@ def _assert_new(op: Op, args: dict[str, Any], outs: tuple[Tensor, ...], where: s
 
 @promise
 def leaves_its_inputs_alone(op: Op, case: dict[str, Any]) -> None:
-    """No input is changed, nor the memory between its rows, but those inputs that ``mutates=`` names."""
+    """Inputs, and the memory between their rows, do not change, except for the inputs that ``mutates=`` names."""
     for dtype in op.dtypes:
         for layout in LAYOUTS[:2]:
             for where, function, context in _ways(op):
@@ -215,5 +215,5 @@ def leaves_its_inputs_alone(op: Op, case: dict[str, Any]) -> None:
 
 
 def _memory(tensor: Tensor) -> Tensor:
-    """All bytes of the memory that a tensor is in, as a view."""
+    """All bytes of the storage of a tensor, as a view."""
     return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())

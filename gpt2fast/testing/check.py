@@ -1,4 +1,4 @@
-"""``python -m gpt2fast check``: every case of an op, dtype by dtype, target by target, and the op's whole contract."""
+"""``python -m gpt2fast check``: runs every case of an op in each dtype on each target, and checks the op's contract."""
 
 import json
 import sys
@@ -12,14 +12,15 @@ from .packages import import_entry_points
 from .parity import assert_parity
 from .targets import lacks, on, targets, targets_of
 
-SMALL = 20_000_000  # floating-point operations up to which a case runs on every target and layout
-SMALL_AS_PTX = 1_000_000  # the same for what runs as PTX on the CPU, where larger cases are cut down to it
+SMALL = 20_000_000  # a case of up to this number of floating-point operations runs on every target and layout
+SMALL_AS_PTX = 1_000_000  # larger cases that run as PTX on the CPU are cut down to this number
 
 
 def runs(op: Op) -> Iterator[dict]:
-    """What the parity rule is held against: case, dtype, target and layout; large cases on the best CPU kernel only.
+    """The runs for the parity rule: case, dtype, target and layout. Large cases run on the best CPU kernel only.
 
-    What runs as PTX on the CPU is compiled for every dtype and layout: other layouts than the first take one dtype.
+    A kernel that runs as PTX must be compiled for every dtype and layout. Layouts other than the first therefore run in
+    one dtype.
     """
     for declared in op.cases:
         for i, target in enumerate(targets_of(op)):
@@ -33,7 +34,7 @@ def runs(op: Op) -> Iterator[dict]:
 
 
 def check_op(op: Op) -> list[dict]:
-    """Holds ``op`` against the parity rule; its runs, each with its error (None: it keeps the rule)."""
+    """Checks ``op`` by the parity rule. Returns its runs, each with its error (None: it keeps the rule)."""
     rows = []
     for run in runs(op):
         error = None
@@ -47,7 +48,7 @@ def check_op(op: Op) -> list[dict]:
 
 
 def check_contract(op: Op) -> list[dict]:
-    """Calls every check of ``op`` but those of the parity rule; its rows, each with its error (None: it holds)."""
+    """Calls every check of ``op`` but those of the parity rule. Returns a row each, with its error (None: it holds)."""
     from .contract import PROMISES, checks_of
 
     try:
@@ -66,9 +67,9 @@ def check_contract(op: Op) -> list[dict]:
 
 
 def find_ops(names: list[str]) -> list[Op]:
-    """Ops by name, all of them for an empty list: ours and those of packages with an entry point ``gpt2fast.ops``.
+    """The ops with these names, or all ops for an empty list. Packages with an entry point ``gpt2fast.ops`` count too.
 
-    Raises ValueError with the choices for an unknown name, and warns of each package that does not import.
+    Raises ValueError with the choices for an unknown name, and warns of each package that cannot be imported.
     """
     from .. import ops  # noqa: F401  declares ours
 
@@ -83,9 +84,9 @@ def find_ops(names: list[str]) -> list[Op]:
 
 
 def run_check(names: list[str], as_json: bool = False) -> int:
-    """Prints a line an op (or JSON of every run and check) and returns the exit status, 0 where everything holds.
+    """Prints a line for each op (or JSON of every run and check). Returns the exit status, 0 where everything holds.
 
-    Where all ops are checked, a package with ops that does not import counts as a failure.
+    Where all ops are checked, a package with ops that cannot be imported counts as a failure.
     """
     failures, report = 0, {}
     for op in find_ops(names):

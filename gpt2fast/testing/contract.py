@@ -1,6 +1,6 @@
-"""Everything an op promises, as a list of checks: ``checks_of(op)``, of ours or of a user's package.
+"""``checks_of(op)``: everything that an op promises, as a list of checks. The op may be ours or a user's.
 
-A test file of a user's package is a loop over it:
+A test file of a user's package needs only a loop over it:
 
     @pytest.mark.parametrize("check", checks_of("mine::scale"), ids=str)
     def test_op(check): check()
@@ -27,9 +27,9 @@ from .targets import on
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """One promise of one op, for one case where it has cases. Calling it returns None or raises AssertionError.
+    """One promise of one op, for one case if it has cases. A call returns None or raises AssertionError.
 
-    ``str(check)`` is its name: the op's, the promise's and what the promise is held for.
+    ``str(check)`` is its name: that of the op, that of the promise, and what the promise is checked for.
     """
 
     op: Op
@@ -47,12 +47,12 @@ class Check:
 
 
 def name_of(case: dict[str, Any]) -> str:
-    """A case in a word, for the name of a test."""
+    """A case as one word, for the name of a test."""
     return "-".join(f"{k}{'' if v is True else v}" for k, v in case.items())
 
 
 def keeps_the_parity_rule(op: Op, case: dict[str, Any], dtype: torch.dtype, target: str, layout: str) -> None:
-    """The outputs on a target (see ``targets``) are about as near to the truth as those of plain PyTorch."""
+    """The outputs on a target (see ``targets``) are about as exact as those of plain PyTorch."""
     with poisoned_memory(), on(target) as device:
         assert_parity(op, case, dtype, layout, f"{dtype} {target} {layout}", device)
 
@@ -97,7 +97,7 @@ def _gradients(op: Op) -> Checks:
 
 
 def _buffers(op: Op) -> Checks:
-    """Once for each instruction set: an extension's kernel, too, may be compiled for every one."""
+    """One check for each instruction set, because a kernel may be compiled for each of them."""
     for isa in runnable_isas():
         yield isa, partial(behaviour.stays_inside_its_buffers, isa=isa)
 
@@ -118,7 +118,7 @@ def _always(op: Op) -> bool:
     return True
 
 
-# By name: for which ops a promise is held, and its checks.
+# For each promise: a function that tells whether it applies to an op, and a function that makes its checks.
 PROMISES: dict[str, tuple[Callable[[Op], bool], Callable[[Op], Checks]]] = {
     "parity": (_always, _parity),
     "opcheck": (_always, _by_case(behaviour.passes_opcheck, 10_000)),
@@ -138,10 +138,10 @@ PROMISES: dict[str, tuple[Callable[[Op], bool], Callable[[Op], Checks]]] = {
 
 
 def checks_of(op: Op | str, *promises: str) -> list[Check]:
-    """All that holds for ``op``, given by name or itself, on this machine: every promise and every parity run.
+    """All checks of ``op``, an op or its name, on this machine: every promise and every run of the parity rule.
 
-    With ``promises``, names in ``PROMISES``, those only. Nothing is computed before a check is called. Raises
-    ValueError for an unknown op or promise, and where the declaration names no case that has elements.
+    ``promises``, names in ``PROMISES``, select some of them. Nothing is computed before a check is called. Raises
+    ValueError for an unknown op or promise, and where the declaration has no case with elements.
     """
     op = op_named(op)
     for name in promises:

@@ -1,4 +1,8 @@
-"""The promises about derivatives: first ones against finite differences and by the parity rule, second ones, none."""
+"""The promises about derivatives.
+
+First derivatives are checked by finite differences and by the parity rule, second ones by the parity rule. An op
+without a derivative must raise.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,12 +17,12 @@ from .parity import assert_close_to_truth
 from .promise import MODERATE, QUICK, TINY, first_case, floating, floating_outputs, promise
 
 STEP, RELATIVE = 1e-6, 1e-3  # of finite differences in float64, as in torch.autograd.gradcheck
-DRAWS = 16  # of a small case, whose gradients are pooled: the error of few rows is luck
+DRAWS = 16  # the inputs of a small case are drawn so many times and judged together: errors of few rows vary by chance
 
 
 @promise
 def gradients_match_finite_differences(op: Op, case: dict[str, Any]) -> None:
-    """In float64 the derivative is what finite differences of the op give; of a larger case along one direction."""
+    """In float64, the derivative agrees with finite differences of the op; for larger cases along one direction."""
     args = cast(build(op, case), torch.float64)
     names = floating(args)
 
@@ -38,7 +42,7 @@ def gradients_match_finite_differences(op: Op, case: dict[str, Any]) -> None:
 
 
 def _assert_slope(function: Callable[..., Any], leaves: Sequence[Tensor], i: int, what: str) -> None:
-    """With w the change of the outputs along a random direction v of one input: <J^T w, v> is <w, w>."""
+    """Checks one input along a random direction v: with w the change of the outputs, <J^T w, v> must be <w, w>."""
     direction = torch.randn(leaves[i].shape, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
 
     def moved(step: float) -> tuple[Tensor, ...]:
@@ -56,7 +60,7 @@ def _assert_slope(function: Callable[..., Any], leaves: Sequence[Tensor], i: int
 
 
 def gradients(op: Op, args: dict[str, Any], douts: Sequence[Tensor]) -> dict[str, Tensor]:
-    """By floating-point input its gradient, zeros where there is none; ``douts`` are those of what the op returns."""
+    """The gradient of each floating-point input, or zeros. ``douts`` are the gradients of what the op returns."""
     leaves = {n: args[n].detach().clone().requires_grad_() for n in floating(args)}
     out = op(**(args | leaves))
     out = out if isinstance(out, tuple) else (out,)
@@ -69,8 +73,8 @@ def gradients(op: Op, args: dict[str, Any], douts: Sequence[Tensor]) -> dict[str
 def gradients_keep_the_parity_rule(
     op: Op, case: dict[str, Any], dtype: torch.dtype = torch.float32, backend: str = "auto"
 ) -> None:
-    """The gradients on a backend are about as near to those in float64 as those through the reference."""
-    found: dict[str, list] = {}  # per gradient: actual, plain and truth
+    """The gradients on a backend are about as exact as those through the reference, compared with float64."""
+    found: dict[str, list] = {}  # actual, plain and truth of each gradient
     for seed in range(DRAWS if flops(op, case) <= QUICK else 1):
         args = build(op, case, dtype, seed=seed)
         outs = reference(op, args)[: len(op.returns)]
@@ -89,7 +93,10 @@ def gradients_keep_the_parity_rule(
 
 
 def _penalty(op: Op, args: dict[str, Any], function: Callable[[dict[str, Any]], Sequence[Tensor]]):
-    """The gradients of the squares of a loss's gradients, by input; None where those are constants to autograd."""
+    """The gradients, for each input, of the sum of the squared gradients of a loss.
+
+    None where autograd takes the first gradients for constants.
+    """
     leaves = [args[name].clone().requires_grad_() for name in floating(args)]
     outs = floating_outputs(tuple(function(args | dict(zip(floating(args), leaves)))[: len(op.returns)]))
     weights = [torch.linspace(-1, 1, o.numel(), dtype=o.dtype).view(o.shape) for o in outs]
@@ -103,7 +110,10 @@ def _penalty(op: Op, args: dict[str, Any], function: Callable[[dict[str, Any]], 
 
 @promise
 def second_derivatives_keep_the_parity_rule(op: Op, case: dict[str, Any]) -> None:
-    """Against float64 through the reference; what a forward pass saves, as a mean, changes with the inputs."""
+    """Second derivatives keep the parity rule, compared with float64 through the reference.
+
+    They must include that what the forward pass saves, such as a mean, changes with the inputs.
+    """
     args = build(op, case)
     found = _penalty(op, args, lambda a: call(op, a))
     assert found is not None, (
@@ -118,7 +128,7 @@ def second_derivatives_keep_the_parity_rule(op: Op, case: dict[str, Any]) -> Non
 
 @promise
 def no_derivative_raises(op: Op) -> None:
-    """A backward pass through an op that has no derivative raises, or its inputs would silently get no gradients."""
+    """A backward pass through an op without a derivative raises. Else its inputs would silently get no gradients."""
     args = build(op, first_case(op, MODERATE))
     args = {n: every(lambda t: t.requires_grad_() if t.is_floating_point() else t, v) for n, v in args.items()}
     outs = [o for o in call(op, args) if o.is_floating_point() and o.numel()]

@@ -1,4 +1,4 @@
-"""Test inputs from a declaration: a case's letters give the shapes, its words the other arguments."""
+"""Makes test inputs from a declaration. A case has the sizes by letter and the other arguments by name."""
 
 import math
 from collections.abc import Callable
@@ -12,15 +12,16 @@ from .. import shapes as _shapes
 from ..op import Op
 
 LAYOUTS = ("contiguous", "sliced", "transposed")
-# contiguous; sliced: rows of a wider buffer, the gaps NaN; transposed: innermost dimension not dense, gaps NaN
+# "sliced": the rows are parts of a wider buffer. "transposed": the last dimension is not dense. The gaps hold NaN.
 
 
 def build(
     op: Op, case: dict[str, Any], dtype: torch.dtype = torch.float32, layout: str = "contiguous", seed: int = 0
 ) -> dict[str, Any]:
-    """The arguments of ``op`` for ``case``: random normals, or what ``make=`` says, with optional tensors if named.
+    """The arguments of ``op`` for ``case``: random normals or the tensors of ``make=``.
 
-    An op that computes gradients gets inputs and outputs of its forward op's reference, and random gradients of these.
+    Optional tensors are included if the case names them. A backward op gets the inputs and outputs of its forward op's
+    reference, and random gradients of the outputs.
     """
     generator = torch.Generator().manual_seed(seed)
     if op.derivative_of is not None:
@@ -48,7 +49,7 @@ def build(
 
 
 def _build_backward(op: Op, case: dict, dtype: torch.dtype, layout: str, seed: int) -> dict[str, Any]:
-    forward, generator = op.derivative_of, torch.Generator().manual_seed(~seed)  # not the numbers of the inputs
+    forward, generator = op.derivative_of, torch.Generator().manual_seed(~seed)  # other numbers than the inputs
     assert forward is not None
     wanted = {n: True for n in forward.optional if f"d{n}" in op.returns and n not in op.signature.parameters}
     made = build(forward, case | wanted, dtype, seed=seed)
@@ -60,15 +61,15 @@ def _build_backward(op: Op, case: dict, dtype: torch.dtype, layout: str, seed: i
 
 
 def call(op: Op, args: dict[str, Any]) -> tuple[Tensor, ...]:
-    """All outputs of ``op`` on the active backend, those for the backward pass included, as a tuple.
+    """All outputs of ``op`` on the backend in force, those for the backward pass included, as a tuple.
 
-    Of an op that changes arguments in place these are copies of those, changed; the given ones stay.
+    For an op that changes arguments in place, they are changed copies of those. The given arguments stay as they are.
     """
     return outputs_of(op, op.overload, args)
 
 
 def outputs_of(op: Op, function: Callable[..., Any], args: dict[str, Any]) -> tuple[Tensor, ...]:
-    """What ``function``, which takes the arguments of ``op``, returns or changes, as a tuple."""
+    """The tensors that ``function`` returns or changes, as a tuple. It takes the arguments of ``op``."""
     if op.mutates:
         args = args | {name: every(torch.clone, args[name]) for name in op.mutates}
         function(**args)
@@ -79,7 +80,7 @@ def outputs_of(op: Op, function: Callable[..., Any], args: dict[str, Any]) -> tu
 
 
 def names_of_outputs(op: Op, args: dict[str, Any]) -> list[str]:
-    """Of what ``call`` returns."""
+    """The names of the tensors that ``call`` returns."""
     if not op.mutates:
         return list(op.outputs)
     values = {name: args[name] for name in op.mutates}
@@ -91,38 +92,38 @@ def names_of_outputs(op: Op, args: dict[str, Any]) -> list[str]:
 
 
 def every(function: Callable[[Tensor], Any], value: Any) -> Any:
-    """``function`` of a tensor, or of every tensor of a list; other values as they are."""
+    """Applies ``function`` to a tensor, or to every tensor of a list. Other values are returned as they are."""
     if isinstance(value, (list, tuple)):
         return [every(function, member) for member in value]
     return function(value) if isinstance(value, Tensor) else value
 
 
 def tensors_of(args: dict[str, Any]) -> list[Tensor]:
-    """All tensors among arguments, those of lists too."""
+    """All tensors among the arguments, those in lists included."""
     values = [member for v in args.values() for member in (v if isinstance(v, (list, tuple)) else [v])]
     return [value for value in values if isinstance(value, Tensor)]
 
 
 def cast(args: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """Floating tensors to ``dtype`` (float32 statistics included where it is float64)."""
+    """Converts all floating-point tensors to ``dtype``, float32 statistics included."""
 
     return {name: every(lambda t: t.to(dtype) if t.is_floating_point() else t, value) for name, value in args.items()}
 
 
 def reference(op: Op, args: dict[str, Any], dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-    """The reference's outputs, computed in ``dtype``."""
+    """The outputs of the reference, for the arguments in ``dtype`` (None: as they are)."""
     return outputs_of(op, op.reference, args if dtype is None else cast(args, dtype))
 
 
 def truth(op: Op, args: dict[str, Any]) -> tuple[Tensor, ...]:
-    """The outputs in float64: the reference's, or for a backward op autograd's through its forward op's reference."""
+    """The outputs in float64, by the reference. For a backward op, by autograd through the forward op's reference."""
     if op.derivative_of is None:
         return reference(op, args, torch.float64)
     return second.gradients(op, cast(args, torch.float64))
 
 
 def work(op: Op, case: dict[str, Any]) -> int:
-    """An estimate of what running a case costs, in operations: the larger of its FLOPs and 8 per input element."""
+    """An estimate of the cost of a case in operations: the larger of its FLOPs and 8 per input element."""
     flops = int(op.flops(case)) if op.flops else 0
     if op.derivative_of is not None:
         return max(flops, work(op.derivative_of, case))
@@ -130,20 +131,20 @@ def work(op: Op, case: dict[str, Any]) -> int:
 
 
 def flops(op: Op, case: dict[str, Any]) -> float:
-    """Of a case, by the declaration; where that does not say, one for each element of the first tensor."""
+    """The FLOPs of a case by the declaration. Without ``flops=``, one for each element of the first tensor."""
     if op.flops:
         return op.flops(case)
     return flops(op.derivative_of, case) if op.derivative_of is not None else next(iter(_elements(op, case)), 0)
 
 
 def has_elements(op: Op, case: dict[str, Any]) -> bool:
-    """Whether the first tensor of a case is not empty, and the declaration counts operations for it."""
+    """Whether the first tensor of a case is not empty and the case has FLOPs."""
     forward = op.derivative_of or op
     return flops(op, case) > 0 and next(iter(_elements(forward, case)), 0) > 0
 
 
 def _elements(op: Op, case: dict[str, Any]) -> list[int]:
-    """How many numbers each tensor argument of a case has."""
+    """The number of elements of each tensor argument of a case."""
     args = {n: case.get(n, p.default) for n, p in op.signature.parameters.items() if n not in op.tensors}
     leading = (case["B"], case["T"]) if "B" in case and "T" in case else ()
     found = []
@@ -158,14 +159,14 @@ def _elements(op: Op, case: dict[str, Any]) -> list[int]:
 
 
 def cut(op: Op, case: dict[str, Any], limit: int) -> dict[str, Any]:
-    """The case with fewer rows where it costs more than ``limit``: one of the batch, then an odd number of tokens.
+    """The case with fewer rows, if it costs more than ``limit``: first a batch of 1, then an odd number of tokens.
 
-    Columns, heads and vocabulary stay, since a kernel holds them whole; so does the number of keys before the tokens,
-    and that of all keys where there are fewer of them than tokens.
+    Columns, heads and vocabulary stay as they are, because a kernel may hold all of them. So does the number of keys
+    before the tokens, or the number of all keys where there are fewer keys than tokens.
     """
     rows = "R" if "R" in case else "T"
     while work(op, case) > limit and any(shape[:1] > (1,) for shape in case.get("each", ())):
-        shapes = list(case["each"])  # of which the largest gets smaller
+        shapes = list(case["each"])  # the largest one gets smaller
         at = max((i for i in range(len(shapes)) if shapes[i][:1] > (1,)), key=lambda i: math.prod(shapes[i]))
         shapes[at] = (max(shapes[at][0] // 2, 2) - 1, *shapes[at][1:])
         case = case | dict(each=shapes)

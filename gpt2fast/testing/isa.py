@@ -1,4 +1,4 @@
-"""Running a test under one CPU instruction set."""
+"""Runs a test with the CPU kernels of one instruction set."""
 
 import contextlib
 
@@ -6,13 +6,13 @@ from .. import backends
 
 
 def runnable_isas() -> list[str]:
-    """Instruction sets of this binary that this CPU has, best first; empty without the extension."""
+    """The instruction sets of the extension that this CPU has, best first. Empty without the extension."""
     return [] if backends._C is None else backends._C.runnable_isas()
 
 
 @contextlib.contextmanager
 def cpu_isa(name: str | None):
-    """Inside, the CPU kernels are those of ``name`` (None: as outside); ValueError where it cannot run."""
+    """Inside, the CPU kernels are those of ``name`` (None: as outside). Raises ValueError where it cannot run."""
     if name is None:
         yield
         return

@@ -1,6 +1,6 @@
-"""Packages that declare ops of their own: those named, and those that say so by the entry point group ``gpt2fast.ops``.
+"""Imports packages that declare ops of their own: by name, or by the entry point group ``gpt2fast.ops``.
 
-In such a package's pyproject.toml:
+Such a package has in its pyproject.toml:
 
     [project.entry-points."gpt2fast.ops"]
     my_package = "my_package.ops"
@@ -11,12 +11,12 @@ import importlib.metadata
 from collections.abc import Iterable
 
 GROUP = "gpt2fast.ops"
-_errors: dict[str, str] = {}  # by entry point that failed, so that each is imported once
+_errors: dict[str, str] = {}  # of each entry point that failed, so that it is not imported again
 _imported: set[str] = set()
 
 
 def import_modules(names: Iterable[str]) -> None:
-    """Imports modules by name; ImportError naming the module and its error where one does not import."""
+    """Imports modules by name. Raises ImportError with the module and its error where one cannot be imported."""
     for name in names:
         try:
             importlib.import_module(name)
@@ -25,9 +25,9 @@ def import_modules(names: Iterable[str]) -> None:
 
 
 def import_entry_points() -> dict[str, str]:
-    """Imports what installed packages declare under ``gpt2fast.ops``; of those that fail, a name and the error.
+    """Imports the entry points of installed packages under ``gpt2fast.ops``. Returns the errors of those that fail.
 
-    The name says the package and its entry point. One that fails does not keep the others from being imported.
+    The key of an error has the package and its entry point. The others are imported all the same.
     """
     for point in importlib.metadata.entry_points(group=GROUP):
         package = point.dist.name if point.dist is not None else "unknown package"

@@ -1,4 +1,7 @@
-"""The parity rule: error against float64, as RMS and as max, at most 2 x plain PyTorch's plus one rounding step."""
+"""The parity rule: the error against float64 is at most twice that of plain PyTorch, plus one rounding step.
+
+It holds for the RMS and for the maximum of the error.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +14,9 @@ from .inputs import build, call, every, names_of_outputs, reference, truth, work
 
 
 def measure(actual: Tensor, plain: Tensor, truth: Tensor) -> dict[str, float]:
-    """Errors of ``actual`` and ``plain`` against ``truth`` and the bounds that the rule gives.
+    """The errors of ``actual`` and ``plain`` against ``truth``, and the bounds of the rule.
 
-    Infinities and NaNs must stand where the truth has them; then ``rms`` and ``max`` compare the rest.
+    Infinities and NaNs must be where the truth has them. ``rms`` and ``max`` compare the rest.
     """
     rounding = torch.finfo(actual.dtype).eps
     finite = truth.isfinite()
@@ -38,7 +41,7 @@ def measure(actual: Tensor, plain: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def assert_close_to_truth(actual: Tensor, plain: Tensor, truth: Tensor, what: str = "output") -> None:
-    """Raises AssertionError with the worst element and the broken bound where ``actual`` breaks the rule."""
+    """Raises AssertionError with the worst element and the bounds where ``actual`` breaks the rule."""
     assert actual.shape == truth.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(truth.shape)}"
     if actual.numel() == 0:
         return
@@ -55,13 +58,15 @@ def assert_close_to_truth(actual: Tensor, plain: Tensor, truth: Tensor, what: st
     )
 
 
-FEW = 32  # numbers: of fewer, plain PyTorch's own error is luck, so that several draws of small inputs are pooled
+# The error of plain PyTorch on few numbers depends on chance. Outputs of fewer than FEW numbers are therefore judged
+# together for DRAWS draws of the inputs, if a case has at most SMALL operations.
+FEW = 32
 DRAWS = 16
-SMALL = 2_000_000  # operations
+SMALL = 2_000_000
 
 
 def more_seeds(op: Op, case: dict[str, Any], outputs: Sequence[Tensor]) -> range:
-    """Seeds of the inputs that the rule pools with those of seed 0, by what the outputs for that are."""
+    """The seeds of further inputs that are judged together with those of seed 0, which gave these outputs."""
     few = any(0 < t.numel() < FEW for t in outputs if t.is_floating_point())
     return range(1, DRAWS) if few and work(op, case) <= SMALL else range(0)
 
@@ -74,7 +79,10 @@ def assert_parity(
     what: str = "",
     device: str = "cpu",
 ) -> None:
-    """The active backend's outputs for a case, on ``device``, keep the rule; integers equal the reference's."""
+    """Raises AssertionError where outputs of the backend in force break the rule. Integers must equal the reference's.
+
+    The outputs are those for a case on ``device``.
+    """
     args = build(op, case, dtype, layout)
     runs = [_run(op, args, device)]
     runs += [_run(op, build(op, case, dtype, layout, seed), device) for seed in more_seeds(op, case, runs[0][0])]
@@ -89,7 +97,10 @@ def assert_parity(
 
 
 def _run(op: Op, args: dict[str, Any], device: str) -> tuple[tuple[Tensor, ...], ...]:
-    """What runs, plain PyTorch and the truth, all on ``device``, whose products may sum in another order than a CPU."""
+    """The outputs of the op, of plain PyTorch and the truth, all computed on ``device`` and copied to the CPU.
+
+    Plain PyTorch runs there too, because products on a GPU may sum in another order than on a CPU.
+    """
     if device != "cpu":
         args = {n: every(lambda t: _to(t, device), v) for n, v in args.items()}
     found = call(op, args), reference(op, args), truth(op, args)
@@ -97,6 +108,6 @@ def _run(op: Op, args: dict[str, Any], device: str) -> tuple[tuple[Tensor, ...],
 
 
 def _to(tensor: Tensor, device: str) -> Tensor:
-    """On ``device`` with the strides that it has."""
+    """A copy on ``device`` with the same strides."""
     out = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
     return out.copy_(tensor)

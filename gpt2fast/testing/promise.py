@@ -1,6 +1,6 @@
-"""What the functions of the contract share: the wording of a broken promise, memory that is NaN, the choice of cases.
+"""What the promises of the contract share: error messages, memory filled with NaN, and the choice of cases.
 
-A promise is a function of an op, and where needed of a case, a dtype or an instruction set. It returns None, or raises
+A promise is a function of an op and, where needed, of a case, a dtype or an instruction set. It returns None, or raises
 AssertionError with a text that begins with the op's name.
 """
 
@@ -22,7 +22,7 @@ MODERATE = 3_000_000
 
 
 def op_named(op: Op | str) -> Op:
-    """An op by its name in ``OPS`` or itself; ValueError with the choices for an unknown name."""
+    """The op with this name in ``OPS``, or the given op. Raises ValueError with the choices for an unknown name."""
     if isinstance(op, Op):
         return op
     from .. import ops  # noqa: F401  declares ours
@@ -34,7 +34,10 @@ def op_named(op: Op | str) -> Op:
 
 
 def promise(function: Callable[..., None]) -> Callable[..., None]:
-    """The op may be given by name, uninitialised memory is NaN, and every error becomes an AssertionError naming it."""
+    """Decorator of a promise. The op may be given by name, and uninitialised memory is NaN.
+
+    Every error becomes an AssertionError that names the op.
+    """
 
     @functools.wraps(function)
     def held(op: Op | str, *args: Any, **kwargs: Any) -> None:
@@ -53,7 +56,7 @@ def promise(function: Callable[..., None]) -> Callable[..., None]:
 
 @contextlib.contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """Inside, torch.empty gives NaN, so that an output nobody wrote cannot look right."""
+    """Inside, torch.empty gives NaN, so that an output that was never written cannot look right."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fills = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -68,7 +71,7 @@ def poisoned_memory() -> Iterator[None]:
 
 
 def smallest_case(op: Op) -> dict[str, Any]:
-    """The cheapest case that has elements; ValueError where the declaration names none."""
+    """The cheapest case that has elements. Raises ValueError where the declaration has none."""
     filled = [case for case in op.cases if has_elements(op, case)]
     if not filled:
         raise ValueError(f"{op.qualified}: cases= must name at least one case that has elements, got {op.cases}")
@@ -76,35 +79,35 @@ def smallest_case(op: Op) -> dict[str, Any]:
 
 
 def cases_below(op: Op, limit: int) -> list[dict[str, Any]]:
-    """The cases that cost at most ``limit`` operations, empty ones too; the cheapest one where all cost more."""
+    """The cases of at most ``limit`` operations, empty ones included; and the cheapest if none of them has elements."""
     found = [case for case in op.cases if work(op, case) <= limit]
     return found if any(has_elements(op, case) for case in found) else [*found, smallest_case(op)]
 
 
 def first_case(op: Op, limit: int, fits: Callable[[dict], bool] = lambda case: True) -> dict[str, Any]:
-    """The first case with elements of at most ``limit`` FLOPs that ``fits``; the cheapest one where none is."""
+    """The first case with elements, at most ``limit`` FLOPs and ``fits``; the cheapest case if there is none."""
     return next(
         (c for c in op.cases if has_elements(op, c) and flops(op, c) <= limit and fits(c)), None
     ) or smallest_case(op)
 
 
 def dtypes_of(op: Op, *wanted: torch.dtype) -> tuple[torch.dtype, ...]:
-    """Those of ``wanted`` that the op declares, or the first that it does."""
+    """Those of ``wanted`` that the op declares, or else the first that it declares."""
     return tuple(dtype for dtype in wanted if dtype in op.dtypes) or op.dtypes[:1]
 
 
 def floating(args: dict[str, Any]) -> list[str]:
-    """The names of floating-point tensors among arguments."""
+    """The names of the floating-point tensors among the arguments."""
     return [n for n, v in args.items() if isinstance(v, Tensor) and v.is_floating_point()]
 
 
 def floating_outputs(out: Any) -> tuple[Tensor, ...]:
-    """The floating-point tensors among what an op returns, as a tuple."""
+    """The floating-point tensors among the outputs of an op, as a tuple."""
     return tuple(o for o in (out if isinstance(out, tuple) else (out,)) if o.is_floating_point())
 
 
 def assert_same(actual: Tensor, expected: Tensor, what: str) -> None:
-    """Raises AssertionError with the element that differs most where two tensors differ in dtype, shape or a bit."""
+    """Raises AssertionError where two tensors differ in dtype, shape or a bit, with the element that differs most."""
     assert actual.dtype == expected.dtype, f"{what}: dtype {actual.dtype}, expected {expected.dtype}"
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     if actual.numel() == 0:

@@ -1,4 +1,4 @@
-"""The README's table of ops, from their declarations: ``python -m gpt2fast.testing.readme README.md`` renews it."""
+"""Makes the README's table of ops from the declarations: ``python -m gpt2fast.testing.readme README.md`` updates it."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from ..op import NAMESPACE, OPS
 
 
 def table() -> str:
-    """Markdown, one row an op, in the order of their names."""
+    """The table in Markdown, with one row for each op, in the order of their names."""
     from .. import ops  # noqa: F401  declares them
 
     lines = ["| op | what it is | CPU | Triton | CUDA | derivative | autocast |", "| --- " * 7 + "|"]
@@ -25,7 +25,7 @@ def table() -> str:
 
 
 def renew(path: str) -> None:
-    """Puts the table between the two lines ``<!-- ops -->`` of a file."""
+    """Replaces the text between the two lines ``<!-- ops -->`` of a file by the table."""
     before, _, after = Path(path).read_text(encoding="utf-8").split("<!-- ops -->")
     Path(path).write_text("<!-- ops -->".join((before, f"\n{table()}\n", after)), encoding="utf-8")
 

@@ -1,9 +1,10 @@
-"""Targets: on what an op is tested. ``cpu:avx2`` and its like, ``fused``, ``triton:ptx``, ``cuda:ptx``; on a GPU
-``triton:gpu`` and ``cuda:gpu`` too. A backend of one's own is a target by its name where it runs on CPU tensors, and by
-``NAME:gpu`` where it runs on those of a GPU.
+"""Targets: the implementations that an op is tested on.
 
-``triton:ptx`` and ``cuda:ptx`` run kernels as compiled PTX on the CPU (gpt2fast.testing.ptx); ``fused:gpu`` PyTorch on
-a GPU.
+- ``cpu:avx2`` and the like: the C++ kernels of an instruction set.
+- ``triton:ptx``, ``cuda:ptx``: GPU kernels that run as compiled PTX on the CPU (gpt2fast.testing.ptx).
+- ``triton:gpu``, ``cuda:gpu``: the same kernels on a GPU.
+- ``fused``, ``fused:gpu``: PyTorch's fused way on the CPU and on a GPU.
+- ``NAME``, ``NAME:gpu``: a backend of your own, on CPU tensors and on a GPU.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from .isa import cpu_isa, runnable_isas
 
 
 def targets() -> list[str]:
-    """Those that can run here; ``GPT2FAST_CPU_ISA`` leaves one instruction set."""
+    """The targets that can run here. With ``GPT2FAST_CPU_ISA``, there is only that instruction set."""
     forced = os.environ.get("GPT2FAST_CPU_ISA")
     found = [f"cpu:{isa}" for isa in ([forced] if forced else runnable_isas())] + ["fused"]
     if importlib.util.find_spec("triton") and importlib.util.find_spec("gpt2fast._ptx"):
@@ -38,7 +39,7 @@ def targets() -> list[str]:
 
 
 def lacks(op: Op, target: str) -> str | None:
-    """Why there is nothing of ``op`` to test on ``target``, or None."""
+    """Why ``op`` has no implementation to test on ``target``, or None."""
     name = target.partition(":")[0]
     if name == "reference":
         return None
@@ -49,18 +50,18 @@ def lacks(op: Op, target: str) -> str | None:
     kernels = backends.BACKENDS[name].kernels
     if op.key not in kernels:
         return f"the {name} backend has no kernel for it"
-    # Where ours in CUDA C++ are not built, those of a package may be.
+    # The kernels of another package may be built where ours in CUDA C++ are not.
     return library.reason() if target == "cuda:gpu" and op.key not in kernels.others else None
 
 
 def targets_of(op: Op) -> list[str]:
-    """The targets with an implementation of ``op``; ``["reference"]`` where there is nothing but that."""
+    """The targets with an implementation of ``op``, or ``["reference"]`` where there are none."""
     return [target for target in targets() if lacks(op, target) is None] or ["reference"]
 
 
 @contextlib.contextmanager
 def on(target: str) -> Iterator[str]:
-    """Inside, every op runs on ``target`` or raises; gives the device on which its tensors must be."""
+    """Inside, every op runs on ``target`` or raises. Yields the device that its tensors must be on."""
     name, _, where = target.partition(":")
     with contextlib.ExitStack() as stack:
         if where == "ptx":

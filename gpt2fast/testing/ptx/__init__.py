@@ -1,7 +1,8 @@
-"""GPU kernels on a laptop: what nvcc or Triton compiled runs as PTX on the CPU, is checked, and is counted.
+"""Runs GPU kernels without a GPU: PTX that nvcc or Triton has compiled is run on the CPU, checked and counted.
 
-``with ptx.machine() as m:`` catches Triton's launches and those of ``load_cuda``; ``m.launches`` holds a report each.
-The machine is no timer, and not bit-equal to hardware in tensor-core rounding and approximate functions.
+Inside ``with ptx.machine() as m:``, the launches of Triton and of ``load_cuda`` run here. ``m.launches`` has a report
+of each. The machine does not measure time. The rounding of tensor cores and the results of approximate functions may
+differ from hardware in some bits.
 """
 
 from .cuda import Library, compile_cuda, connect, load_cuda, runtime_source

@@ -1,4 +1,4 @@
-"""Python arguments as the bytes of a PTX kernel's parameters."""
+"""Converts Python arguments to the bytes of a PTX kernel's parameters."""
 
 import struct
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def lay_out(kernel: str, wanted: list[dict], values: Sequence[bytes]) -> bytes:
 
 
 def pack(kernel: str, param: dict, value: Any) -> bytes:
-    """A Python argument as the bytes of a PTX parameter."""
+    """The bytes of a PTX parameter for a Python argument. Raises TypeError or ValueError where it does not fit."""
     kind, size, name = param["type"], param["bytes"], param["name"]
     what = f"{WHAT}: {kernel}: {name} is a .{kind}"
     if isinstance(value, bytes):

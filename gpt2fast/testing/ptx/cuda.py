@@ -1,7 +1,8 @@
-"""CUDA C++ on the machine: compiled by nvcc, linked with a stand-in runtime, called with CPU tensors.
+"""Runs CUDA C++ on the machine.
 
-A plain ``kernel<<<grid, block, shared, stream>>>(...)`` in host code arrives here with the kernel's name, its shape and
-its argument bytes; the PTX is the one in the library itself.
+nvcc compiles the sources and links them with a stand-in for the CUDA runtime; the library is called with CPU tensors. A
+launch ``kernel<<<grid, block, shared, stream>>>(...)`` in host code calls this file with the name of the kernel, its
+grid and block, and the bytes of its arguments. The PTX comes from the library itself.
 """
 
 import atexit
@@ -26,15 +27,15 @@ __all__ = ["Library", "compile_cuda", "connect", "load_cuda", "runtime_source"]
 
 
 def runtime_source() -> Path:
-    """The stand-in runtime, to link into an extension of your own build (``nvcc -cudart none``); then ``connect``."""
+    """The source of the stand-in runtime, to link into your own library (``nvcc -cudart none``); then ``connect`` it."""
     return Path(__file__).with_name("runtime.cpp")
 
 
 def load_cuda(*sources: str | os.PathLike, arch: str = "sm_80", flags: Sequence[str] = ()) -> "Library":
-    """Compiles CUDA C++ files, or texts, for the machine and loads them; cached on disk by content.
+    """Compiles CUDA C++ files, or texts, for the machine and loads them. The result is cached on disk by content.
 
-    Every ``extern "C"`` function defined there becomes a method that takes tensors for pointers and numbers for
-    numbers. A call of a runtime function that the machine lacks is named when the library is linked.
+    Every ``extern "C"`` function becomes a method that takes tensors for pointers, and numbers. Where the sources call
+    a runtime function that the machine lacks, this raises RuntimeError with its name.
     """
     if not sources:
         raise ValueError(f"{WHAT}: load_cuda must be given a source, got none")
@@ -57,7 +58,7 @@ def load_cuda(*sources: str | os.PathLike, arch: str = "sm_80", flags: Sequence[
 
 
 class Library:
-    """The C functions of a compiled library; a launch made outside ``ptx.machine()`` raises."""
+    """The C functions of a compiled library. A call outside ``ptx.machine()`` raises."""
 
     def __init__(self, path: Path, declared: dict[str, Function]):
         self.path, self._declared = path, declared
@@ -90,15 +91,15 @@ class Library:
             result = native(*values)
         finally:
             _tensors.clear()
-            _callbacks.pending = None  # Python raises it, or keeps it in the report
+            _callbacks.pending = None  # the error is raised, or is in the report
         if (error := running.pending) is not None:
             running.pending = None
-            connect(self._handle)  # cudaGetLastError() forgets what Python raises
+            connect(self._handle)  # so that cudaGetLastError() does not return it again
             raise error
         return result
 
 
-_tensors: list[tuple[str, Tensor]] = []  # of the library call that is under way
+_tensors: list[tuple[str, Tensor]] = []  # the arguments of the library call that runs now
 
 
 # --- what the stand-in runtime calls ---
@@ -126,13 +127,16 @@ class _Callbacks(ctypes.Structure):
 
 
 def _keep(text: str) -> None:
-    """What the stand-in runtime prints to stderr if the host code calls exit() now."""
+    """Adds to the text that the stand-in runtime prints to stderr if the host code calls exit() now."""
     before = _callbacks.pending
     _callbacks.pending = (before + b"\n" if before else b"") + text.encode()
 
 
 def _guarded(failed):
-    """A C caller sees no exception: the machine keeps the first one, and whoever called into C raises it."""
+    """Decorator of a callback, which C code calls. The machine keeps the first exception, since C cannot see it.
+
+    The Python code that called the C code raises it afterwards. The callback returns ``failed``.
+    """
 
     def wrap(function):
         @functools.wraps(function)
@@ -213,22 +217,23 @@ def _on_is_device(running, address):
 
 
 _callbacks = _Callbacks(_on_launch, _on_memory, _on_variable, _on_copy, _on_attributes, _on_is_device, None)
-# The runtime may look at it when the process ends, after Python has: it is never freed, and empty by then.
+# The runtime may read ``pending`` at the end of the process, after Python has ended. The structure is therefore never
+# freed, and ``pending`` is cleared before.
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(_callbacks))
 atexit.register(setattr, _callbacks, "pending", None)
 
 
 def connect(library: ctypes.CDLL) -> None:
-    """Sends the launches of a library that holds the stand-in runtime to the machine that runs."""
+    """Makes a library that contains the stand-in runtime send its launches to the machine that runs."""
     library.gpt2fast_ptx_connect(ctypes.byref(_callbacks))
 
 
 @functools.lru_cache(maxsize=256)
 def image_ptx(address: int) -> str:
-    """The PTX for sm_80 or the newest before it in a fat binary in memory.
+    """The PTX in a fat binary in memory: that for sm_80, or else the newest before it.
 
-    A header of 16 bytes (magic, version, its size, the size of all entries), then per entry a header (kind: 1 is PTX,
-    version, header size, payload size, ..., the architecture at byte 28) and its payload.
+    A fat binary has a header of 16 bytes (magic number, version, size of the header, size of all entries). Each entry
+    has a header (kind: 1 is PTX, version, header size, payload size, ..., the architecture at byte 28) and a payload.
     """
     magic, _, header, size = struct.unpack("<IHHQ", ctypes.string_at(address, 16))
     if magic != 0xBA55ED50:

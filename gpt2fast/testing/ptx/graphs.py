@@ -1,7 +1,7 @@
-"""CUDA graphs for the PTX machine: what was called during a capture is called again, on the same tensors.
+"""CUDA graphs for the PTX machine. A replay repeats the calls that were made during the capture, on the same tensors.
 
-As on a GPU, numbers that Python computed are frozen, tensors stay where they are, and what would wait for the device or
-copy from the host's memory is refused.
+As on a GPU, numbers that Python computed stay as they were, tensors keep their addresses, and calls that would wait for
+the device or copy from host memory raise.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ... import values
 
-# Calls that wait for values on the device, or bring some of the host's memory there.
+# Calls that wait for values on the device, or copy host memory to it.
 _WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "masked_select", "lift_fresh")
 
 
@@ -30,7 +30,7 @@ class _Watch(TorchDispatchMode):
 
 
 class _Recorder(TorchDispatchMode):
-    """Notes every call, with what it made, and keeps what it overwrites."""
+    """Records every call with the tensors that it made, and keeps a copy of what it overwrites."""
 
     def __init__(self):
         super().__init__()
@@ -56,7 +56,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class CUDAGraph:
-    """``torch.cuda.CUDAGraph``, filled by ``graph``; ``calls`` names what it runs."""
+    """Stands for ``torch.cuda.CUDAGraph``. ``graph`` fills it, and ``calls`` has the names of the recorded calls."""
 
     def __init__(self, keep_graph: bool = False):
         self._calls: list[tuple[Callable, tuple, dict, list[tuple[int, Tensor]]]] = []
@@ -78,7 +78,7 @@ class CUDAGraph:
 
 
 class graph:  # noqa: N801
-    """``torch.cuda.graph``: as on a GPU, what is called inside is captured and leaves memory as it was."""
+    """Stands for ``torch.cuda.graph``. Calls inside are captured and, as on a GPU, leave memory as it was."""
 
     def __init__(self, cuda_graph: CUDAGraph, pool=None, stream=None, capture_error_mode: str = "global"):
         self.into, self.recorder = cuda_graph, _Recorder()

@@ -1,4 +1,4 @@
-"""The report of a launch: what it did wrong and what it did."""
+"""The report of a launch: its errors and its counters."""
 
 import ctypes
 import ctypes.util
@@ -13,9 +13,9 @@ from .toolchain import WHAT
 
 @dataclass(frozen=True)
 class Error:
-    """One finding. ``source`` is "file:line" by the compiler's line table, ``other_source`` a race's other access.
+    """One error. ``source`` is "file:line" by the compiler's line table, ``other_source`` a race's other access.
 
-    ``count`` says how often it was found at these lines; the rest describes the first time.
+    ``count`` is how often it was found at these lines. The other fields describe the first time.
     """
 
     kind: str
@@ -39,7 +39,7 @@ class Error:
 
 
 class MachineError(RuntimeError):
-    """What a launch did wrong, or what was left unwritten: ``errors``, and the ``launch`` (None at the end)."""
+    """The ``errors`` of a ``launch``. At the end of a machine: memory that was not written, with ``launch`` None."""
 
     def __init__(self, title: str, errors: Sequence[Error], launch: "Launch | None" = None, more: int = 0):
         lines = [f"{WHAT}: {title}", *(f"  {error}" for error in errors)]
@@ -49,7 +49,7 @@ class MachineError(RuntimeError):
 
 @dataclass(eq=False)
 class Launch:
-    """The report of one launch; ``counters`` and the other dicts are exact and repeatable, and are no times."""
+    """The report of one launch. ``counters`` and the other dicts are exact and repeatable. They are not times."""
 
     kernel: str
     grid: tuple[int, int, int]
@@ -58,7 +58,7 @@ class Launch:
     ptx: str = field(repr=False)
     errors: list[Error] = field(default_factory=list)
     error_count: int = 0
-    notes: list[Error] = field(default_factory=list)  # no errors, and never raised
+    notes: list[Error] = field(default_factory=list)  # not errors, and never raised
     counters: dict[str, int] = field(default_factory=dict, repr=False)
     per_source: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
     per_buffer: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)
@@ -66,7 +66,7 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """The kernel's name as its author wrote it: C++ names are decoded."""
+        """The kernel's name in the source: C++ names are decoded."""
         return readable(self.kernel)
 
     def resources(self, arch: str = "sm_80") -> Resources:
@@ -78,8 +78,10 @@ class Launch:
         return self.resources(arch).occupancy(x * y * z, self.shared)
 
     def inefficient(self) -> dict[str, str]:
-        """The source lines whose global accesses move more sectors than their bytes need, or whose shared accesses
-        take extra wavefronts, in the order of what they waste; empty where there is none."""
+        """The source lines that waste memory accesses, the most wasteful first, each with a description.
+
+        Global accesses there move more sectors than their bytes need, or shared accesses take extra wavefronts.
+        """
         found = []
         for source, counted in self.per_source.items():
             for kind in ("load", "store", "atomic"):
@@ -107,7 +109,7 @@ class Launch:
 
 @functools.lru_cache(maxsize=1024)
 def readable(kernel: str) -> str:
-    """``_Z5scalePfi`` as ``scale(float*, int)``, other names as they are."""
+    """Decodes ``_Z5scalePfi`` to ``scale(float*, int)``. Other names stay as they are."""
     if not kernel.startswith("_Z"):
         return kernel
     try:

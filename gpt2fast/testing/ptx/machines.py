@@ -1,4 +1,4 @@
-"""``with ptx.machine() as m``: kernels launched inside run as PTX on the CPU, are checked, and are counted."""
+"""``with ptx.machine() as m``: kernels that are launched inside run as PTX on the CPU, are checked and counted."""
 
 import functools
 import threading
@@ -18,8 +18,10 @@ _active: "Machine | None" = None
 
 @functools.lru_cache(maxsize=256)
 def parse(ptx: str):
-    """The parsed module; ValueError where the text is no PTX. An instruction that the machine does not know is named
-    when a kernel that has it is launched."""
+    """The parsed module. Raises ValueError where the text is not PTX.
+
+    An unknown instruction is reported only when a kernel that has it is launched.
+    """
     try:
         from ... import _ptx
     except ImportError as error:
@@ -29,7 +31,7 @@ def parse(ptx: str):
 
 
 class Machine:
-    """Made by ``machine()``. ``launches`` holds a report per launch, in order."""
+    """Made by ``machine()``. ``launches`` has a report of each launch, in order."""
 
     def __init__(self, raise_errors: bool, budget: int, memcheck: bool, racecheck: bool, same_value_races: bool):
         self.launches: list[Launch] = []
@@ -68,16 +70,16 @@ class Machine:
                     raise MachineError("memory that kernels were given was left unwritten", errors)
 
     def register(self, *tensors: Tensor, **named: Tensor) -> None:
-        """Makes tensors known as buffers that kernels reach by pointers nobody passed as tensors (a table of them)."""
+        """Makes tensors known that kernels reach by a pointer in memory, such as one in a table of pointers."""
         for name, tensor in (*((f"tensor {i}", t) for i, t in enumerate(tensors)), *named.items()):
             self.memory.note(on_cpu(tensor, name), name)
 
     def may_stay_unwritten(self, *tensors: Tensor) -> None:
-        """Exempts fresh tensors from the check at the end: padding, say, or a workspace of the largest size."""
+        """Exempts new tensors from the check at the end, for example padding or a workspace of the largest size."""
         self._may_stay.update(t.untyped_storage().data_ptr() for t in tensors)
 
     def unwritten(self) -> list[Error]:
-        """Fresh buffers that launches were given, that live still, and that nothing wrote in full."""
+        """An error for each fresh buffer that a launch was given, that still exists, and that is not fully written."""
         found = []
         for buffer in self.memory.alive():
             if not buffer.launched or buffer.address in self._may_stay:
@@ -93,9 +95,9 @@ class Machine:
     def launch(
         self, ptx: str, kernel: str, grid: Sequence[int], block: Sequence[int], *args: Tensor | float, shared: int = 0
     ) -> Launch:
-        """Runs a kernel of PTX text: tensors for pointers, numbers for the rest, in the order of its parameters.
+        """Runs a kernel of a PTX text. ``args`` are tensors for pointers, and numbers, in the order of the parameters.
 
-        Raises TypeError or ValueError where count, kind or size of the arguments do not fit the kernel.
+        Raises TypeError or ValueError where number, kind or size of the arguments do not fit the kernel.
         """
         module = parse(ptx)
         if kernel not in module.kernels:
@@ -118,7 +120,11 @@ class Machine:
         values: Sequence[bytes],
         tensors: dict[str, Tensor],
     ) -> Launch:
-        """The one way in: argument bytes in the order of the parameters, and the tensors that they point into."""
+        """Runs a kernel. Every launch comes here.
+
+        ``values`` are the bytes of the arguments, in the order of the parameters. ``tensors`` are those that they point
+        into.
+        """
         module = parse(ptx)
         params = lay_out(kernel, module.params(kernel), values)
         passed: dict[int, tuple[str, Tensor]] = {}
@@ -172,17 +178,17 @@ def machine(
 ) -> Machine:
     """Runs GPU kernels on CPU tensors: a context manager that yields a ``Machine``.
 
-    Inside, Triton's ``kernel[grid](...)`` and the launches of ``load_cuda`` run as compiled PTX on the CPU. What a
-    launch does wrong is raised as a ``MachineError`` when it ends, or only collected with ``raise_errors=False``.
-    ``budget`` is the number of warp instructions after which a launch is stopped. A kernel under ``triton.autotune``
-    runs its first configuration: the machine knows no time. ``racecheck`` looks for races in shared and in global
-    memory; ``same_value_races`` counts it as a race, too, where two blocks or warps store the same value in one place.
+    Inside, Triton's ``kernel[grid](...)`` and the launches of ``load_cuda`` run as compiled PTX on the CPU. The errors
+    of a launch are raised as a ``MachineError`` when it ends, or only collected with ``raise_errors=False``. A launch
+    is stopped after ``budget`` warp instructions. A kernel under ``triton.autotune`` runs its first configuration,
+    because the machine does not measure time. ``racecheck`` looks for races in shared and in global memory. With
+    ``same_value_races``, it is also a race where two blocks or warps store the same value in one place.
     """
     return Machine(raise_errors, budget, memcheck, racecheck, same_value_races)
 
 
 def active() -> Machine | None:
-    """The machine that runs now."""
+    """The machine that runs now, or None."""
     return _active
 
 

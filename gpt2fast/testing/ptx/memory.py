@@ -1,7 +1,8 @@
-"""Which memory a kernel may touch, and which of it was ever written.
+"""Keeps track of the memory that kernels may access, and of the bytes that were written.
 
-Buffers are whole storages: those of the tensors that a launch gets, those whose address Python asked for while the
-machine runs (``x.data_ptr()`` for a table of pointers), cudaMalloc's, and what ``machine.register`` is given.
+A buffer is a whole storage. The buffers are those of the tensors that a launch gets, those whose address Python asked
+for while the machine runs (``x.data_ptr()`` for a table of pointers), those of cudaMalloc, and those of
+``machine.register``.
 """
 
 import bisect
@@ -15,17 +16,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from .toolchain import WHAT
 
-FRESH = 0xFF  # what fresh memory holds: NaN in every floating type, -1 in every signed integer
+FRESH = 0xFF  # the bytes of fresh memory: NaN in every floating type, -1 in every signed integer
 
 
 @dataclass
 class Buffer:
-    """``written`` has a byte per byte, 0 where nothing wrote yet; None: all of it counts as written.
+    """``written`` has a byte for each byte of the buffer, 0 if it was never written. None: all of it counts as written.
 
-    Memory is fresh where ``torch.empty`` and its kin made it while the machine runs, or cudaMalloc did. Torch writing
-    into a fresh tensor is seen by its version counter or, where there is none (inference mode, numpy), by bytes that
-    are no longer FRESH: then all of it counts as written, so that host code is never accused. What kernels write is
-    known byte by byte, from launch to launch.
+    Memory is fresh if ``torch.empty`` and similar functions, or cudaMalloc, made it while the machine runs. Where torch
+    writes to a fresh tensor, its version counter changes or, without one (inference mode, numpy), some bytes are no
+    longer FRESH. Then all of it counts as written, so that host code is never reported by mistake. What kernels write
+    is known for each byte, from launch to launch.
     """
 
     address: int
@@ -51,7 +52,7 @@ class Buffer:
         return np.frombuffer((ctypes.c_uint8 * self.bytes).from_address(self.address), dtype=np.uint8)
 
     def look_for_writes(self, tensor: Tensor | None) -> None:
-        """Host code that wrote into a fresh buffer makes it an ordinary one."""
+        """Makes a fresh buffer an ordinary one if host code has written into it."""
         if self.written is None:
             return
         counted = tensor is not None and not tensor.is_inference() and tensor._version != self.version
@@ -59,7 +60,7 @@ class Buffer:
             self.written = None
 
     def unwritten(self) -> tuple[int, int] | None:
-        """How many bytes nothing wrote and the offset of the first; None where all was written."""
+        """The number of bytes that were never written and the offset of the first; None if all were written."""
         if self.written is None or self.written.all():
             return None
         holes = np.flatnonzero(self.written == 0)
@@ -67,16 +68,16 @@ class Buffer:
 
 
 class Memory:
-    """The buffers that are known, by address; those that were freed are kept to name them in an error."""
+    """The known buffers, by address. Freed ones are kept, so that an error can name them."""
 
     def __init__(self):
         self._buffers: dict[int, Buffer] = {}
         self._addresses: list[int] = []
-        self.variables: dict[int, tuple[str, int]] = {}  # device variables that host code reached: name and bytes
+        self.variables: dict[int, tuple[str, int]] = {}  # device variables that host code uses: name and bytes
         self._patched: list[tuple[type | object, str, object]] = []
 
     def note(self, tensor: Tensor, name: str = "", fresh: bool = False) -> Buffer | None:
-        """The buffer of a tensor's storage; None for an empty one."""
+        """Makes the storage of a tensor known and returns its buffer, or None for an empty one."""
         storage = tensor.untyped_storage()
         address, size = storage.data_ptr(), storage.nbytes()
         if not address or not size:
@@ -93,7 +94,7 @@ class Memory:
         return found
 
     def device_event(self, address: int, size: int, event: int) -> None:
-        """What the CUDA runtime reports: 0 freed, from 1 on allocated by the call of that number."""
+        """Handles an event of the CUDA runtime: 0 is freed, from 1 on is allocated by the call of that number."""
         if event == 0:
             self._buffers[address].freed = True
         else:
@@ -101,10 +102,10 @@ class Memory:
             self._add(Buffer(address, max(size, 1), name, written=np.zeros(max(size, 1), dtype=np.uint8)))
 
     def copy(self, call: str, to: int, source: int | None, size: int, to_device: bool, from_device: bool) -> None:
-        """Checks a copy of host code, or a fill (no source), before it is made, and says what it writes.
+        """Checks a copy by host code, or a fill (no source), before it is made, and notes what it writes.
 
-        ValueError for a null pointer, for a range that leaves its buffer, for freed memory, and for an address in no
-        buffer where the call says that it is on the device. Any other address in no buffer is the host's own.
+        Raises ValueError for a null pointer, for a range that leaves its buffer, for freed memory, and for an address
+        in no buffer if the call says that it is on the device. Other addresses in no buffer are host memory.
         """
         into = self._range(call, "destination", to, size, to_device)
         of = None if source is None else self._range(call, "source", source, size, from_device)
@@ -121,7 +122,7 @@ class Memory:
             into.written[to - into.address : to - into.address + size] = 1 if wrote is None else wrote
 
     def _range(self, call: str, role: str, address: int, size: int, on_device: bool) -> Buffer | None:
-        """The buffer that holds a range; None for memory of the host and for device variables."""
+        """The buffer of a range of memory; None for host memory and for device variables."""
         what = f"{WHAT}: {call}: the {role} must be {size} bytes"
         if not address:
             raise ValueError(f"{what}, got a null pointer")
@@ -130,7 +131,7 @@ class Memory:
                 offset = address - found.address
                 raise ValueError(f"{what}, got {found.end - address} of {found.name} ({found.bytes} bytes) at {offset}")
             return found
-        # The host may have been given what the device gave back.
+        # Memory that the device has freed may have been allocated again by the host.
         if on_device and (freed := self.at(address, alive=False)) is not None:
             raise ValueError(f"{what}, got a pointer into {freed.name}, which was freed before")
         for start, (name, length) in self.variables.items():
@@ -143,7 +144,7 @@ class Memory:
         return None
 
     def at(self, address: int, alive: bool = True) -> Buffer | None:
-        """The buffer that holds an address; with ``alive=False`` one that was freed."""
+        """The buffer at an address; with ``alive=False``, one that was freed."""
         i = bisect.bisect_right(self._addresses, address) - 1
         if i < 0:
             return None
@@ -158,13 +159,13 @@ class Memory:
         for address in self._addresses[low:]:
             if address >= buffer.end:
                 break
-            if self._buffers[address].end > buffer.address:  # what lay there is gone
+            if self._buffers[address].end > buffer.address:  # the older buffer no longer exists
                 del self._buffers[address]
         self._buffers[buffer.address] = buffer
         self._addresses = sorted(self._buffers)
         return buffer
 
-    # --- seeing tensors come into being, only while a machine runs ---
+    # --- watching which tensors are made, only while a machine runs ---
 
     def watch(self) -> None:
         for owner, name in (

@@ -1,6 +1,6 @@
-"""What a kernel takes of an SM, read from compiled code: registers, spills, shared memory, theoretical occupancy.
+"""The resources of a kernel, read from compiled code: registers, spills, shared memory, theoretical occupancy.
 
-ptxas compiles the PTX for each architecture and cuobjdump reads the result: no GPU is needed, nothing is timed.
+ptxas compiles the PTX for an architecture, and cuobjdump reads the result. No GPU is needed, and nothing is timed.
 """
 
 import re
@@ -16,16 +16,19 @@ ARCHITECTURES = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100")
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one SM: CUDA C++ Programming Guide, the table of technical specifications per compute capability."""
+    """The limits of one SM.
+
+    Source: CUDA C++ Programming Guide, the table of technical specifications per compute capability.
+    """
 
     threads: int
     blocks: int
     shared: int  # bytes
     block_shared: int  # bytes that one block may take
     registers: int = 65536
-    warp_registers: int = 256  # registers are given to a warp in units of so many
+    warp_registers: int = 256  # a warp gets registers in units of this number
     shared_unit: int = 128
-    reserved_shared: int = 1024  # the system's own, per block
+    reserved_shared: int = 1024  # for the system, in each block
 
 
 LIMITS = {
@@ -48,12 +51,12 @@ class Resources:
     shared: int  # static, bytes
 
     def occupancy(self, threads: int, dynamic_shared: int = 0) -> float:
-        """The share of an SM's warps that can be resident with blocks of ``threads``: theoretical, not measured."""
+        """The theoretical occupancy: the share of an SM's warps that can be resident with blocks of ``threads``."""
         limits = LIMITS[self.arch]
         return self.blocks(threads, dynamic_shared) * -(-threads // 32) * 32 / limits.threads
 
     def blocks(self, threads: int, dynamic_shared: int = 0) -> int:
-        """Blocks of ``threads`` that fit on an SM at once; 0 where not even one does."""
+        """The number of blocks of ``threads`` that fit on an SM at once; 0 if not even one fits."""
         limits = LIMITS[self.arch]
         if not 0 < threads <= 1024:
             raise ValueError(f"{WHAT}: threads must lie in [1, 1024], got {threads}")
@@ -62,7 +65,7 @@ class Resources:
             return 0
         warps = -(-threads // 32)
         per_warp = _up(max(self.registers, 1) * 32, limits.warp_registers)
-        # registers are split among an SM's four schedulers, and a warp lives on one of them
+        # Each of the four schedulers of an SM has a quarter of the registers, and a warp stays on one of them.
         by_registers = limits.registers // 4 // per_warp * 4 // warps
         by_shared = limits.shared // _up(shared + limits.reserved_shared, limits.shared_unit)
         return min(limits.blocks, limits.threads // 32 // warps, by_registers, by_shared)
@@ -73,9 +76,10 @@ def _up(value: int, unit: int) -> int:
 
 
 def resources(ptx: str, arch: str | Sequence[str] = "sm_80") -> dict[str, Resources]:
-    """Per kernel what ``ptxas -v`` and ``cuobjdump -res-usage`` say of ``ptx`` compiled for ``arch``; cached on disk.
+    """The resources of each kernel in ``ptx``, compiled for ``arch``. The result is cached on disk.
 
-    PTX made for one architecture compiles for later ones, except for targets that end in ``a``, which are exact.
+    They come from ``ptxas -v`` and ``cuobjdump -res-usage``. PTX for one architecture also compiles for later ones,
+    except for a target that ends in ``a``: it compiles for that architecture only.
     """
     check_arch(arch)
     if arch not in LIMITS:
@@ -101,7 +105,7 @@ def resources(ptx: str, arch: str | Sequence[str] = "sm_80") -> dict[str, Resour
 
 
 def _ptxas(arch: str) -> str:
-    """Triton's own ptxas may be too old for sm_100: it ships a second one for that."""
+    """The path of ptxas. Triton's ptxas may be too old for sm_100; Triton then has a second one for it."""
     plain = tool("ptxas")
     newer = Path(plain).with_name("ptxas-blackwell")
     return str(newer) if int(re.sub(r"\D", "", arch)) >= 90 and newer.is_file() else plain
@@ -119,7 +123,7 @@ def _parse(log: str, usage: str, arch: str) -> dict[str, Resources]:
         values = dict(re.findall(r"(\w+)(?:\[\d+\])?:(\d+)", numbers))
         stack, stores, loads = spills.get(name, (int(values["STACK"]), 0, 0))
         shared = int(values["SHARED"])
-        if int(re.sub(r"\D", "", arch)) >= 90:  # from sm_90 on it counts the system's own
+        if int(re.sub(r"\D", "", arch)) >= 90:  # from sm_90 on, the number includes the system's
             shared = max(shared - LIMITS[arch].reserved_shared, 0)
         found[name] = Resources(name, arch, int(values["REG"]), stores, loads, stack, shared)
     if not found:

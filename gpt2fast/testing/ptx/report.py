@@ -1,4 +1,4 @@
-"""What a machine saw, as text: a block a launch, its findings first."""
+"""The launches of a machine as text: a paragraph for each launch, with its errors first."""
 
 import functools
 
@@ -11,7 +11,7 @@ def text(machine: Machine) -> str:
 
 
 def sectors_per_request(counters: dict[str, int], kind: str) -> tuple[float, float]:
-    """32-byte sectors moved per warp request of global ``load``, ``store`` or ``atomic``, and the ideal."""
+    """The number of 32-byte sectors per warp request of global ``load``, ``store`` or ``atomic``, and the ideal."""
     requests = counters.get(f"global_{kind}_requests", 0) or 1
     return (
         counters.get(f"global_{kind}_sectors", 0) / requests,

@@ -1,4 +1,4 @@
-"""The extern "C" functions that a source defines, and Python arguments as their C types."""
+"""Finds the extern "C" functions of a source, and converts Python arguments to their C types."""
 
 import ctypes
 import re
@@ -106,7 +106,7 @@ class Function:
         return ctypes.c_int if self.returns == "cudaError_t" else Parameter(self.returns, "result").ctype(self.name)
 
     def convert(self, args: tuple) -> list:
-        """The C values of a call; trailing streams may be left out. TypeError where count or kinds do not fit."""
+        """The C values of a call. Streams at the end may be left out. Raises TypeError where arguments do not fit."""
         needed = len(self.parameters)
         while needed > len(args) and self.parameters[needed - 1].is_stream:
             needed -= 1
@@ -121,7 +121,7 @@ _DEFINITION = re.compile(r"([A-Za-z_][\w\s]*?[\s*]+)(\w+)\s*\(([^(){}]*)\)\s*(?:
 
 
 def functions(source: str) -> list[Function]:
-    """What ``source`` defines as ``extern "C"``, one by one or in a block."""
+    """The functions that ``source`` defines as ``extern "C"``, one by one or in a block."""
     text = re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.S)
     found = []
     for start in re.finditer(r'extern\s+"C"\s*', text):
@@ -141,7 +141,7 @@ def _in_block(text: str, at: int) -> list:
 
 
 def _closing(text: str, at: int) -> int:
-    """The position after the brace that closes the block whose inside begins at ``at``."""
+    """The position after the closing brace of the block that begins at ``at``."""
     depth = 1
     while depth and at < len(text):
         depth += {"{": 1, "}": -1}.get(text[at], 0)

@@ -1,4 +1,4 @@
-"""nvcc, ptxas and cuobjdump: where they are, and PTX out of CUDA C++ with a cache by content."""
+"""Finds and runs nvcc, ptxas and cuobjdump, and compiles CUDA C++ to PTX. Results are cached on disk by content."""
 
 import functools
 import importlib.util
@@ -11,12 +11,15 @@ from pathlib import Path
 
 from ... import disk_cache
 
-WHAT = "gpt2fast.testing.ptx"  # what every error begins with
+WHAT = "gpt2fast.testing.ptx"  # every error message begins with it
 
 
 @functools.cache
 def tool(name: str) -> str:
-    """The path of ``nvcc``, ``ptxas`` or ``cuobjdump``: ``CUDA_HOME``, PATH, the triton package, the usual place."""
+    """The path of ``nvcc``, ``ptxas`` or ``cuobjdump``.
+
+    It is looked for in ``CUDA_HOME``, PATH, the triton package and /usr/local/cuda, in this order.
+    """
     folders = [Path(os.environ[v]) / "bin" for v in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(v)]
     found = next((str(folder / name) for folder in folders if (folder / name).is_file()), None) or shutil.which(name)
     if found:
@@ -36,7 +39,7 @@ def version(name: str) -> str:
 
 
 def run(command: Sequence[str], what: str) -> str:
-    """What a tool prints; RuntimeError with what it complained about where it fails."""
+    """The output of a tool. Raises RuntimeError with its message where it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{WHAT}: {what} failed:\n{(done.stderr or done.stdout).strip()}")
@@ -44,7 +47,7 @@ def run(command: Sequence[str], what: str) -> str:
 
 
 def nvcc(source: str | os.PathLike, name: str, arguments: Sequence[str]) -> Path:
-    """The file that nvcc makes of ``source``: a path, or the text itself (anything with a line break)."""
+    """The file that nvcc makes from ``source``, which is a path or the text itself (anything with a line break)."""
     is_text = isinstance(source, str) and "\n" in source
     if not is_text and not Path(source).is_file():
         raise FileNotFoundError(f"{WHAT}: there is no file {os.fspath(source)}")
@@ -67,7 +70,7 @@ def nvcc(source: str | os.PathLike, name: str, arguments: Sequence[str]) -> Path
 
 
 def link(objects: Sequence[Path], name: str, arguments: Sequence[str]) -> Path:
-    """The shared library that nvcc links of ``objects``."""
+    """The shared library that nvcc links from ``objects``."""
 
     def compile(folder: Path) -> tuple[Path, list[str]]:
         made = folder / name
@@ -85,10 +88,10 @@ def check_arch(arch: str) -> str:
 
 
 def compile_cuda(source: str | os.PathLike, arch: str = "sm_80", flags: Sequence[str] = ()) -> str:
-    """PTX of a CUDA C++ file, or of its text, with line information; cached on disk.
+    """The PTX of a CUDA C++ file, or of its text, with line information. It is cached on disk.
 
-    ``flags`` are nvcc's, ``("-I", folder)`` or ``("-use_fast_math",)``.
-    Raises FileNotFoundError without nvcc, RuntimeError with its messages where the source does not compile.
+    ``flags`` are options of nvcc, such as ``("-I", folder)`` or ``("-use_fast_math",)``. Raises FileNotFoundError
+    without nvcc, and RuntimeError with its messages where the source does not compile.
     """
     arguments = ["-ptx", f"-arch=compute_{check_arch(arch)}", "-lineinfo", "-std=c++17", *flags]
     return nvcc(source, "kernel.ptx", arguments).read_text()

@@ -1,4 +1,7 @@
-"""What wrappers ask of ``torch.cuda`` around a launch, answered for the PTX machine: ``with ptx.torch_cuda():``."""
+"""``with ptx.torch_cuda():`` replaces the functions of ``torch.cuda`` that wrappers call around a launch.
+
+The replacements answer for the PTX machine.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +15,7 @@ NAME = "gpt2fast PTX machine (sm_80)"
 
 
 class Stream:
-    """A stream on which everything has happened when a call returns; a context manager as torch's own."""
+    """A stream whose work is done when a call returns. It is a context manager, like torch's."""
 
     cuda_stream = 0
     device = torch.device("cpu")
@@ -43,7 +46,7 @@ class Stream:
 
 
 class Event:
-    """An event between which and another no time passes."""
+    """An event. The time between two events is always 0."""
 
     def __init__(self, *args, **kwargs):
         pass
@@ -65,7 +68,7 @@ class Event:
 
 
 class _Device:
-    """``torch.cuda.device(...)`` and ``device_of``: there is one device."""
+    """Stands for ``torch.cuda.device(...)`` and ``device_of``. There is only one device."""
 
     def __init__(self, device=None):
         self.idx = 0
@@ -78,7 +81,7 @@ class _Device:
 
 
 def properties(device=None) -> SimpleNamespace:
-    """``torch.cuda.get_device_properties``: the device of the A100 class that the machine stands for."""
+    """Stands for ``torch.cuda.get_device_properties``. The machine has the properties of a device like an A100."""
     return SimpleNamespace(
         name=NAME,
         major=8,
@@ -140,10 +143,10 @@ _ANSWERS = {
 
 @contextlib.contextmanager
 def torch_cuda() -> Iterator[None]:
-    """Lets wrappers that ask ``torch.cuda`` about the device run on CPU tensors; everything is put back at the end.
+    """Lets wrappers that ask ``torch.cuda`` about the device run on CPU tensors. At the end, everything is restored.
 
-    Only questions are answered: nothing moves to a device, so that ``x.cuda()`` and ``device="cuda"`` fail as ever, and
-    a tensor's ``is_cuda`` stays False. Uses nest.
+    Nothing moves to a device: ``x.cuda()`` and ``device="cuda"`` still fail, and ``is_cuda`` of a tensor stays False.
+    Uses may be nested.
     """
     before = {name: vars(torch.cuda)[name] for name in _ANSWERS if name in vars(torch.cuda)}
     raw = getattr(torch._C, "_cuda_getCurrentRawStream", None)

@@ -1,8 +1,8 @@
-"""The driver that Triton finds while a machine runs: it compiles for sm_80 and launches into the machine.
+"""The driver that Triton uses while a machine runs. It compiles for sm_80 and launches kernels on the machine.
 
-Kernels and their wrappers are untouched: ``kernel[grid](cpu_tensors)`` goes through Triton's own specialisation,
-compiler and disk cache, and its launcher hands PTX and arguments to ``Machine.run``. Triton 3.2 is the oldest version
-that fits; where a version differs, the driver looks for what it has rather than for its number.
+Kernels and their wrappers are not changed. ``kernel[grid](cpu_tensors)`` uses Triton's own specialisation, compiler and
+disk cache. The launcher here passes PTX and arguments to ``Machine.run``. Triton 3.2 is the oldest version that works.
+Where versions differ, the driver looks for an attribute and not for the version number.
 """
 
 import functools
@@ -35,10 +35,10 @@ SHARED = 163 * 1024
 
 
 class _Utils:
-    """What Triton's runtime asks a driver about the device and its binaries."""
+    """Answers the questions of Triton's runtime about the device and its binaries."""
 
     def load_binary(self, name: str, binary: bytes, shared: int, device):
-        """Module, function, registers, spills in words and, from Triton 3.4 on, threads."""
+        """Returns module, function, registers, spills in words and, from Triton 3.4 on, threads."""
         code = CompiledKernel._init_handles.__code__
         registers, stack = _usage(name, binary)
         # Triton before 3.9 loads a kernel again while its module is None; later ones unload what is not None.
@@ -62,7 +62,7 @@ class _Utils:
 
 
 def _usage(name: str, binary: bytes) -> tuple[int | None, int | None]:
-    """Registers and bytes of stack of a thread in compiled code; (None, None) without a cuobjdump that reads it."""
+    """Registers and bytes of stack of a thread in compiled code; (None, None) where cuobjdump is missing or fails."""
 
     def compile(folder: Path) -> tuple[Path, list[str]]:
         cubin, usage = folder / "kernel.cubin", folder / "usage.txt"
@@ -79,14 +79,14 @@ def _usage(name: str, binary: bytes) -> tuple[int | None, int | None]:
 
 
 class _Launcher:
-    """Made once per compiled kernel, called per launch with every argument of the Python call."""
+    """Launches a kernel. It is made once for each compiled kernel and called with all arguments of the Python call."""
 
     def __init__(self, source, metadata):
         self.name, self.metadata = metadata.name, metadata
         if getattr(metadata, "num_ctas", 1) != 1:
             raise ValueError(f"{WHAT}: {self.name}: num_ctas must be 1, got {metadata.num_ctas}")
         self._file = source.name[:150]
-        # Triton 3.2 types what it specialised to a constant as well, and calls with it; later ones say "constexpr".
+        # Triton 3.2 also gives a type to arguments that it has specialised to constants; later versions "constexpr".
         self._names = list(source.signature)
         self._types = ["constexpr" if n in source.constants else t for n, t in source.signature.items()]
 
@@ -102,7 +102,7 @@ class _Launcher:
         running = machines.active()
         if running is None:
             raise RuntimeError(f"{WHAT}: {self.name} was launched outside `with ptx.machine():`")
-        if x * y * z == 0:  # as Triton's own launcher: nothing to do
+        if x * y * z == 0:  # nothing to do, as in Triton's own launcher
             return
         flat = [leaf for n, t, a in zip(self._names, self._types, args) for leaf in _leaves(n, t, a)]
         tensors = {name: value for name, _, value in flat if isinstance(value, Tensor)}
@@ -159,7 +159,7 @@ class _Driver(DriverBase):
         return divmod(ARCH, 10)
 
     def get_benchmarker(self):
-        """No configuration is faster than another here, so that autotuning takes the first one, without running it."""
+        """A benchmarker that gives every configuration time 0: autotuning takes the first one, without running it."""
         return lambda call, quantiles=None, **kwargs: [0.0] * len(quantiles) if quantiles else 0.0
 
     def get_empty_cache_for_benchmark(self):
@@ -170,7 +170,7 @@ class _Driver(DriverBase):
 
 
 class _Refusing:
-    """The driver where the installed Triton does not fit: whatever Triton asks of it says so."""
+    """The driver where the installed Triton does not fit. Every access to it raises an error that says so."""
 
     def __init__(self, problem: Exception):
         self._problem = problem
@@ -186,16 +186,16 @@ class _Refusing:
 
 
 class Installed:
-    """Puts the driver in place; ``restore`` brings back the one that was there, or that there was none.
+    """Installs the driver. ``restore`` brings back the state before.
 
-    Where Triton does not fit there is a machine all the same, for CUDA, and a launch by Triton explains it.
+    Where the installed Triton does not fit, the machine still works for CUDA, and a launch by Triton raises.
     """
 
     def __init__(self):
         self._drivers = _drivers()
         if self._drivers is None:
             return
-        self._field = "_active" if "_active" in vars(self._drivers) else "active"  # the latter in Triton 3.2
+        self._field = "_active" if "_active" in vars(self._drivers) else "active"  # "active" in Triton 3.2
         self._before = getattr(self._drivers, self._field)
         self._drivers.set_active(_driver())
 
@@ -205,7 +205,7 @@ class Installed:
 
 
 def _drivers():
-    """Triton's own holder of drivers; None where Triton is so broken that nobody can launch with it."""
+    """Triton's object that holds the active driver; None where Triton cannot be imported."""
     if _problem is None:
         return drivers
     try:
@@ -225,7 +225,7 @@ def _driver():
 
 
 def _leaves(name: str, kind, value):
-    """(name, type, value) of what reaches the kernel: constants left out, tuples and descriptors taken apart."""
+    """Yields (name, type, value) of the kernel's parameters, without constants. Tuples and descriptors are unpacked."""
     if isinstance(kind, tuple):
         for i, (k, v) in enumerate(zip(kind, value)):
             yield from _leaves(f"{name}[{i}]", k, v)
@@ -237,7 +237,7 @@ def _leaves(name: str, kind, value):
 
 
 def _descriptor(kind: str, value):
-    """(type, value) of what sm_80 gets for a tensor descriptor; its flags came one by one, in Triton 3.5 and 3.7."""
+    """Yields (type, value) of the parameters for a tensor descriptor on sm_80. Triton 3.5 and 3.7 added a flag each."""
     element = re.match(r"tensordesc(?:_im2col)?<([^[>]*)\[", kind)[1]
     yield f"*{element}", value.base
     yield from (("i64", v) for v in (*value.shape, *value.strides))
