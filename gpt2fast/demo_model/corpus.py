@@ -1,6 +1,7 @@
-"""The demo model's text and its yardsticks: the standard library's modules, a byte-level BPE, two n-gram models.
+"""The text of the demo model, its tokenizer, and n-gram models to compare it with.
 
-Files are read in a fixed order and split by a hash of their path, so that the split is the same for every Python.
+The text is Python's standard library. Files are read in a fixed order and split by a hash of their path, so that a file
+is always in the same part.
 """
 
 import hashlib
@@ -11,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 END = "<|endoftext|>"
-# Test suites (two thirds of the whole, some in odd encodings on purpose), other people's packages and generated tables.
+# Left out: test suites (two thirds of the whole, some in odd encodings), installed packages and generated tables.
 EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
 BUILT = ("config-", "__phello__", "_sysconfigdata")
 
 
 def read() -> dict[str, str]:
-    """Path below the standard library to text, sorted by path."""
+    """The texts by their paths below the standard library, sorted by path."""
     root = Path(sysconfig.get_path("stdlib"))
     texts = {}
     for path in sorted(root.rglob("*.py")):
@@ -31,7 +32,7 @@ def read() -> dict[str, str]:
 
 
 def held_out(name: str) -> bool:
-    """One file in twenty, by its path."""
+    """Whether a file is for validation. About one file in twenty is, by a hash of its path."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % 20 == 0
 
 
@@ -41,7 +42,7 @@ def split(texts: dict[str, str]) -> tuple[list[str], list[str]]:
 
 
 def train_tokenizer(texts: list[str], vocab_size: int):
-    """GPT-2's kind of tokenizer: its pre-tokenizer, byte-level BPE, and ``<|endoftext|>`` as token 0."""
+    """Trains a tokenizer like GPT-2's: its pre-tokenizer and byte-level BPE, with ``<|endoftext|>`` as token 0."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -56,7 +57,7 @@ def train_tokenizer(texts: list[str], vocab_size: int):
 
 
 def encode(tokenizer, texts: list[str]) -> list[np.ndarray]:
-    """One int64 array a text, with ``<|endoftext|>`` after it."""
+    """The tokens of each text as an int64 array that ends with ``<|endoftext|>``."""
     end = tokenizer.token_to_id(END)
     return [np.array([*e.ids, end], dtype=np.int64) for e in tokenizer.encode_batch(texts)]
 
@@ -64,7 +65,8 @@ def encode(tokenizer, texts: list[str]) -> list[np.ndarray]:
 class NGram:
     """Interpolated n-grams with absolute discounting: p(w|uv) = (c(uvw) - d)+ / c(uv) + d n(uv) / c(uv) p(w|v).
 
-    n(uv) is how many different tokens follow uv; below the unigrams lies the uniform distribution (Ney et al., 1994).
+    c counts occurrences, n(uv) is the number of different tokens that follow uv, and d is ``discount``. Unigrams are
+    interpolated with the uniform distribution. Source: Ney et al., 1994.
     """
 
     def __init__(self, tokens: np.ndarray, order: int, vocab_size: int, discount: float = 0.75):
@@ -76,14 +78,14 @@ class NGram:
             self.counts.append((grams, counts, contexts, np.add.reduceat(counts, first), np.diff([*first, len(grams)])))
 
     def _keys(self, tokens: np.ndarray, n: int) -> np.ndarray:
-        """One number for every run of n tokens."""
+        """A number for each n tokens in a row. Equal runs have equal numbers."""
         keys = np.zeros(len(tokens) - n + 1, dtype=np.int64)
         for i in range(n):
             keys = keys * self.vocab_size + tokens[i : len(tokens) - n + 1 + i]
         return keys
 
     def loss(self, tokens: np.ndarray) -> float:
-        """Mean nats a token, from the second on; a context not seen in training falls back to a shorter one."""
+        """The mean loss in nats per token, from the second on. A context that is not known is replaced by a shorter."""
         probability = np.full(len(tokens), 1 / self.vocab_size)
         for n, (grams, counts, contexts, totals, distinct) in enumerate(self.counts, start=1):
             keys = self._keys(tokens, n)
@@ -103,5 +105,5 @@ def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.nda
 
 
 def bits_per_byte(nats: float, tokens: int, size: int) -> float:
-    """From nats a token to bits a byte of text, for ``tokens`` tokens that stand for ``size`` bytes."""
+    """Converts nats per token to bits per byte, for a text of ``tokens`` tokens and ``size`` bytes."""
     return nats * tokens / size / math.log(2)

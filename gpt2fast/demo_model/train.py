@@ -1,6 +1,7 @@
 """Trains a demo model: ``python -m gpt2fast.demo_model.train`` (stop it at will: it goes on from its checkpoint).
 
-AdamW with warm-up and cosine decay under bfloat16 autocast, on the same windows in the same order for the same seed.
+It uses AdamW with warm-up and cosine decay, under bfloat16 autocast. The windows and their order depend only on the
+seed.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from gpt2fast.model import GPT2
 
 from . import corpus
 
-OUT = Path("build/demo_model")  # not the shipped model, which only --out replaces
+OUT = Path("build/demo_model")  # the shipped model is elsewhere; only --out can replace it
 SEED = 2026
 SIZES = dict(vocab_size=2048, n_positions=512, n_embd=256, n_layer=4, n_head=4)
 STEPS, WARMUP, BATCH, LEARNING_RATE, WEIGHT_DECAY = 3400, 150, 4, 1.5e-3, 0.1
@@ -30,7 +31,7 @@ BASELINES = dict(unigram=1, trigram=3)
 
 
 def initialise(model: torch.nn.Module) -> None:
-    """GPT-2's: normals of 0.02, those that add to the residual stream over sqrt(2 L)."""
+    """GPT-2's initialisation: normals of deviation 0.02, divided by sqrt(2 L) in layers that add to the residual."""
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -42,7 +43,10 @@ def initialise(model: torch.nn.Module) -> None:
 
 
 def windows(documents: list[np.ndarray], epoch: int) -> torch.Tensor:
-    """(n, WINDOW + 1) tokens: the files in a new order, cut at a new offset, the cuts in a new order."""
+    """The windows of an epoch, (n, WINDOW + 1) tokens.
+
+    The files are joined in a new order and cut from a new offset on, and the windows are put in a new order.
+    """
     random = np.random.default_rng([SEED, epoch])
     stream = np.concatenate([documents[i] for i in random.permutation(len(documents))])
     stream = stream[random.integers(WINDOW) :]
@@ -51,7 +55,7 @@ def windows(documents: list[np.ndarray], epoch: int) -> torch.Tensor:
 
 
 def batches(documents: list[np.ndarray], first_step: int):
-    """From ``first_step`` on, (BATCH, WINDOW + 1) each; an epoch ends with its last whole batch."""
+    """Yields the batches (BATCH, WINDOW + 1) from ``first_step`` on. An epoch ends with its last whole batch."""
     step = epoch = 0
     while True:
         rows = windows(documents, epoch)
@@ -76,14 +80,14 @@ def loss_of(model, batch: torch.Tensor, reduction: str = "mean") -> torch.Tensor
 
 @torch.no_grad()
 def evaluate(model, tokens: np.ndarray) -> float:
-    """Mean nats a token over windows that do not overlap: each begins with no context."""
+    """The mean loss in nats per token, over windows that do not overlap. Each begins without context."""
     count = (len(tokens) - 1) // WINDOW
     rows = torch.from_numpy(np.stack([tokens[i * WINDOW : (i + 1) * WINDOW + 1] for i in range(count)]))
     return sum(loss_of(model, batch, "sum").item() for batch in rows.split(8)) / (count * WINDOW)
 
 
 def train(checkpoint: Path, training: list[np.ndarray], validation: np.ndarray):
-    """Returns the trained model in float32, and the seconds it took: by the clock and of the processor."""
+    """Returns the trained model in float32, and the seconds of the clock and of the processor that it took."""
     model = GPT2(Config(**SIZES, **OTHERWISE))
     initialise(model)
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -149,7 +153,7 @@ differently: a run elsewhere gives a model like this one, not the same bytes.
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The arguments; both places found writable before hours go into what shall be written there."""
+    """Parses the arguments and checks that both folders are writable, before hours of training."""
     parser = argparse.ArgumentParser(prog="python -m gpt2fast.demo_model.train", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=OUT, help=f"folder for model, tokenizer and README.md ({OUT})")
     parser.add_argument(
@@ -179,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     print(losses, flush=True)
 
     model, seconds, cpu_seconds = train(args.checkpoint, training, validation)
-    with tempfile.TemporaryDirectory(dir=args.out) as name:  # what lies in --out stays whole until all of it is there
+    with tempfile.TemporaryDirectory(dir=args.out) as name:  # --out is changed only when all is there
         made = Path(name)
         tokenizer.save(str(made / "tokenizer.json"), pretty=False)
         model.to(torch.bfloat16).save_pretrained(made)

@@ -1,7 +1,7 @@
-"""``gpt2fast new-op``: a package with an op of its own, kernels and tests, that is to be changed into what is wanted.
+"""``gpt2fast new-op``: writes a package with an op, its kernels and tests, to start from.
 
-``template`` is such a package, with all kernels. A copy gets another name, and only the kernels that were asked for:
-what belongs to one backend is in files of its own, or ends in its name in brackets, ``# [cpu]``.
+``template`` is such a package, with all kernels. A copy gets another name and only the kernels that were asked for. The
+parts of a backend are files of their own, or lines that end with the backend's name in brackets, ``# [cpu]``.
 """
 
 import importlib.util
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TEMPLATE = Path(__file__).parent / "template"
-NAME = "scale_bias_add"  # of the template's op, which is also its package's and its namespace's
+NAME = "scale_bias_add"  # the name of the template's op, package and namespace
 FILES = dict(
     cpu=("setup.py", f"{NAME}/csrc/*"),
     triton=(f"{NAME}/triton_kernels.py",),
@@ -23,10 +23,10 @@ BACKENDS = tuple(FILES)
 
 
 def write(name: str, backends: Sequence[str] = BACKENDS, folder: Path | None = None) -> list[Path]:
-    """Writes the package ``name`` with kernels for ``backends`` into ``folder`` / ``name``; the files, relative to it.
+    """Writes the package ``name`` with kernels for ``backends`` to ``folder`` / ``name``. Returns the files in it.
 
-    ValueError for a name that no package can have and for an unknown backend, FileExistsError where there is something
-    of that name; nothing is written then.
+    Raises ValueError for a name that a package cannot have or an unknown backend, and FileExistsError where there is
+    something of that name. Nothing is written then.
     """
     target = (folder or Path.cwd()) / name
     _check(name, backends, target)
@@ -39,7 +39,7 @@ def write(name: str, backends: Sequence[str] = BACKENDS, folder: Path | None = N
             (made / relative).parent.mkdir(parents=True, exist_ok=True)
             (made / relative).write_text(_renamed(_chosen(source, backends), name), encoding="utf-8")
             written.append(relative)
-        shutil.move(made, target)  # so that there is all of it, or nothing
+        shutil.move(made, target)  # the folder appears complete or not at all
     return written
 
 
@@ -64,7 +64,7 @@ def _files(backends: Sequence[str]) -> list[Path]:
 
 
 def _chosen(source: Path, backends: Sequence[str]) -> str:
-    """The text without what is marked for a backend that was not asked for; the marks go."""
+    """The text of a file without its marks, and without the parts of backends that were not asked for."""
     text = source.read_text(encoding="utf-8")
     # A line of Python, or an item of a list in Markdown with all its lines.
     block = r"(?m)^- (?:.+\n)+?(?=- |\n)" if source.suffix == ".md" else r"(?m)^.+\n"

@@ -27,7 +27,7 @@ __all__ = ["Library", "compile_cuda", "connect", "load_cuda", "runtime_source"]
 
 
 def runtime_source() -> Path:
-    """The source of the stand-in runtime, to link into your own library (``nvcc -cudart none``); then ``connect`` it."""
+    """The source of the stand-in runtime, to link to your own library (``nvcc -cudart none``). Then ``connect`` it."""
     return Path(__file__).with_name("runtime.cpp")
 
 
