@@ -4,8 +4,8 @@ There are three kinds of implementation:
 
 - *Kernels* are ours and belong to a backend: ``cpu`` (C++, at the dispatcher's CPU key), ``triton`` (``kernels/``) and
   ``cuda`` (CUDA C++, ``cuda/``).
-- *Fused* is PyTorch's own fastest way that keeps the parity rule (``fused=`` of ``@op``). It runs the calls that no
-  kernel covers.
+- *Fused* is PyTorch's own fastest way that keeps the parity rule (``fused=`` of ``@op``; gpt2fast/testing/parity.py has
+  the rule). It runs the calls that no kernel covers.
 - The *reference* is the body of the declaration and the oracle of the tests. It runs on request, for meta tensors, and
   where there is no fused way.
 """
@@ -207,7 +207,7 @@ def _has_amx() -> bool:
 
 
 def run(declared: "Op", args: Sequence, kwargs: dict) -> Any:
-    """Checks and runs a call for which there is no native kernel, or whose native kernel does not cover it."""
+    """Checks and runs a call where there is no native kernel, or the native kernel does not cover the call."""
     declared.check_call(*args, **kwargs)
     return run_chosen(choose(declared, *args, **kwargs), args, kwargs)
 

@@ -21,6 +21,7 @@ Step = Callable[[Tensor], Tensor]
 
 
 def normalize(norm: Any, x: Tensor) -> Tensor:
+    """layer_norm(x) over the last dimension, in x's shape."""
     return ops.layer_norm(x, norm.weight, norm.bias, norm.eps)
 
 

@@ -120,7 +120,7 @@ def turns(
         rounded = max(LEAST_COLUMNS, 1 << (columns - 1).bit_length())
         found = Turns(model, batch, rounded, options, True)
     yield found
-    if found.replay is not None:  # an exception, which may leave a turn half done, does not come here
+    if found.replay is not None:  # after an exception, a turn may be half done: it is not kept
         kept = _kept[model]
         kept[key] = found
         while len(kept) > MOST_KEPT:

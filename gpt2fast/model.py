@@ -61,6 +61,8 @@ def dropping(p: float) -> Callable[[Tensor], Tensor] | None:
 
 
 class Attention(nn.Module):
+    """residual + attention(x), where x (B, T, C) is the output of ln_1 and residual (B, T, C) its input."""
+
     def __init__(self, config: Config, layer: int):
         super().__init__()
         self.layer, self.n_head, self.scale = layer, config.n_head, config.scale(layer)
@@ -76,6 +78,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """residual + mlp(x), where x (B, T, C) is the output of ln_2 and residual (B, T, C) its input."""
+
     def __init__(self, config: Config):
         super().__init__()
         self.fused, self.activation = activations.find(config.activation_function)
@@ -89,6 +93,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """One layer: x (B, T, C), mask (B, S) bool or None, and a cache or None, to (B, T, C)."""
+
     def __init__(self, config: Config, layer: int):
         super().__init__()
         self.ln_1 = LayerNorm(config.n_embd, config.layer_norm_epsilon)

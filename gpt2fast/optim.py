@@ -1,7 +1,7 @@
 """AdamW for training, on our ops. It can also clip the gradients.
 
-All tensors of a dtype are updated by one op, and the host does not wait for the GPU. The moments are float32 for every
-dtype of the parameters. The state has the names of torch.optim.AdamW's.
+One call of an op updates all tensors of a parameter group and dtype. The host does not wait for the GPU. The moments
+are float32 for every dtype of the parameters. The state has the names of torch.optim.AdamW's.
 """
 
 from collections.abc import Callable, Iterable

@@ -66,6 +66,7 @@ def linear(
     prepare: Callable, x, weight, bias=None, residual=None, activation="none", transposed=False,
     keep_preactivation=False,
 ):  # fmt: skip
+    """The op linear, by the plan for these shapes and strides. Tensors that have no plan are made contiguous first."""
     strides = None if residual is None else residual.stride()
     plan = _linear_plan(
         prepare, x.dtype, x.shape, x.stride(), weight.shape, weight.stride(), strides, FORMS[activation], transposed,
@@ -97,6 +98,7 @@ def _linear_plan(prepare, dtype, shape, strides, shape_w, strides_w, strides_res
 
 
 def linear_backward(prepare: Callable, dy, x, weight, transposed=False, want="dx dweight dbias"):
+    """The op linear_backward, by a plan."""
     plan = _linear_backward_plan(
         prepare, x.dtype, dy.shape, dy.stride(), x.shape, x.stride(), weight.shape, weight.stride(), transposed, want
     )
@@ -156,6 +158,7 @@ def mlp_backward(
     prepare: Callable, dy, x, weight_in, weight_out, preactivation, hidden, bias_in=None, activation="gelu_tanh",
     want=WANT,
 ):  # fmt: skip
+    """The op mlp_backward, by a plan."""
     plan = _mlp_backward_plan(
         prepare, dy.dtype, dy.shape, dy.stride(), x.shape, x.stride(), weight_in.shape, weight_in.stride(),
         weight_out.shape, weight_out.stride(), preactivation.stride(), hidden.stride(), FORMS[activation], want,

@@ -38,7 +38,7 @@ def maker_obstacle() -> str | None:
 
 
 def _make(name: str, config, embeds: Tensor, mask, **options):
-    """Calls transformers' function of that name, with keywords, whose names differ between releases."""
+    """Calls transformers' function of that name, by keywords. The names of the keywords differ between releases."""
     words = list(inspect.signature(_MAKERS[name]).parameters)[:3]
     return getattr(stock, name)(**dict(zip(words, (config, embeds, mask))), **options)
 

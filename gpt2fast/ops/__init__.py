@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from .. import backends
 from ..op import OPS
 
-if TYPE_CHECKING:  # for type checkers and editors, which see no loop
+if TYPE_CHECKING:  # type checkers and editors do not understand the loop below
     from .adamw_ import adamw_
     from .add_layer_norm import add_layer_norm
     from .attention import attention, attention_backward

@@ -195,7 +195,9 @@ def attention(
 
 
 LARGE = 256  # above this lse, e^(score - lse) has an error of more than 1.5e-5, because lse is rounded to 24 bits
-FEW = 1024  # pairs. The exponential of PyTorch's fused way has an error of up to 20 ulp, which few terms do not average
+# The exponential of PyTorch's fused way has an error of up to 20 ulp. It averages out in sums of many terms only, that
+# is for more than this number of pairs of query and key.
+FEW = 1024
 
 
 def _fused_unless_backward(
