@@ -9,7 +9,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # what __getattr__ finds, for type checkers and editors
+if TYPE_CHECKING:  # tells type checkers and editors the names that __getattr__ finds
     from . import backends, build, hf, model, ops, shapes, testing
     from .backends import use_backend
     from .config import Config

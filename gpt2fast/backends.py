@@ -307,7 +307,7 @@ def native_kernels_changed() -> None:
 
 
 def _declared() -> "dict[str, Op]":
-    from .op import OPS  # which imports this module
+    from .op import OPS  # imported here, because op.py imports this module
 
     return OPS
 

@@ -186,7 +186,7 @@ def _need_own_kernels() -> None:
 
 
 def connect(library: ModuleType | str | os.PathLike) -> None:
-    """Gives a loaded library what its bindings need from this gpt2fast: declarations, instruction set and memory.
+    """Connects a loaded library to this gpt2fast, so that its bindings get declarations, instruction set and memory.
 
     ``library`` is its module or path. The ops of a library that is not connected raise. Raises ValueError for a library
     without our bindings, and RuntimeError for one that was built against another gpt2fast.

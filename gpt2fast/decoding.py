@@ -60,7 +60,7 @@ class Turns:
             self.positions.copy_(positions[:, -1:])
         if self.seen is not None:
             self.seen.fill_(-1)[:, :T] = prompt
-            if mask is not None:  # as in transformers, only padding on the left is left out
+            if mask is not None:  # as in transformers, only padding on the left does not count
                 self.seen[:, :T].masked_fill_(mask.cumsum(1) == 0, -1)
         self._draw(model(prompt, positions, mask, self.cache, logits_to_keep=1), banned)
 

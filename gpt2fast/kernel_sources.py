@@ -198,7 +198,7 @@ def unregister(name: str) -> None:
 
     Raises ValueError for any other name, and RuntimeError for the backend in force.
     """
-    from . import backends  # which imports this module
+    from . import backends  # imported here, because backends.py imports this module
 
     others = [n for n in BACKENDS if n not in OURS]
     if name not in others:

@@ -36,7 +36,7 @@ class Libraries:
     declared: "Op | None" = None
 
 
-_libraries: dict[str, Libraries] = {}  # by qualified name
+_libraries: dict[str, Libraries] = {}  # the key is the qualified name
 
 
 def define(namespace: str, name: str, schema: str) -> Libraries:

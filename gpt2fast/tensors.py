@@ -41,7 +41,7 @@ def row_stride(sizes: Sequence[int], strides: Sequence[int]) -> int | None:
 
 
 def dense_heads(*tensors: Tensor) -> list[Tensor]:
-    """The tensors (..., D). Those whose last dimension is not dense are copied."""
+    """Returns the tensors (..., D). A tensor is copied if its last dimension is not dense."""
     return [x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in tensors]
 
 
