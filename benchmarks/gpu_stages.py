@@ -143,15 +143,10 @@ def build(where: Where, save) -> None:
 
 
 def machine(where: Where, save) -> None:
-    import importlib.metadata
+    from .output import versions
 
-    versions = {}
-    for name in ("torch", "triton", "transformers", "numpy"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    save(python=platform.python_version(), **versions, cores=os.cpu_count())
+    found = versions("torch", "triton", "transformers", "numpy")
+    save(python=platform.python_version(), **found, cores=os.cpu_count())
     if nvcc := shutil.which("nvcc"):
         save(nvcc=subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout.strip().split("\n")[-1])
     if not where.rehearse:

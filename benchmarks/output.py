@@ -39,18 +39,24 @@ def json_file(text: str) -> str:
     return text
 
 
+def versions(*names: str) -> dict[str, str | None]:
+    """The installed versions of packages, None for those that are not installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
 def origin(program: str, argv: Sequence[str] | None) -> dict:
     """When and by which command the results were made, and with which versions. Of paths the command keeps only the
     file names."""
     words = [word.rsplit("/", 1)[-1] for word in (sys.argv[1:] if argv is None else argv)]
-    versions = {}
-    for name in ("gpt2fast", "torch", "transformers", "triton"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return dict(date=date, command=shlex.join([*program.split(), *words]), versions=versions)
+    made_with = versions("gpt2fast", "torch", "transformers", "triton")
+    return dict(date=date, command=shlex.join([*program.split(), *words]), versions=made_with)
 
 
 def write(found: dict, path: str | None) -> None:

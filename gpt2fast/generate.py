@@ -51,7 +51,7 @@ def generate(
         streamer: an object with put(tokens) and end().
         seed: the seed of the draws, by default from torch's generator. A draw depends only on the seed, the index of
             the row and the tokens so far.
-        cuda_graph: whether each token after the first is one launch of a CUDA graph. The graph is captured once per
+        cuda_graph: whether each token after the first two is one launch of a CUDA graph. The graph is captured once per
             batch size and kept with its cache. By default, a graph is used where a GPU runs a model of stock parts and
             enough tokens are asked for.
 
