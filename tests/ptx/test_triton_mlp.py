@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
+import triton
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import gpt2fast
