@@ -126,18 +126,18 @@ $(TORCH_STAMP): constraints.txt | $(VENV)/.made
 $(VENV)/.installed: $(TORCH_STAMP) setup.py gpt2fast/compiler_flags.py pyproject.toml
 	@$(PREFLIGHT)
 	@echo "Building gpt2fast ..."
-	@GPT2FAST_PTX=0 $(PIP) install $(PIN) --no-build-isolation -e '.[text,cli]'
+	@$(PIP) install $(PIN) --no-build-isolation -e '.[text,cli]'
 	@touch $@
 
 # pip builds from scratch; later changes to the sources compile only what they touch.
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 	@if [ -n "$$(find $(SOURCES) -newer $(VENV)/.installed)" ]; then \
-	  echo "Building gpt2fast ..." && GPT2FAST_PTX=0 $(BIN)/python setup.py -q build_clib build_ext --inplace; fi
+	  echo "Building gpt2fast ..." && $(BIN)/python setup.py -q build_clib build_ext --inplace; fi
 	@touch $@
 
 # The package is there by now: pip adds only what the extras name. The PTX machine is built where tests need it.
 $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.built
-	@$(BIN)/python setup.py -q build_clib build_ext --inplace
+	@GPT2FAST_PTX=1 $(BIN)/python setup.py -q build_clib build_ext --inplace
 	@$(PIP) install $(PIN) 'gpt2fast[$*]'
 	@$(BIN)/python tests/fetch_ranks.py || true
 	@$(BIN)/python tests/fetch_transformers.py || true

@@ -1,8 +1,9 @@
 """Builds the three libraries of gpt2fast.
 
 gpt2fast._C has the CPU kernels: one static library for each instruction set, and the torch extension that links them.
-gpt2fast._ptx is the machine that runs PTX; it needs pybind11 only. gpt2fast/_cuda.so has the kernels in CUDA C++; it
-needs nvcc and no torch."""
+gpt2fast._ptx is the core of the machine that runs PTX, for authors of GPU kernels; it needs pybind11 only. Only
+GPT2FAST_PTX=1 builds it. Elsewhere gpt2fast/testing/ptx/core.py compiles it at its first use. gpt2fast/_cuda.so has the
+kernels in CUDA C++; it needs nvcc and no torch."""
 
 import glob
 import os
@@ -23,10 +24,9 @@ except ImportError:
     ) from None
 
 flags = runpy.run_path("gpt2fast/compiler_flags.py")
-FLAGS = flags["FLAGS"]
 # In CI, the use of an uninitialised variable is an error. On a user's machine the compiler only warns.
-if os.environ.get("GPT2FAST_STRICT") == "1":
-    FLAGS += ["-Werror=uninitialized", "-Werror=maybe-uninitialized"]
+STRICT = ["-Werror=uninitialized", "-Werror=maybe-uninitialized"] * (os.environ.get("GPT2FAST_STRICT") == "1")
+FLAGS = [*flags["FLAGS"], *STRICT]
 
 headers = sorted(glob.glob("csrc/*.h") + glob.glob("csrc/*/*.h"))
 
@@ -65,14 +65,14 @@ class BuildLibraries(build_clib):
             list(pool.map(lambda one: build_clib.build_libraries(self, [one]), libraries))
 
 
-# For a faster build, GPT2FAST_PTX=0 leaves out the PTX machine, and GPT2FAST_CPU=0 leaves out the CPU kernels.
-with_ptx = os.environ.get("GPT2FAST_PTX") != "0"
+# GPT2FAST_PTX=1 builds the PTX machine, and GPT2FAST_CPU=0 leaves out the CPU kernels.
+with_ptx = os.environ.get("GPT2FAST_PTX") == "1"
 with_cpu = os.environ.get("GPT2FAST_CPU") != "0"
 ptx = Extension(
     "gpt2fast._ptx",
     sorted(glob.glob("csrc/ptx/*.cpp")),
     include_dirs=include_paths(),  # pybind11 comes with torch
-    extra_compile_args=[flags["KERNEL_STANDARD"], *FLAGS],
+    extra_compile_args=[*flags["PTX_FLAGS"], *STRICT],
     depends=headers,
     language="c++",
 )

@@ -135,7 +135,8 @@ def build(where: Where, save) -> None:
         save(skipped="Python's headers are missing: no C++ extension is built, and no counters are predicted")
         return
     command = [sys.executable, "setup.py", "-q", "build_clib", "build_ext", "--inplace"]
-    environment = os.environ | dict(GPT2FAST_CPU="0")  # counters need the PTX machine; no stage needs the CPU kernels
+    # The counters need the PTX machine; no stage needs the CPU kernels.
+    environment = os.environ | dict(GPT2FAST_CPU="0", GPT2FAST_PTX="1")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     save(status=done.returncode, output=(done.stdout + done.stderr)[-2000:] if done.returncode else "")
     if done.returncode:

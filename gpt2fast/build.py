@@ -84,9 +84,7 @@ def load(
     Raises FileNotFoundError for a file, compiler or ninja that is missing, RuntimeError with the compiler's message
     where something does not compile, and ImportError where the library does not load.
     """
-    from torch.utils import cpp_extension
-
-    from . import build_kernels
+    from . import build_kernels, build_library
 
     _need_own_kernels()
     if not name.isidentifier():
@@ -95,39 +93,29 @@ def load(
     if len({file.stem for file in files}) < len(files):  # torch names an object after the stem of its source
         raise ValueError(f"gpt2fast.build.load: sources must have different names, got {', '.join(map(str, files))}")
     objects = build_kernels.compile_kernels(kernels, include_dirs, cflags)
-    if not cpp_extension.is_ninja_available():
-        raise FileNotFoundError(
-            "gpt2fast.build.load needs ninja, which is not on PATH: pip install ninja (setup.py with "
-            "gpt2fast.build.extension builds without it)"
-        )
-    of = (name, torch.__version__, build_kernels.compiler_version(), str(include_path()))
+    build_library.need_tools("gpt2fast.build.load", "setup.py with gpt2fast.build.extension builds without it")
+    of = (name, torch.__version__, build_library.compiler_version(), str(include_path()))
     key = disk_cache.digest(*of, *map(str, files))
     folder = disk_cache.root() / "extensions" / key[:32]
     (folder / "build").mkdir(parents=True, exist_ok=True)
     try:
         with disk_cache.locked(folder):
-            (folder / "build" / "lock").unlink(missing_ok=True)  # a killed process leaves this lock of torch behind
-            library = cpp_extension.load(
+            library = build_library.compile_library(
+                "gpt2fast.build.load",
                 name,
-                [str(file) for file in files],
-                extra_cflags=build_kernels.binding_flags(cflags),
-                extra_ldflags=[*map(str, objects), *ldflags],
-                extra_include_paths=[str(include_path()), *map(str, include_dirs)],
-                build_directory=str(folder / "build"),
-                is_python_module=False,
-                verbose=verbose,
+                files,
+                folder / "build",
+                build_kernels.binding_flags(cflags),
+                [*map(str, objects), *ldflags],
+                [include_path(), *include_dirs],
+                verbose,
             )
     except OSError as error:
         raise ImportError(
             f"gpt2fast.build.load: {name} does not load: {_words(error)}. {_undefined(_words(error))}"
         ) from error
-    except RuntimeError as error:
-        cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(name, None)  # else torch takes it for built next time
-        raise RuntimeError(
-            f"gpt2fast.build.load: {name} does not compile:\n{build_kernels.shortened(str(error))}"
-        ) from None
     connect(library)
-    return Path(library)
+    return library
 
 
 def load_extension(name: str | Path) -> Path:

@@ -1,9 +1,7 @@
 """Compiles the C++ kernels of other packages: one object for each header and instruction set, kept in a cache."""
 
-import functools
 import os
 import re
-import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -12,9 +10,8 @@ from pathlib import Path
 
 from . import __version__, disk_cache
 from .build import include_path
+from .build_library import compiler, compiler_version, shortened
 from .compiler_flags import BINDING_STANDARD, FLAGS, KERNEL_STANDARD, isas
-
-MOST_ERRORS, LINES_OF_ERROR = 5, 3
 
 SOURCE = """#include "cpu/vec_{vec}.h"
 
@@ -24,26 +21,6 @@ SOURCE = """#include "cpu/vec_{vec}.h"
 
 GPT2FAST_EXPORT_KERNEL({name}, {isa})
 """
-
-
-def compiler() -> list[str]:
-    """The command of the C++ compiler: ``CXX``, or c++. Raises FileNotFoundError where it is missing."""
-    command = shlex.split(os.environ.get("CXX") or "c++")
-    if shutil.which(command[0]) is None:
-        raise FileNotFoundError(
-            f"gpt2fast.build needs a C++ compiler, and there is no {command[0]!r} on PATH: install one (sudo apt-get "
-            "install g++, sudo dnf install gcc-c++, xcode-select --install), or name it in CXX"
-        )
-    return command
-
-
-def compiler_version() -> str:
-    return _version(tuple(compiler()), os.environ.get("PATH", ""))
-
-
-@functools.cache
-def _version(command: tuple[str, ...], path: str) -> str:
-    return subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
 
 
 def existing(path: str | Path, argument: str) -> Path:
@@ -124,15 +101,3 @@ def _dependencies(rule: str) -> list[str]:
     """The paths after the colon of a make rule. A space in a path is written with a backslash."""
     paths = re.findall(r"(?:\\ |\S)+", rule.replace("\\\n", " ").partition(":")[2])
     return [path.replace("\\ ", " ") for path in paths]
-
-
-def shortened(text: str) -> str:
-    """The first errors in a compiler's output, each with the code that it points at; without errors, the last lines."""
-    lines = text.strip().split("\n")
-    places = [i for i, line in enumerate(lines) if re.search(r"\b(error|undefined reference)\b", line)]
-    places = [i for i in places if not lines[i].startswith("Error building extension")]
-    if not places:
-        return "\n".join(lines[-10:])
-    shown = [line for i in places[:MOST_ERRORS] for line in lines[i : i + LINES_OF_ERROR]]
-    rest = len(places) - MOST_ERRORS
-    return "\n".join([*shown, f"... and {rest} more"] if rest > 0 else shown)

@@ -35,6 +35,7 @@ FLAGS = [
     "-Wall",
 ]
 KERNEL_STANDARD = "-std=c++17"
+PTX_FLAGS = [KERNEL_STANDARD, *FLAGS]  # of gpt2fast._ptx, the core of the PTX machine
 BINDING_STANDARD = "-std=c++20"  # torch's headers and the bindings need it
 
 

@@ -57,6 +57,11 @@ def compiled(
         return entry / name
 
 
+def found(kind: str, parts: Iterable[str | bytes], name: str) -> Path | None:
+    """The file that ``compiled`` returns for the same arguments without compiling, or None where the cache has none."""
+    return _entry(root() / kind / digest(*parts)[:32], name)
+
+
 def _entry(home: Path, name: str) -> Path | None:
     for manifest in sorted(home.glob("*/read.json")):
         file = manifest.parent / name

@@ -352,9 +352,10 @@ def test_flags_and_tables_name_the_same_instruction_sets():
             ), machine
 
 
-def test_a_wheel_has_the_headers(tmp_path):
+def test_a_wheel_has_the_headers_and_the_sources_of_the_machine(tmp_path):
     done = run("setup.py", "-q", "build_py", "--build-lib", str(tmp_path), cwd=ROOT)
     assert done.returncode == 0, done.stderr
     found = {str(path.relative_to(tmp_path / "gpt2fast" / "csrc")) for path in tmp_path.glob("gpt2fast/csrc/**/*.*")}
     wanted = {str(p.relative_to(ROOT / "csrc")) for e in ("h", "cuh", "cu") for p in (ROOT / "csrc").rglob(f"*.{e}")}
-    assert found == {name for name in wanted if not name.startswith("ptx")} | {"cuda/build.py"}
+    machine = {f"ptx/{path.name}" for path in (ROOT / "csrc" / "ptx").glob("*.cpp")}  # compiled at its first use
+    assert found == wanted | machine | {"cuda/build.py"} and machine

@@ -54,6 +54,15 @@ def test_targets_run_in_the_environment(make, tmp_path, target, runs):
     assert done.stdout.splitlines()[-1] == f"{tmp_path}/venv/bin/python {runs}", done.stderr
 
 
+@pytest.mark.parametrize("target, builds", [("demo", False), ("wheel", False), ("test", True), ("bench", True)])
+def test_the_ptx_machine_is_built_where_it_is_needed(make, target, builds):
+    done = make("-n", target)
+    assert done.returncode == 0 and "pip" in done.stdout, done.stderr
+    with_machine = [line for line in done.stdout.splitlines() if "GPT2FAST_PTX" in line]
+    assert len(with_machine) == builds
+    assert all(re.fullmatch(r"GPT2FAST_PTX=1 \S+ setup.py .*build_ext --inplace", line) for line in with_machine)
+
+
 @pytest.mark.parametrize("cuda, answers, expected", [
     ("", True, rf"install --no-deps --force-reinstall --retries 1 --index-url https://.*/whl/cpu {TORCH}"),
     ("", False, rf"install {TORCH}"),

@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,9 @@ from types import FunctionType, ModuleType
 import pytest
 
 import gpt2fast
+from gpt2fast import compiler_flags
+
+ROOT = Path(__file__).parent.parent
 
 
 def declared() -> dict[str, str | None]:
@@ -42,3 +47,23 @@ def test_a_function_is_not_hidden_by_the_module_of_its_name(first):
 def test_an_unknown_name():
     with pytest.raises(AttributeError, match="module 'gpt2fast' has no attribute 'gpt3'"):
         gpt2fast.gpt3  # noqa: B018
+
+
+EXTENSIONS = """if True:
+    import json
+    from setuptools import distutils
+    made = distutils.core.run_setup("setup.py", stop_after="init").ext_modules
+    print(json.dumps({one.name: one.extra_compile_args for one in made}))
+"""
+
+
+@pytest.mark.parametrize("wanted", (None, "0", "", "1"))
+def test_the_ptx_machine_is_built_on_request_only(wanted):
+    """It is compiled with the same flags where it is built and where it is compiled at its first use."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GPT2FAST_")}
+    environment |= {} if wanted is None else {"GPT2FAST_PTX": wanted}
+    command = [sys.executable, "-c", EXTENSIONS]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    flags = json.loads(done.stdout.splitlines()[-1])
+    assert set(flags) == {"gpt2fast._C"} | ({"gpt2fast._ptx"} if wanted == "1" else set())
+    assert wanted != "1" or flags["gpt2fast._ptx"] == compiler_flags.PTX_FLAGS

@@ -10,7 +10,7 @@ from ..op import OPS, Op
 from .inputs import LAYOUTS, cut, work
 from .packages import import_entry_points
 from .parity import assert_parity
-from .targets import lacks, on, targets, targets_of
+from .targets import lacks, on, ptx_is_ready, targets, targets_of
 
 SMALL = 20_000_000  # a case of up to this number of floating-point operations runs on every target and layout
 SMALL_AS_PTX = 1_000_000  # larger cases that run as PTX on the CPU are cut down to this number
@@ -113,4 +113,8 @@ def run_check(names: list[str], as_json: bool = False) -> int:
     if as_json:
         json.dump(report, sys.stdout, default=str)
         print()
+    if not ptx_is_ready():
+        from .ptx.core import HOW
+
+        print(f"gpt2fast check: no GPU kernel ran on the PTX machine, which is not compiled: {HOW}", file=sys.stderr)
     return int(failures > 0)

@@ -21,13 +21,15 @@ from .isa import cpu_isa, runnable_isas
 
 
 def targets() -> list[str]:
-    """The targets that can run here. With ``GPT2FAST_CPU_ISA``, there is only that instruction set."""
+    """The targets that can run here. With ``GPT2FAST_CPU_ISA``, there is only that instruction set.
+
+    Those of the PTX machine are listed where it is built or was compiled before. Nothing is compiled to list them.
+    """
     forced = os.environ.get("GPT2FAST_CPU_ISA")
     found = [f"cpu:{isa}" for isa in ([forced] if forced else runnable_isas())] + ["fused"]
-    if importlib.util.find_spec("triton") and importlib.util.find_spec("gpt2fast._ptx"):
-        found.append("triton:ptx")
-    if importlib.util.find_spec("gpt2fast._ptx") and library.machine_reason() is None:
-        found.append("cuda:ptx")
+    if ptx_is_ready():
+        found += ["triton:ptx"] if importlib.util.find_spec("triton") else []
+        found += ["cuda:ptx"] if library.machine_reason() is None else []
     if torch.cuda.is_available():
         found += ["fused:gpu", *(["triton:gpu"] if importlib.util.find_spec("triton") else [])]
         found += ["cuda:gpu"] if backends.BACKENDS["cuda"].reason() is None else []
@@ -36,6 +38,13 @@ def targets() -> list[str]:
             found += [name] if "cpu" in backend.devices else []
             found += [f"{name}:gpu"] if "cuda" in backend.devices and torch.cuda.is_available() else []
     return found
+
+
+def ptx_is_ready() -> bool:
+    """Whether the PTX machine is built or in the cache. Where it is not, its targets are not listed."""
+    from .ptx import core
+
+    return core.ready()
 
 
 def lacks(op: Op, target: str) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ... import backends
+from . import core
 from .arguments import lay_out, on_cpu, pack, words
 from .launches import Error, Launch, MachineError
 from .memory import Buffer, Memory
@@ -22,12 +23,7 @@ def parse(ptx: str):
 
     An unknown instruction is reported only when a kernel that has it is launched.
     """
-    try:
-        from ... import _ptx
-    except ImportError as error:
-        fix = "pip install -e . --no-build-isolation"
-        raise RuntimeError(f"{WHAT}: gpt2fast._ptx is not built or does not load ({error}); {fix}") from error
-    return _ptx.Module(ptx)
+    return core.load().Module(ptx)
 
 
 class Machine:
@@ -42,6 +38,7 @@ class Machine:
 
     def __enter__(self) -> "Machine":
         global _active
+        core.load()
         with _lock:
             if _active is not None:
                 raise RuntimeError(f"{WHAT}: a machine is running already; machines do not nest")
@@ -181,7 +178,8 @@ def machine(
     Inside, Triton's ``kernel[grid](...)`` and the launches of ``load_cuda`` run as compiled PTX on the CPU. The errors
     of a launch are raised as a ``MachineError`` when it ends, or only collected with ``raise_errors=False``. A launch
     is stopped after ``budget`` warp instructions. A kernel under ``triton.autotune`` runs its first configuration,
-    because the machine does not measure time. ``racecheck`` looks for races in shared and in global memory. With
+    because the machine does not measure time. Where the machine was not built, the first one compiles it, as
+    ``python -m gpt2fast.testing.ptx`` does. ``racecheck`` looks for races in shared and in global memory. With
     ``same_value_races``, it is also a race where two blocks or warps store the same value in one place.
     """
     return Machine(raise_errors, budget, memcheck, racecheck, same_value_races)
