@@ -40,7 +40,7 @@ def time_by_pytest(out: Path, quick: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, and of the model only batch 1")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and fewer cases of the model")
     parser.add_argument("--out", type=output.folder, default=str(RESULTS), metavar="FOLDER", help=f"default: {RESULTS}")
     args = parser.parse_args(argv)
     check_extras()
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     failed = ops.main([*quick, "--json", found[0]])
     failed |= time_by_pytest(args.out, args.quick)
     failed |= parity.main(["--json", found[1]])
-    generate.main([*quick, "--json", found[2]])
+    failed |= generate.main([*quick, "--json", found[2]])
     report.main(found)
     return failed
 

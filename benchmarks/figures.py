@@ -38,6 +38,11 @@ def of_model(results: dict) -> list[tuple[str, str, bool]]:
     found = []
     for row in results["rows"]:
         name = f"{row['what']} {row['case']} {row['dtype']}"
+        if "failed" in row:
+            found.append((f"{name}: parity", "FAILED", False))
+            continue
+        if row["what"] == "training step":  # no figure is promised for it
+            continue
         for peer, ratio in row["ratio"].items():
             least = 1.2 if row["what"] == "prefill" else 2.0
             if row["what"] == "prefill" or (row["dtype"] == "float32" and row["case"].startswith("1x")):

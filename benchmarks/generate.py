@@ -3,7 +3,8 @@
 The native model, the drop-in class and transformers (sdpa) alternate in one process. Each has read its weights from the
 same checkpoint. For a batch of B prompts of P tokens and t(n), the seconds for n new tokens, in tokens per second:
 prefill = P B / t(1) and decode = B (n - 1) / (t(n) - t(1)). Decoding must read the weights once for each token;
-``bandwidth`` is that as a share of the read bandwidth measured in the same rounds.
+``bandwidth`` is that as a share of the read bandwidth measured in the same rounds. Last comes a training step of the
+drop-in and of transformers (``train.py``), in tokens per second: B T over the seconds of a step.
 """
 
 import argparse
@@ -11,11 +12,12 @@ import functools
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from . import fresh, peak
+from . import fresh, peak, train
 from .options import DTYPES, parse_list
 from .output import JSON_HELP, json_file, origin, write
 from .table import markdown, show
@@ -123,9 +125,13 @@ def run_case(models: dict, case: str, dtype: str, weights: int, probe, seconds: 
 
 
 def cells(row: dict) -> list[str]:
+    B, P = row["case"].split("x")
+    words = {"decode": f"after {P}", "prefill": f"prompt {P}"}.get(row["what"], f"{P} tokens")
+    first = [f"batch {B}, {words}", row["dtype"], row["what"]]
+    if "failed" in row:
+        return [*first, *[""] * (len(HEADER) - len(first) - 2), "FAILED", "parity"]
     ours = row["seconds"].get("native") or row["seconds"]["drop-in"]
     spread = 50 * (ours["q90"] - ours["q10"]) / ours["median"]
-    B, P = row["case"].split("x")
 
     def ratio(name: str) -> list[str]:
         found = row["ratio"].get(name)
@@ -133,18 +139,16 @@ def cells(row: dict) -> list[str]:
 
     rates = [f"{row['rate'][name]:.1f}" if name in row["rate"] else "" for name in ("native", "drop-in", row["best"])]
     share = row.get("share", {}).get("native")
-    label = f"batch {B}, " + (f"after {P}" if row["what"] == "decode" else f"prompt {P}")
-    return [
-        label, row["dtype"], row["what"], *rates,
-        f"{spread:.0f}", *ratio("native"), *ratio("drop-in"), f"{100 * share['median']:.0f}%" if share else "",
-    ]  # fmt: skip
+    bandwidth = f"{100 * share['median']:.0f}%" if share else ""
+    return [*first, *rates, f"{spread:.0f}", *ratio("native"), *ratio("drop-in"), bandwidth]
 
 
 def run(
     dtypes: list[str], names: list[str], peers: list[str], seconds: float, with_fresh: bool, each=None,
-    made_by: dict | None = None, **sizes,
+    made_by: dict | None = None, training: Sequence[str] = (), **sizes,
 ) -> dict:  # fmt: skip
-    """All rows, the machine's limits, and the figures of fresh processes. ``sizes``: of another model than 124M."""
+    """All rows, the machine's limits, and the figures of fresh processes. ``training``: cases of benchmarks.train.
+    ``sizes``: of another model than 124M."""
     torch.use_deterministic_algorithms(False)
     probe = peak.Probe(huge=True, nbytes=peak.ARRAY)
     found = dict(kind="generate", made_by=made_by, machine=peak.machine(), peaks=peak.measure(quick=True), rows=[])
@@ -162,6 +166,9 @@ def run(
                 found["rows"] += run_case(models, case, dtype, weights, probe, seconds, least)
                 each and each(found)
             del models
+            for case in training:
+                found["rows"].append(train.run_case(folder, case, dtype, seconds))
+                each and each(found)
     return found
 
 
@@ -172,13 +179,16 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--cases", default=",".join(CASES), metavar="BxP,...", help=f"default: {','.join(CASES)}")
     parser.add_argument(
+        "--train", type=train.parse_cases, metavar="BxT,...", help="training steps: batch x tokens (default 2x256)"
+    )
+    parser.add_argument(
         "--eager", action="store_true", help="transformers' eager attention too; the best of both counts"
     )
     parser.add_argument(
         "--seconds", type=float, default=10, help="of rounds a case (default 10; at least 2 or 3 rounds)"
     )
     parser.add_argument("--threads", type=int, default=None, help="default: torch's")
-    parser.add_argument("--quick", action="store_true", help="batch 1 after 32 and 512 only, 3 rounds")
+    parser.add_argument("--quick", action="store_true", help="batch 1 after 32 and 512, training on 2x64, 3 rounds")
     parser.add_argument("--no-fresh", action="store_true", help="leave out memory and time of fresh processes")
     parser.add_argument("--json", type=json_file, nargs="?", const="-", metavar="FILE", help=JSON_HELP)
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
@@ -188,19 +198,25 @@ def main(argv: list[str] | None = None) -> int:
     names = ["1x32", "1x512"] if args.quick else [name for name in args.cases.split(",") if name]
     if wrong := [name for name in names if name not in CASES]:
         parser.error(f"case must be one of {', '.join(CASES)}, got {wrong[0]}")
+    training = (train.QUICK if args.quick else train.CASES) if args.train is None else args.train
     peers = [name for name in PEERS if name != "eager" or args.eager]
 
+    printed = 0
+
     def each(found: dict) -> None:
+        nonlocal printed
         if args.json != "-":
             write(found, args.json)
-            for row in found["rows"][-2:]:
+            for row in found["rows"][printed:]:
                 print(*cells(row), sep="  ", file=sys.stderr, flush=True)
+            printed = len(found["rows"])
 
     made_by = origin("python -m benchmarks.generate", argv)
-    found = run(args.dtype, names, peers, 0 if args.quick else args.seconds, not args.no_fresh, each, made_by)
+    found = run(args.dtype, names, peers, 0 if args.quick else args.seconds, not args.no_fresh, each, made_by, training)
+    failed = [row for row in found["rows"] if "failed" in row]
     if args.json == "-":
         write(found, "-")
-        return 0
+        return int(bool(failed))
     title = f"tokens/s. {found['machine']['cpu']}, {found['machine']['isa']}, {found['machine']['threads']} threads"
     rows = [cells(row) for row in found["rows"]]
     if args.markdown:
@@ -209,7 +225,9 @@ def main(argv: list[str] | None = None) -> int:
         show(HEADER, rows, title, 3)
     for line in fresh.describe(found.get("fresh", {})):
         print(line)
-    return 0
+    for row in failed:
+        print(f"{row['what']} {row['case']} {row['dtype']}: {row['failed']}")
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

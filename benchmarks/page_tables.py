@@ -59,7 +59,7 @@ def case(row: dict) -> str:
 
 
 def failure(row: dict) -> str:
-    """Why a row of an op was not timed."""
+    """Why a row was not timed."""
     broken = "breaks the parity rule" in row["failed"]
     return "not timed: parity failed" if broken else f"not timed: {row['failed']}"
 
@@ -150,24 +150,28 @@ def of_check(results: dict) -> Table:
 
 def work(row: dict) -> str:
     B, P = row["case"].split("x")
-    what = f"{P} tokens" if row["what"] == "prefill" else f"after {P} tokens"
+    what = f"after {P} tokens" if row["what"] == "decode" else f"{P} tokens"
     return f"{row['what']}, batch of {B}, {what}"
 
 
 def of_model(results: dict) -> Table:
     rows = []
     for row in results["rows"]:
+        first, tags = [work(row), row["dtype"]], dict(dtype=row["dtype"])
+        if "failed" in row:
+            rows.append(Row([*first, failure(row), *[NONE] * 5], tags, bad=True))
+            continue
         rates = [number(row["rate"].get(name)) for name in ("native", "drop-in", row["best"])]
         ratios = [spread(row["ratio"][name]) if name in row["ratio"] else NONE for name in ("native", "drop-in")]
         share = row.get("share", {}).get("native")
         share = percent(share["median"]) if share else NONE
-        cells = [work(row), row["dtype"], *rates, *ratios, share]
-        rows.append(Row(cells, dict(dtype=row["dtype"])))
+        rows.append(Row([*first, *rates, *ratios, share], tags))
     header = ["work", "dtype", "native, tokens/s", "drop-in, tokens/s", "transformers, tokens/s", "native, ratio",
               "drop-in, ratio", "native, share of read bandwidth"]  # fmt: skip
     note = (
         "GPT-2 124M with random weights. Native is gpt2fast.GPT2, drop-in is gpt2fast.GPT2LMHeadModel; both are "
-        "compared with transformers in its faster attention. The share is that of reading all weights once a token."
+        "compared with transformers in its faster attention. The share is that of reading all weights once a token. A "
+        "training step is forward pass, backward pass and PyTorch's fused AdamW, the same on both sides."
     )
     return Table("The whole model", header, rows, 2, note)
 
@@ -225,7 +229,7 @@ def bars_of_model(results: dict) -> list[Bar]:
     rivals = dict(sdpa="transformers with SDPA", eager=RIVALS["eager"])
     return [
         Bar(f"{name}: {work(row)}", rivals[row["best"]], ratio, dict(dtype=row["dtype"]))
-        for row in results["rows"] for name, ratio in row["ratio"].items()
+        for row in results["rows"] if "failed" not in row for name, ratio in row["ratio"].items()
     ]  # fmt: skip
 
 

@@ -62,13 +62,13 @@ def ops_table(rows: list[dict], wanted: Sequence[tuple[str, dict, str]]) -> dict
 
 
 def model_table(rows: list[dict]) -> str:
-    found = {(row["what"], row["case"], row["dtype"]): row["ratio"] for row in rows}
+    found = {(row["what"], row["case"], row["dtype"]): row.get("ratio", {}) for row in rows}
     header = ["GPT-2 124M against transformers (sdpa)", *(f"{d} {m}" for d in DTYPES for m in MODELS.values())]
     lines = []
-    for what in ("decode", "prefill"):
+    for what, preposition in {"decode": "after", "prefill": "of", "training step": "on"}.items():
         for case in dict.fromkeys(case for w, case, _ in found if w == what):
             batch, tokens = case.split("x")
-            words = f"{what} {'after' if what == 'decode' else 'of'} {tokens}, batch {batch}"
+            words = f"{what} {preposition} {tokens}, batch {batch}"
             cells = (ratio(found.get((what, case, d), {}).get(m)) for d in DTYPES for m in MODELS)
             lines.append([words, *cells])
     return markdown(header, lines)

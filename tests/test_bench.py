@@ -69,7 +69,7 @@ def results(half, small_arrays, tmp_path, capsys) -> list[str]:
     found = [str(tmp_path / name) for name in ("ops.json", "generate.json")]
     assert ops.main([HALF, "--quick", "--json", found[0]]) == 1
     tiny = dict(n_layer=1, n_embd=64, n_head=1)
-    results = generate.run(["float32"], ["1x32"], ["native", "drop-in", "sdpa"], 0, False, **tiny)
+    results = generate.run(["float32"], ["1x32"], ["native", "drop-in", "sdpa"], 0, False, training=["2x16"], **tiny)
     output.write(results, found[1])
     capsys.readouterr()
     return found
@@ -93,10 +93,11 @@ def test_results_hold_times_ratios_and_the_limits_of_the_same_run(results):
         assert row["bytes_per_second"] == pytest.approx(2 * elements * size / ours["median"])
         assert best["median"] == min(row["seconds"][name]["median"] for name in ("fused", "naive"))
         assert 0 < row["ratio"]["q10"] <= row["ratio"]["median"] <= row["ratio"]["q90"]
-    prefill, decode = model["rows"]
-    assert (prefill["what"], decode["what"]) == ("prefill", "decode")
+    prefill, decode, training = model["rows"]
+    assert [row["what"] for row in model["rows"]] == ["prefill", "decode", "training step"]
     assert prefill["rate"]["native"] == pytest.approx(32 / prefill["seconds"]["native"]["median"])
     assert set(decode["ratio"]) == {"native", "drop-in"} and decode["share"]["native"]["median"] > 0
+    assert training["case"] == "2x16" and set(training["seconds"]) == {"drop-in", "sdpa"}
 
 
 def test_limits_on_one_thread_and_on_all(small_arrays, capsys):
@@ -122,6 +123,7 @@ def test_report_tabulates_them(results, tmp_path, capsys):
         "parity failed",
         "memory, reading",
         "decode, batch of 1, after 32 tokens",
+        "drop-in: training step, batch of 2, 16 tokens",
     ):
         assert text in page, text
     assert report.main([results[0], "--markdown"]) == 0

@@ -65,10 +65,12 @@ def test_figures_of_the_model():
         model_row("decode", "1x32", 2.1, share=0.69),
         model_row("decode", "1x512", 1.9, share=0.71),
         model_row("decode", "8x32", 0.5, share=0.1),  # no figure is promised for this row
+        model_row("training step", "1x256", 0.5),  # nor for this one
+        dict(what="training step", case="2x256", dtype="float32", failed="loss: breaks the parity rule"),
     ]
     fresh = dict(memory=1.16, start=1.4)
     held = [holds for _, _, holds in figures.of_model(dict(rows=rows, fresh=fresh))]
-    assert held == [False, True, False, False, True, False, True]
+    assert held == [False, True, False, False, True, False, False, True]
 
 
 def test_contenders_take_turns_over_all_inputs():

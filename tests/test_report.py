@@ -62,6 +62,11 @@ def model_results() -> dict:
                          rate={n: 512 / s["median"] for n, s in seconds.items()},
                          ratio={"native": spread(3.0), "drop-in": spread(2.5)}))  # fmt: skip
     rows[1]["share"] = {"native": spread(0.6)}
+    seconds = {"drop-in": spread(2.0), "sdpa": spread(3.0)}
+    training = dict(case="2x256", dtype="bfloat16", what="training step")
+    rows.append(training | dict(rounds=3, best="sdpa", seconds=seconds, ratio={"drop-in": spread(1.5)},
+                                rate={n: 512 / s["median"] for n, s in seconds.items()}))  # fmt: skip
+    rows.append(training | dict(dtype="float32", failed="loss: breaks the parity rule (rms 1)"))
     fresh = dict(weights=497759232, memory=1.04, start=1.2, bare_seconds=1.1, native_seconds=1.3)
     return dict(kind="generate", machine=ops["machine"], peaks=ops["peaks"], rows=rows, fresh=fresh)
 
@@ -158,6 +163,19 @@ def test_memory_and_failures_are_told_where_they_are():
     assert "memory" not in page_tables.of_ops(op_results() | dict(rows=op_results()["rows"][1:])).header
     assert page_tables.failure(dict(failed="half y: breaks the parity rule (rms 1)")) == "not timed: parity failed"
     assert page_tables.failure(dict(failed="nothing to compare with")) == "not timed: nothing to compare with"
+
+
+def test_a_training_step_stands_beside_prefill_and_decode():
+    rows = page_tables.of_model(model_results()).rows
+    assert [row.cells[0].split(",")[0] for row in rows] == ["prefill", "decode", "training step", "training step"]
+    assert rows[2].cells == ["training step, batch of 2, 256 tokens", "bfloat16", "–", "256", "171", "–",
+                             "1.50\u00a0×\n1.35–1.80", "–"]  # fmt: skip
+    assert rows[3].bad and rows[3].cells[2] == "not timed: parity failed" and rows[3].tags == dict(dtype="float32")
+    bars = page_tables.bars_of_model(model_results())
+    assert [b.name.split(",")[0] for b in bars] == [
+        "native: prefill", "drop-in: prefill", "native: decode", "drop-in: decode", "drop-in: training step"
+    ]  # fmt: skip
+    assert bars[-1].ratio["median"] == 1.5 and bars[-1].rival == "transformers with SDPA"
 
 
 def test_errors_are_in_rounding_steps():
