@@ -209,16 +209,19 @@ def _has_amx() -> bool:
 def run(declared: "Op", args: Sequence, kwargs: dict) -> Any:
     """Checks and runs a call where there is no native kernel, or the native kernel does not cover the call."""
     declared.check_call(*args, **kwargs)
-    return run_chosen(choose(declared, *args, **kwargs), args, kwargs)
+    return run_chosen(choose(declared, *args, **kwargs).run, args, kwargs)
 
 
-def run_chosen(choice: Choice, args: Sequence, kwargs: dict) -> Any:
-    """Runs a call that has been checked, on its own device."""
-    first = next((a for a in args if isinstance(a, Tensor)), None)
-    if first is not None and first.is_cuda and first.device.index != torch.cuda.current_device():
-        with torch.cuda.device(first.device):  # kernels are launched on the current device
-            return choice.run(*args, **kwargs)
-    return choice.run(*args, **kwargs)
+def run_chosen(function: Callable, args: Sequence, kwargs: dict | None = None) -> Any:
+    """Runs a call that has been checked, on its own device. ``function`` is what ``choose`` has found to run."""
+    kwargs = kwargs or {}
+    for value in args:
+        if isinstance(value, Tensor):
+            if value.is_cuda and value.device.index != torch.cuda.current_device():
+                with torch.cuda.device(value.device):  # kernels are launched on the current device
+                    return function(*args, **kwargs)
+            break
+    return function(*args, **kwargs)
 
 
 def _device(args: Sequence, kwargs: dict) -> str:
@@ -265,6 +268,11 @@ def cpu_stands_for_cuda(yes: bool) -> None:
 
 def cpu_counts_as_cuda() -> bool:
     return _stands_for_cuda
+
+
+def hides_native_kernels() -> bool:
+    """Whether ``choose`` decides on every call with CPU tensors, because native kernels must not run now."""
+    return _overlay is not None
 
 
 def _set(name: str, stands_for_cuda: bool) -> None:

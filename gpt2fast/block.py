@@ -29,7 +29,7 @@ def project(linear: Any, x: Tensor, activation: str = "none") -> Tensor:
     """activation(x @ weight + bias), from x (..., in) to (..., out)."""
     weight, bias = linear.weight, linear.bias
     keep = activation != "none" and torch.is_grad_enabled() and keeps_grad(x, weight, bias)
-    return ops.linear(x, weight, bias, activation=activation, keep_preactivation=keep)
+    return ops.linear(x, weight, bias, None, activation, False, keep)
 
 
 def heads(x: Tensor, count: int) -> tuple[Tensor, ...]:

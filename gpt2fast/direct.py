@@ -1,11 +1,13 @@
-"""A short path for calls on a GPU, which does not go through torch's dispatcher.
+"""A short path for calls that no native CPU kernel runs: it does not go through torch's dispatcher.
 
-For an op registered from Python, the dispatcher takes more time on the host than most kernels take on the GPU.
+These are the calls on a GPU, and those on a CPU while native kernels are hidden, as under ``use_backend("fused")``. For
+an op registered from Python, the dispatcher takes more time on the host than most kernels take on the GPU.
 
 A call takes the short path where nothing but autograd would take part in it: no autocast, torch.func, torch.compile or
 dispatch mode, no tensor of a subclass, no list of tensors, no argument that the op changes in place, and no CUDA kernel
-that someone registered with the dispatcher. Every other call goes through the dispatcher, with the same results. Inside
-``ptx.machine()``, CPU tensors take the short path too, so that it is tested without a GPU.
+that someone registered with the dispatcher. On a CPU, autograd must not record the call either. Every other call goes
+through the dispatcher, with the same results. Inside ``ptx.machine()``, CPU tensors take the short path as CUDA tensors
+do, so that it is tested without a GPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,25 +23,36 @@ if TYPE_CHECKING:
     from .op import Op
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_count_dispatch_modes = torch._C._len_torch_dispatch_stack
+_has_function_mode = torch._C._is_torch_function_mode_enabled
+_transformation = torch._C._functorch.peek_interpreter_stack
+_tracing_state = torch._C._get_tracing_state
 
 
 def run(declared: "Op", args: Sequence, kwargs: dict) -> Any:
-    """Returns all outputs of the op, or NotImplemented where the call must go through the dispatcher."""
-    if declared.mutates or torch._C._dispatch_has_kernel_for_dispatch_key(declared.qualified, "CUDA"):
-        return NotImplemented
+    """Returns the outputs of the op, or NotImplemented where the call must go through the dispatcher.
+
+    The outputs in ``saves`` may be missing where autograd does not record the call.
+    """
     values = _by_position(declared, args, kwargs)
-    if values is None or not _is_open(values):
+    if values is None or declared.mutates or not _is_open(declared, values):
         return NotImplemented
-    if not torch.is_grad_enabled() or not any(isinstance(v, Tensor) and v.requires_grad for v in values):
-        return backends.run(declared, values, {})
-    if declared.autograd_function is None:
+    records = torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
+    if not records:
+        declared.check_call(*values)
+        choice = backends.choose(declared, *values)
+        if choice.backend != "fused" or declared.fused_returns is None:
+            return backends.run_chosen(choice.run, values)
+        out = backends.run_chosen(declared.fused_returns, values)
+        return out if isinstance(out, tuple) else (out,)
+    if declared.autograd_function is None or not _counts_as_cuda(values[0]):
         return NotImplemented
     differentiable = declared.fused_is_differentiable
     if differentiable is not None and differentiable(*values):
         declared.check_call(*values)
         choice = backends.choose(declared, *values)
         if choice.backend == "fused":
-            return backends.run_chosen(choice, values, {})  # PyTorch's own autograd records the call
+            return backends.run_chosen(choice.run, values)  # PyTorch's own autograd records the call
     return declared.autograd_function.apply(*values)
 
 
@@ -60,17 +73,28 @@ def _by_position(declared: "Op", args: Sequence, kwargs: dict) -> Sequence | Non
     return None if declared.required in rest else (*args, *rest)
 
 
-def _is_open(values: Sequence) -> bool:
+def _counts_as_cuda(tensor: Tensor) -> bool:
+    return tensor.is_cuda or (backends.cpu_counts_as_cuda() and tensor.device.type == "cpu")
+
+
+def _is_open(declared: "Op", values: Sequence) -> bool:
+    """Whether nothing but autograd would take part in the call if it went through the dispatcher."""
     first = values[0]
+    if not isinstance(first, Tensor):
+        return False
+    if _counts_as_cuda(first):
+        if torch._C._dispatch_has_kernel_for_dispatch_key(declared.qualified, "CUDA"):
+            return False
+    elif not (first.device.type == "cpu" and backends.hides_native_kernels()):
+        return False
+    for value in values:
+        if isinstance(value, Tensor) and type(value) not in _PLAIN or isinstance(value, (list, tuple)):
+            return False
     return (
-        isinstance(first, Tensor)
-        and (first.is_cuda or (backends.cpu_counts_as_cuda() and first.device.type == "cpu"))
-        and all(type(v) in _PLAIN for v in values if isinstance(v, Tensor))
-        and not any(isinstance(v, (list, tuple)) for v in values)
-        and torch._C._len_torch_dispatch_stack() == 0
-        and not torch._C._is_torch_function_mode_enabled()
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._get_tracing_state() is None
+        _count_dispatch_modes() == 0
+        and not _has_function_mode()
+        and _transformation() is None
+        and _tracing_state() is None
         and forward_ad._current_level < 0
         and not torch.is_autocast_enabled(first.device.type)
     )

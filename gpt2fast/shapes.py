@@ -5,7 +5,7 @@
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -128,21 +128,24 @@ def compile_check(
     Generated code only finds out whether the call fits. Where it does not, ``check`` and ``values.check`` raise the
     error.
     """
-    by_specs: dict[tuple[str, ...], Callable[..., bool]] = {}
-    varying = any(callable(spec) or alternatives(spec) for spec in shapes.values())
+    compiled: dict[tuple, Callable[..., bool]] = {}
     conditions = _values.conditions(rules, tuple(shapes))
-    constant = None if varying else _compile(signature, dict(shapes), conditions)
-
-    by_name = _arguments_by_name(signature)
+    by_name, specs_of, key_of = _arguments_by_name(signature), tuple(shapes.values()), None
+    conditional = [found[1] for spec in specs_of if not callable(spec) and (found := alternatives(spec))]
+    if any(map(callable, specs_of)):
+        key_of = lambda *args, **kwargs: _resolved(specs_of, by_name(*args, **kwargs))  # noqa: E731
+    elif conditional:  # the specs depend on flags alone
+        key_of = _from_arguments(signature, f"({''.join(f'bool({n}), ' for n in conditional)})")
+    constant = None if key_of else _compile(signature, dict(shapes), conditions)
 
     def check_call(*args, **kwargs) -> None:
         fits = constant
         if fits is None:
-            values = by_name(*args, **kwargs)
-            key = tuple([resolve(spec, values) for spec in shapes.values()])
-            fits = by_specs.get(key)
+            key = key_of(*args, **kwargs)
+            fits = compiled.get(key)
             if fits is None:
-                fits = by_specs[key] = _compile(signature, dict(zip(shapes, key)), conditions)
+                specs = _resolved(specs_of, by_name(*args, **kwargs))
+                fits = compiled[key] = _compile(signature, dict(zip(shapes, specs)), conditions)
         if not fits(*args, **kwargs):
             values = by_name(*args, **kwargs)
             _values.check(op, rules, values, check(op, shapes, values))
@@ -150,13 +153,24 @@ def compile_check(
     return check_call
 
 
+def _resolved(specs: Sequence, values: dict[str, Any]) -> tuple[str, ...]:
+    return tuple([resolve(spec, values) for spec in specs])
+
+
 def _arguments_by_name(signature: inspect.Signature) -> Callable[..., dict[str, Any]]:
     """A function that does what ``signature.bind`` and ``apply_defaults`` do, in a tenth of their time."""
-    names = list(signature.parameters)
+    return _from_arguments(signature, f"dict({', '.join(f'{n}={n}' for n in signature.parameters)})")
+
+
+def _from_arguments(signature: inspect.Signature, expression: str) -> Callable[..., Any]:
+    """A function with this signature that returns an expression of its arguments."""
     scope = {f"_{n}": p.default for n, p in signature.parameters.items()}
-    arguments = ", ".join(n if p.default is p.empty else f"{n}=_{n}" for n, p in signature.parameters.items())
-    exec(f"def by_name({arguments}):\n    return dict({', '.join(f'{n}={n}' for n in names)})", scope)
-    return scope["by_name"]
+    return eval(f"lambda {_parameters(signature)}: {expression}", scope)
+
+
+def _parameters(signature: inspect.Signature) -> str:
+    """The parameters as text. The default of ``name`` is a variable ``_name``."""
+    return ", ".join(n if p.default is p.empty else f"{n}=_{n}" for n, p in signature.parameters.items())
 
 
 def _compile(signature: inspect.Signature, specs: dict[str, str], conditions: list[str]) -> Callable[..., bool]:
@@ -198,11 +212,10 @@ def _compile(signature: inspect.Signature, specs: dict[str, str], conditions: li
     head = [f"_{letter} = None" for letter in sorted(letters) if letter.isalpha()]
     lines += [f"if not ({condition}): return False" for condition in conditions]
     scope: dict[str, Any] = {f"_{n}": p.default for n, p in signature.parameters.items()}
-    arguments = ", ".join(n if p.default is p.empty else f"{n}=_{n}" for n, p in signature.parameters.items())
-    text = f"def fits({arguments}):\n" + "\n".join(f"    {line}" for line in [*head, *lines, "return True"])
+    text = "\n".join(f"    {line}" for line in [*head, *lines, "return True"])
     scope |= dict(torch=torch, FAST=frozenset((torch.float32, torch.bfloat16, torch.float16)))
     scope |= dict(lies_in=_values.lies_in, drawable=_values.drawable)
-    exec(text, scope)
+    exec(f"def fits({_parameters(signature)}):\n{text}", scope)
     return scope["fits"]
 
 

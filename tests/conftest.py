@@ -41,6 +41,15 @@ def poisoned():
 
 
 @pytest.fixture
+def ops_as_before():
+    """Takes the ops that a test declares out of OPS again, over which other tests loop."""
+    before = dict(OPS)
+    yield
+    OPS.clear()
+    OPS.update(before)
+
+
+@pytest.fixture
 def two_threads():
     before = torch.get_num_threads()
     yield

@@ -1,5 +1,5 @@
-"""The short way of a GPU call past the dispatcher: its results, its gradients, and which calls may not take it. CPU
-tensors take it here, inside the PTX machine."""
+"""The short way of a call past the dispatcher: its results, its gradients, and which calls may not take it. CPU tensors
+take it here: inside the PTX machine as a GPU's do, and where native kernels are hidden."""
 
 import pytest
 import torch
@@ -10,9 +10,15 @@ pytest.importorskip("triton")
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
 from gpt2fast import direct, ops
+from gpt2fast.backends import choose, use_backend
+from gpt2fast.dtypes import dtype_name
 from gpt2fast.op import OPS, op
-from gpt2fast.testing import ptx
-from gpt2fast.testing.inputs import build
+from gpt2fast.registration import FLOATING
+from gpt2fast.testing import assert_close_to_truth, ptx
+from gpt2fast.testing.contract import name_of
+from gpt2fast.testing.inputs import build, reference, truth, work
+
+pytestmark = pytest.mark.usefixtures("ops_as_before")
 
 
 @pytest.fixture
@@ -142,3 +148,51 @@ def test_columns_that_are_added_for_a_gpus_matrix_units_change_nothing(bias, mon
     assert found[0].is_contiguous() and all(g.is_contiguous() for g in found[1])
     for ours, others in zip(found, expected):
         torch.testing.assert_close(ours, others)
+
+
+RETURNS = [
+    pytest.param(declared, case, id=f"{declared.name}-{name_of(case)}")
+    for declared in OPS.values()
+    if declared.fused_returns is not None
+    for case in declared.cases
+    if work(declared, case) < 1e8
+]
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=dtype_name)
+@pytest.mark.parametrize("declared, case", RETURNS)
+def test_outputs_without_those_for_a_backward_pass_keep_the_rule(declared, case, dtype, monkeypatch):
+    """``fused_returns`` runs where autograd does not record a call, on the CPU without native kernels too."""
+    args = build(declared, case, dtype)
+    with use_backend("fused"):
+        choice = choose(declared, **args)
+        ran, short = [], declared.fused_returns
+        monkeypatch.setattr(declared, "fused_returns", lambda *a, **k: ran.append(1) or short(*a, **k))
+        found = declared(*args.values())
+    assert len(ran) == (choice.backend == "fused")
+    found = found if isinstance(found, tuple) else (found,)
+    plain, true = reference(declared, args), truth(declared, args)
+    assert len(found) == len(declared.returns)
+    for name, *numbers in zip(declared.returns, found, plain, true):
+        assert_close_to_truth(*numbers, name)
+        assert numbers[0].is_contiguous() and numbers[0].dtype == numbers[1].dtype
+
+
+def test_without_native_kernels_a_cpu_call_goes_directly_unless_autograd_records_it():
+    x, weight, bias = torch.randn(2, 64), torch.ones(64), torch.zeros(64)
+    call = OPS["layer_norm"], (x, weight, bias), {}
+    assert direct.run(*call) is NotImplemented  # the native kernel is at the dispatcher's key
+    with use_backend("fused"):
+        assert [out.shape for out in direct.run(*call)] == [x.shape]
+        weight.requires_grad_()
+        assert direct.run(*call) is NotImplemented
+        assert ops.layer_norm(x, weight, bias).grad_fn is not None
+        with torch.no_grad():
+            assert direct.run(*call) is not NotImplemented
+        weight.requires_grad_(False)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert direct.run(*call) is NotImplemented
+        with pytest.raises(ValueError, match=r"weight must have shape \(C,\) = \(64,\), got \(4,\)"):
+            ops.layer_norm(x, weight[:4], bias)
+    with use_backend("reference"):
+        assert len(direct.run(*call)) == 3

@@ -12,6 +12,8 @@ from gpt2fast import use_backend
 from gpt2fast.op import OPS, op
 from gpt2fast.testing import build, checks_of
 
+pytestmark = pytest.mark.usefixtures("ops_as_before")
+
 
 @pytest.mark.parametrize(
     "options, message",

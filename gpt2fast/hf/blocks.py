@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import ops
-from ..block import attend, join, mlp, normalize, project
+from ..block import attend, join, mlp, project
 from ..checks import is_autocast, is_plain, keep_forwards, obstacle, stands_in, weight_obstacle
 from .masks import Visible, from_theirs, maker_obstacle, theirs
 
@@ -31,18 +31,19 @@ class Conv1D(pytorch_utils.Conv1D):
 class LayerNorm(nn.LayerNorm):
     @stands_in(nn.LayerNorm)
     def forward(self, input):
-        if norm_obstacle(self) is not None or (input.dtype != self.weight.dtype and not is_autocast(input)):
+        weight, bias = self.weight, self.bias  # a module's attributes are slow to look up
+        if norm_obstacle(weight, bias) is not None or (input.dtype != weight.dtype and not is_autocast(input)):
             return super().forward(input)
-        return normalize(self, input)
+        return ops.layer_norm(input, weight, bias, self.eps)
 
 
-def norm_obstacle(norm: nn.LayerNorm) -> str | None:
-    """Why no op of ours can compute this norm, or None."""
-    if norm.weight is None or norm.bias is None:
+def norm_obstacle(weight: Tensor | None, bias: Tensor | None) -> str | None:
+    """Why no op of ours can compute a LayerNorm with these parameters, or None."""
+    if weight is None or bias is None:
         return "it has no weight or no bias"
-    if norm.weight.dim() != 1:
+    if weight.dim() != 1:
         return "it normalises over several dimensions"
-    return None if is_plain(norm.weight) else f"its weight is a {type(norm.weight).__name__}"
+    return None if is_plain(weight) else f"its weight is a {type(weight).__name__}"
 
 
 class NewGELUActivation(activations.NewGELUActivation):
@@ -174,7 +175,7 @@ class GPT2Attention(stock.GPT2Attention):
     def _heads(self, x: Tensor, past, encoder: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, T, H, D), and keys and values (B, S, H, D). They are views of the projections and of the cache."""
         if encoder is None:
-            q, k, v = (self._split(t) for t in self.c_attn(x).split(self.split_size, dim=2))
+            q, k, v = self.c_attn(x).unflatten(2, (3, -1, self.head_dim)).unbind(2)
             if past is not None:
                 past = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
                 k, v = past.update(k.transpose(1, 2), v.transpose(1, 2), self.layer_idx)

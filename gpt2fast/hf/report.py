@@ -223,7 +223,7 @@ def _norm(name: str, norm: nn.Module, beside: nn.Module | None) -> Line:
     """The line of a norm. ``beside`` is a module whose weight has the dtype of the norm's input."""
     if not isinstance(norm, blocks.LayerNorm):
         return _leaf(name, norm, (blocks.LayerNorm,), "layer_norm")
-    found = class_obstacle(type(norm)) or blocks.norm_obstacle(norm)
+    found = class_obstacle(type(norm)) or blocks.norm_obstacle(norm.weight, norm.bias)
     given = getattr(getattr(beside, "weight", None), "dtype", None)
     if found is None and given not in (None, norm.weight.dtype) and not is_autocast(norm.weight):
         found = f"its weight is {dtype_name(norm.weight.dtype)}, what it is given {dtype_name(given)}"

@@ -126,9 +126,8 @@ def _fused_unless(q, k, v, mask=None, bias=None, seed=None, causal=True, window=
     return "there is nothing to attend to" if 0 in (*q.shape, *k.shape) else None
 
 
-def _fused(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
-    dtype, bias = q.dtype, None if bias is None else widen(bias)
-    q, k, v = map(widen, (q, k, v))  # in 16 bits, PyTorch's exponential is too inexact for the parity rule of lse
+def _flash(q, k, v, mask, bias, causal, window, scale):
+    """out (B, T, H, D) and lse of PyTorch's flash attention for the CPU, in the dtype of q, k and v."""
     q, k, v, is_causal, added = _sdpa_arguments(q, k, v, mask, bias, causal, window)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         q, k, v, 0.0, is_causal, attn_mask=added, scale=scale
@@ -137,7 +136,18 @@ def _fused(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scal
         nothing = (added == -torch.inf).all(-1)
         lse = lse.masked_fill(nothing, torch.finfo(torch.float32).min)
         out = out.masked_fill(nothing[..., None], 0)
-    return out.transpose(1, 2).to(dtype).contiguous(), lse.contiguous()
+    return out.transpose(1, 2), lse
+
+
+def _fused(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
+    dtype, bias = q.dtype, None if bias is None else widen(bias)
+    q, k, v = map(widen, (q, k, v))  # in 16 bits, PyTorch's exponential is too inexact for the parity rule of lse
+    out, lse = _flash(q, k, v, mask, bias, causal, window, scale)
+    return out.to(dtype).contiguous(), lse.contiguous()
+
+
+def _fused_returns(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scale=None, dropout_p=0.0):
+    return _flash(q, k, v, mask, bias, causal, window, scale)[0].contiguous()
 
 
 @op(
@@ -150,6 +160,7 @@ def _fused(q, k, v, mask=None, bias=None, seed=None, causal=True, window=0, scal
     flops=lambda n: 4 * n["B"] * n["H"] * n["D"] * _pairs(n),
     autocast="lower",
     fused=_fused,
+    fused_returns=_fused_returns,
     fused_unless=_fused_unless,
     baseline=_baseline,
     naive=_naive,

@@ -57,22 +57,31 @@ def _adds_bias_roughly(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() <= FEW_ROWS * x.shape[-1]
 
 
-def _fused(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
+def _before(x, weight, bias, transposed):
+    """x @ W + bias, in x's dtype."""
     x, weight = x.contiguous(), weight.contiguous()  # the reference says why
     if transposed and (missing := _missing(x, weight.shape[0])):
         wider = F.pad(weight, (0, 0, 0, missing)), None if bias is None else F.pad(bias, (0, missing))
-        before = F.linear(x, *wider)[..., : weight.shape[0]].contiguous()
-    elif transposed:
-        before = F.linear(x, weight, bias)
-    elif bias is None:
-        before = x @ weight
-    elif _adds_bias_roughly(x):
-        before = x @ weight + bias
-    else:
-        before = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
+        return F.linear(x, *wider)[..., : weight.shape[0]].contiguous()
+    if transposed:
+        return F.linear(x, weight, bias)
+    if bias is None:
+        return x @ weight
+    if _adds_bias_roughly(x):
+        return x @ weight + bias
+    return torch.addmm(bias, x.view(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
+
+
+def _fused(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
+    before = _before(x, weight, bias, transposed)
     y = _activate(before, activation)
     kept = before if keep_preactivation and activation != "none" else x.new_empty(0)
     return (y if residual is None else y + residual).contiguous(), kept.contiguous()
+
+
+def _fused_returns(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
+    y = _activate(_before(x, weight, bias, transposed), activation)
+    return (y if residual is None else y + residual).contiguous()
 
 
 def _fused_backward(dy, x, weight, transposed=False, want="dx dweight dbias"):
@@ -115,6 +124,7 @@ def _naive(x, weight, bias=None, residual=None, activation="none", transposed=Fa
     flops=lambda n: 2 * n["B"] * n["T"] * n["K"] * n["N"],
     autocast="lower",
     fused=_fused,
+    fused_returns=_fused_returns,
     fused_is_differentiable=_fused_is_differentiable,
     naive=_naive,
 )
