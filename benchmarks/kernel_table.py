@@ -1,13 +1,16 @@
-"""What each kernel in Triton and in CUDA C++ uses of a GPU and what it moves, in a table for each architecture:
-``python -m benchmarks.kernel_table [sm_90 ...] > docs/kernels.md``.
+"""What each kernel in Triton and in CUDA C++ uses of a GPU and what it moves, in a table for each architecture.
+
+``python -m benchmarks.kernel_table > docs/kernels.md`` prints the counts of kernels.json. With ``--count`` it counts
+all kernels anew first. ``python -m benchmarks.kernel_table gelu sm_90`` counts and prints only what is named.
 
 Registers, spills and shared memory are what ptxas says of the compiled code. The PTX machine counts bytes, sectors,
 bank conflicts and operations. All figures are exact and repeatable. None is a time, and no GPU is needed.
 """
 
+import argparse
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -18,7 +21,7 @@ from gpt2fast.op import OPS, Op
 from gpt2fast.testing import ptx
 from gpt2fast.testing.inputs import build, call, cut
 
-from . import cases
+from . import cases, kernel_page
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 GPU_BACKENDS = ("triton", "cuda")
@@ -35,10 +38,6 @@ SHOWN = {  # these cases have enough rows for the tiles of large inputs
     "adamw_": dict(each=[(64, 512), (2048,), (2048,)], step=10),
     "gradient_norm": dict(each=[(64, 512), (2048,), (2048,)]),
 }
-HEADS = (
-    "op", "dtype", "backend", "kernel", "threads", "registers", "spilled bytes", "shared bytes", "occupancy",
-    "bytes / least", "sectors / ideal", "conflicts a request", "products / least",
-)  # fmt: skip
 MATRICES = ("linear", "mlp", "attention", "decode_attention")  # ops whose operations are matrix products
 
 
@@ -105,8 +104,9 @@ def rows(op: Op, dtype: torch.dtype, backend: str, architectures: tuple[str, ...
             ]  # fmt: skip
 
 
-def table(names: list[str], architectures: tuple[str, ...] = ARCHITECTURES) -> str:
-    """The table in Markdown, for the ops named or for all that have a GPU kernel, with the backends side by side."""
+def count(names: Sequence[str] = (), architectures: tuple[str, ...] = ARCHITECTURES) -> dict[str, list[list]]:
+    """The rows of each architecture, for the ops named or for all that have a GPU kernel, with the backends side by
+    side."""
     found: dict[str, list[list]] = {architecture: [] for architecture in architectures}
     for name in names or OPS:
         backends = [backend for backend in GPU_BACKENDS if name in BACKENDS[backend].kernels]
@@ -114,35 +114,28 @@ def table(names: list[str], architectures: tuple[str, ...] = ARCHITECTURES) -> s
             for backend in backends:
                 for architecture, row in rows(OPS[name], dtype, backend, architectures):
                     found[architecture].append(row)
-    parts = []
-    for architecture, lines in found.items():
-        cells = [HEADS, ["---"] * len(HEADS), *(["–" if cell is None else str(cell) for cell in row] for row in lines)]
-        text = "\n".join(f"| {' | '.join(row)} |" for row in cells)
-        parts.append(f"## {architecture}\n\n{text}\n")
-    return "\n".join(parts)
+    return found
 
 
-def main(argv: list[str]) -> int:
-    names, architectures = [a for a in argv if a in OPS], tuple(a for a in argv if a not in OPS)
-    print(INTRODUCTION)
-    print(table(names, architectures or ARCHITECTURES), end="")
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_table", description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="OP|sm_NN", help="count these and print them, write no file")
+    parser.add_argument("--count", action="store_true", help="count all kernels anew (minutes) into kernels.json first")
+    args = parser.parse_args(argv)
+    names = [name for name in args.names if name in OPS]
+    architectures = tuple(name for name in args.names if name not in OPS)
+    if wrong := [name for name in architectures if not re.fullmatch(r"sm_\d+a?", name)]:
+        parser.error(f"names must be ops or architectures such as sm_90, got {wrong[0]!r}")
+    if args.count and args.names:
+        parser.error(f"--count counts all kernels, got also the names {', '.join(args.names)}")
+    if args.names:
+        print(kernel_page.to_markdown(count(names, architectures or ARCHITECTURES)), end="")
+        return 0
+    if args.count:
+        kernel_page.write(count())
+    print(kernel_page.document(kernel_page.read()), end="")
     return 0
 
 
-INTRODUCTION = """# GPU kernels in numbers
-
-Written by `python -m benchmarks.kernel_table`, from compiled code and from the PTX machine's counts; nothing here is
-a time. Bytes, and products on tensor cores, are those of all kernels of an op's call, over what it must move (every
-tensor once) and over what its formula asks for: float32 takes six products of bfloat16 each. No cache is taken away:
-a tile of a product, or a weight, that several programs read counts as often. A sector is 32 bytes. Rows are few.
-Of kernels of one name in a call the one with most registers is shown.
-
-Where the kernels in CUDA C++ move more bytes than those in Triton, it is what the cache holds: layer norm asks for
-weight and bias once a row, linear for the bias once a row and bias_gelu once for four rows, where Triton's programs
-keep them; decode attention's parts are smaller, so that more of them are joined. Its attention of float32 multiplies
-more, as a tile has 64 queries where Triton's has 32, of which causal ones see fewer keys in vain; it has three planes
-of each number in shared memory, so that fewer blocks fit, and none of its registers spill.
-"""
-
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,10 +1,9 @@
 """The contents of the report as tables: the sections for each kind of results, with words and units for readers."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import parity, peak
+from . import kernel_page, parity, peak
 from .units import NONE, between, count, interval, number, percent, quantity, times
 
 RIVALS = {
@@ -238,18 +237,12 @@ UNITS = {"bytes / least": "bytes moved, of the least", "sectors / ideal": "secto
          "products / least": "products, of the least"}  # fmt: skip
 
 
-def of_kernels(path: Path) -> list[Table]:
-    """The tables of docs/kernels.md, one for each architecture. Raises ValueError if the file has none."""
-    parts = re.split(r"^## (\S+)\n", path.read_text(encoding="utf-8"), flags=re.M)[1:]
+def of_kernels(path: Path = kernel_page.COUNTS) -> list[Table]:
+    """The tables of the counts of GPU kernels, one for each architecture. Raises ValueError if the file has none."""
+    header = [UNITS.get(name, name) for name in kernel_page.HEADS]
     found = []
-    for architecture, text in zip(parts[::2], parts[1::2]):
-        lines = [line.strip("| \n").split(" | ") for line in text.splitlines() if line.startswith("|")]
-        header, body = lines[0], lines[2:]
-        if header[:4] != ["op", "dtype", "backend", "kernel"] or any(len(line) != len(header) for line in body):
-            raise ValueError(f"{path}: expected tables of benchmarks.kernel_table, got the columns {header}")
-        rows = [Row([cell.replace("%", "\u00a0%") for cell in line],
-                    dict(dtype=line[1], backend=line[2], architecture=architecture)) for line in body]  # fmt: skip
-        found.append(Table(f"Architecture {architecture}", [UNITS.get(name, name) for name in header], rows, 4))
-    if not found:
-        raise ValueError(f"{path}: expected tables of benchmarks.kernel_table, found none")
+    for architecture, counted in kernel_page.read(path).items():
+        rows = [Row([cell.replace("%", "\u00a0%") for cell in kernel_page.cells(row)],
+                    dict(dtype=row[1], backend=row[2], architecture=architecture)) for row in counted]  # fmt: skip
+        found.append(Table(f"Architecture {architecture}", header, rows, 4))
     return found

@@ -1,8 +1,8 @@
 """The results of runs as one page: ``python -m benchmarks.report FILE.json ... [--out FOLDER | --report FILE.html]``.
 
 The files are what benchmarks.ops, generate, parity and gpu wrote, and what gpt2fast check --json printed. The page has
-a section for each kind. It also has the counts of docs/kernels.md if that file exists. ``write_page`` does the same as
-a function.
+a section for each kind. It also has the counts of GPU kernels, which are shipped in kernels.json. ``write_page`` does
+the same as a function.
 """
 
 import argparse
@@ -11,14 +11,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import output, page, page_gpu, page_tables
+from . import kernel_page, output, page, page_gpu, page_tables
 from .page_tables import Table
 from .table import markdown
 
 KINDS = dict(ops=("machine", "peaks", "rows"), generate=("machine", "peaks", "rows"), parity=("machine", "rows"),
              gpu=("stages",), check=("ops",))  # fmt: skip
 WRITERS = "benchmarks.ops, benchmarks.generate, benchmarks.parity, benchmarks.gpu or gpt2fast check --json"
-KERNELS = Path(__file__).parent.parent / "docs" / "kernels.md"
 
 
 def read_file(path: str | Path) -> dict:
@@ -81,16 +80,16 @@ def joined(one: dict, other: dict) -> dict:
 
 
 def kernel_tables(path: Path | None) -> list[Table]:
-    return page_tables.of_kernels(path) if path is not None and path.exists() else []
+    return page_tables.of_kernels(path) if path is not None else []
 
 
 def write_page(results: Mapping[str, dict] | Sequence[str | Path], path: str | Path,
-               kernels: Path | None = KERNELS) -> None:  # fmt: skip
+               kernels: Path | None = kernel_page.COUNTS) -> None:  # fmt: skip
     """Writes the page, one HTML file that needs no other file.
 
     ``results``: paths of JSON files, or what they hold by kind ("ops", "generate", "parity", "check", "gpu").
-    ``kernels``: the Markdown that benchmarks.kernel_table wrote; if it does not exist, the page has no such section.
-    Raises ValueError for a file that has no results.
+    ``kernels``: the counts that benchmarks.kernel_table wrote; with None the page has no such section.
+    Raises ValueError for a file that has no results or no counts.
     """
     found = dict(results) if isinstance(results, Mapping) else read(results)
     if not found or (unknown := [kind for kind in found if kind not in KINDS]):

@@ -12,7 +12,7 @@ import torch
 from conftest import name_of
 
 from gpt2fast.benchmarks import __main__ as everything
-from gpt2fast.benchmarks import cases, generate, ops, output, parity, peak, report
+from gpt2fast.benchmarks import cases, generate, kernel_page, ops, output, parity, peak, report
 from gpt2fast.op import OPS
 from gpt2fast.testing import assert_close_to_truth, build, inputs, work
 
@@ -245,8 +245,12 @@ def test_bench_runs_as_installed_and_from_any_folder(tmp_path):
         assert gpt2fast.benchmarks.ops.__file__.startswith({str(lib)!r}), gpt2fast.benchmarks.ops.__file__
         peak.ARRAY, peak.STEPS = 4 << 20, 2000
         gpt2fast.benchmarks.cases.bench_cases = lambda op: [dict(B=2, T=3, C=5, approximate="tanh")]
-        sys.exit(cli.main(["bench", "gelu", "--json"]))
+        sys.exit(cli.main(["bench", "gelu", "--json", "--report", "page.html"]))
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [row["dtype"] for row in json.loads(done.stdout)["rows"]] == ["float32", "bfloat16"]
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    for architecture, counted in kernel_page.read().items():
+        assert f"<h3>Architecture {architecture}</h3>" in page
+        assert page.count(f'data-architecture="{architecture}"') == len(counted) > 100

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("triton")
 pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
-from gpt2fast.benchmarks import kernel_table
+from gpt2fast.benchmarks import kernel_page, kernel_table
 from gpt2fast.cuda import MODULES as CUDA
 from gpt2fast.cuda import library
 from gpt2fast.kernels import MODULES as TRITON
@@ -21,7 +21,7 @@ def cells(text: str) -> list[list[str]]:
 
 @pytest.mark.skipif(library.machine_reason() is not None, reason=str(library.machine_reason()))
 def test_rows():
-    text = kernel_table.table(["gelu", "linear"], ("sm_80", "sm_90"))
+    text = kernel_page.to_markdown(kernel_table.count(["gelu", "linear"], ("sm_80", "sm_90")))
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## sm_80", "## sm_90"]
     heads, _, *rows = cells(text.split("## sm_90")[1])
     found = [dict(zip(heads, row, strict=True)) for row in rows]
@@ -44,6 +44,28 @@ def test_the_document_has_every_op_and_architecture():
     for architecture in kernel_table.ARCHITECTURES:
         _, rest = text.split(f"## {architecture}\n")
         heads, _, *rows = cells(rest.split("## ")[0])
-        assert heads == list(kernel_table.HEADS)
+        assert heads == list(kernel_page.HEADS)
         wanted = {(name, "triton") for name in TRITON} | {(name, "cuda") for name in CUDA}
         assert {(row[0], row[2]) for row in rows} == wanted
+
+
+@pytest.mark.parametrize("names, message", [
+    (["gelo"], "names must be ops or architectures such as sm_90, got 'gelo'"),
+    (["--count", "gelu"], "--count counts all kernels, got also the names gelu"),
+])  # fmt: skip
+def test_wrong_names_are_refused_before_anything_is_counted(names, message, monkeypatch, capsys):
+    monkeypatch.setattr(kernel_table, "count", lambda *a: pytest.fail("something was counted"))
+    with pytest.raises(SystemExit, match="2"):
+        kernel_table.main(names)
+    assert message in capsys.readouterr().err
+
+
+def test_counts_that_are_made_anew_are_kept_and_printed(monkeypatch, tmp_path, capsys):
+    kept, path = kernel_page.read(), tmp_path / "kernels.json"
+    made = {architecture: list(rows)[:2] for architecture, rows in kept.items()}
+    monkeypatch.setattr(kernel_table, "count", lambda *a: made)
+    monkeypatch.setattr(kernel_page, "write", lambda counts, write=kernel_page.write: write(counts, path))
+    monkeypatch.setattr(kernel_page, "read", lambda read=kernel_page.read: read(path))
+    assert kernel_table.main(["--count"]) == 0
+    out = capsys.readouterr().out
+    assert out == kernel_page.document(made) != kernel_page.document(kept) and out.count("| triton |") == 3

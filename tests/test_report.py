@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import gpt2fast.ops  # noqa: F401  declares them
-from gpt2fast.benchmarks import drawings, figures, page_gpu, page_tables, parity, report, units
+from gpt2fast.benchmarks import drawings, figures, kernel_page, page_gpu, page_tables, parity, report, units
 from gpt2fast.op import OPS
 from gpt2fast.testing.check import run_check
 
@@ -201,12 +201,37 @@ def test_parity_measures_ops_and_sees_a_wrong_one(half, tmp_path, capsys):
 
 def test_every_row_is_as_long_as_its_header():
     found = all_results()
-    made = [*report.tables(found), *page_tables.of_kernels(ROOT / "docs/kernels.md")]
+    made = [*report.tables(found), *page_tables.of_kernels()]
     assert len(made) >= 12
     for table in made:
         assert table.rows and {len(row.cells) for row in table.rows} == {len(table.header)}, table.title
         for cell in (cell for row in table.rows for cell in row.cells):
             assert not re.search(r"\d[eE][+-]?\d", cell), f"{table.title}: {cell}"
+
+
+def test_the_document_of_kernels_is_made_of_the_counts_that_are_shipped(tmp_path):
+    counts = kernel_page.read()
+    text = (ROOT / "docs/kernels.md").read_text(encoding="utf-8")
+    assert text == kernel_page.document(counts), "run python -m benchmarks.kernel_table > docs/kernels.md"
+    kernel_page.write(counts, tmp_path / "kernels.json")
+    assert (tmp_path / "kernels.json").read_bytes() == kernel_page.COUNTS.read_bytes()
+    tables = page_tables.of_kernels()
+    assert [table.title for table in tables] == [f"Architecture {name}" for name in ("sm_80", "sm_90", "sm_100")]
+    assert [len(table.rows) for table in tables] == [len(rows) for rows in counts.values()]
+    assert all(f"`{head}`" in kernel_page.INTRODUCTION for head in kernel_page.HEADS[4:])
+
+
+@pytest.mark.parametrize("text, message", [
+    ("|", "got text that is no JSON"),
+    ("[]", "got no architectures"),
+    ('{"columns": ["op"], "architectures": {"sm_90": [["gelu"]]}}', r"got the columns ['op']"),
+    (json.dumps(dict(columns=kernel_page.HEADS, architectures=dict(sm_90=[["gelu"]]))), "got rows of sm_90 that are"),
+])  # fmt: skip
+def test_other_counts_of_kernels_are_refused(text, message, tmp_path):
+    path = tmp_path / "kernels.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: expected counts of benchmarks.kernel_table, {message}")):
+        report.write_page(dict(parity=parity_results()), tmp_path / "page.html", kernels=path)
 
 
 def test_what_check_printed_is_there(half, tmp_path, capsys):
