@@ -45,6 +45,9 @@ class BuildExtensions(BuildExtension):
         folder = Path(self.get_ext_fullpath("gpt2fast._C")).parent
         if with_cpu:
             (folder / "_C.built_with").write_text(torch.__version__)
+        if not with_ptx and not self.inplace:  # an earlier build may have left one there, and it would be installed
+            for old in folder.glob("_ptx.*"):
+                old.unlink()
         cuda, out = runpy.run_path("csrc/cuda/build.py"), folder / "_cuda.so"
         if wants_cuda(cuda["find_nvcc"]()) and not cuda["is_current"](out):
             cuda["build"](out)

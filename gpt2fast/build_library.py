@@ -6,7 +6,8 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+import sysconfig
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 MOST_ERRORS, LINES_OF_ERROR = 5, 3
@@ -45,8 +46,16 @@ def need_tools(what: str, otherwise: str) -> None:
         from torch.utils import cpp_extension
     except ImportError as error:  # it imports setuptools, which torch does not bring for every Python
         raise FileNotFoundError(f"{what} needs setuptools ({error}): pip install setuptools") from error
-    if not cpp_extension.is_ninja_available():
+    if not _has_ninja(cpp_extension.is_ninja_available):
         raise FileNotFoundError(f"{what} needs ninja, which is not on PATH: pip install ninja ({otherwise})")
+
+
+def _has_ninja(available: Callable[[], bool]) -> bool:
+    """Whether torch finds ninja. One beside this Python, in an environment that is not activated, is put on PATH."""
+    scripts = sysconfig.get_path("scripts")
+    if not available() and shutil.which("ninja", path=scripts):
+        os.environ["PATH"] = os.pathsep.join(filter(None, (os.environ.get("PATH"), scripts)))
+    return available()
 
 
 def compile_library(

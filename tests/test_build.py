@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gpt2fast
-from gpt2fast import backends, build, build_kernels, compiler_flags, disk_cache, new_op
+from gpt2fast import backends, build, build_kernels, build_library, compiler_flags, disk_cache, new_op
 from gpt2fast.testing import PROMISES, check_op, checks_of, cpu_isa, runnable_isas
 
 ROOT = Path(__file__).parent.parent
@@ -250,7 +250,23 @@ def test_no_compiler(monkeypatch):
         build.load("none", [PACKAGE / "csrc" / "others.cpp"])
 
 
+def test_the_ninja_of_an_environment_that_is_not_activated(monkeypatch, tmp_path):
+    for name, folder in (("c++", "bin"), ("ninja", "scripts")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("#!/bin/sh\necho 1.13\n")
+        (tmp_path / folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(build_library.sysconfig, "get_path", lambda name: str(tmp_path / "empty"))
+    with pytest.raises(FileNotFoundError, match="me needs ninja, which is not on PATH: pip install ninja .or do"):
+        build_library.need_tools("me", "or do")
+    monkeypatch.setattr(build_library.sysconfig, "get_path", lambda name: str(tmp_path / name))
+    build_library.need_tools("me", "or do")
+    assert os.environ["PATH"].split(os.pathsep) == [str(tmp_path / "bin"), str(tmp_path / "scripts")]
+
+
 def test_no_ninja(monkeypatch):
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # put back at the end
     monkeypatch.setattr("torch.utils.cpp_extension.is_ninja_available", lambda: False)
     with pytest.raises(FileNotFoundError, match="pip install ninja"):
         build.load("none", [PACKAGE / "csrc" / "others.cpp"])

@@ -57,6 +57,28 @@ EXTENSIONS = """if True:
 """
 
 
+BUILD = """if True:
+    import sys
+    import torch.utils.cpp_extension
+    from setuptools import distutils
+    torch.utils.cpp_extension.BuildExtension.run = lambda self: None  # compiles nothing
+    command = distutils.core.run_setup("setup.py", stop_after="init").get_command_obj("build_ext")
+    command.build_lib, command.inplace = sys.argv[1], False
+    command.ensure_finalized()
+    command.run()
+"""
+
+
+@pytest.mark.parametrize("wanted", ("0", "1"))
+def test_the_ptx_machine_of_an_earlier_build_is_not_installed(tmp_path, wanted):
+    folder = tmp_path / "gpt2fast"
+    folder.mkdir()
+    (folder / "_ptx.cpython-311.so").touch()
+    environment = os.environ | {"GPT2FAST_PTX": wanted, "GPT2FAST_CPU": "1", "GPT2FAST_CUDA": "0"}
+    subprocess.run([sys.executable, "-c", BUILD, tmp_path], cwd=ROOT, env=environment, check=True)
+    assert [path.name for path in folder.glob("_ptx*")] == ["_ptx.cpython-311.so"] * (wanted == "1")
+
+
 @pytest.mark.parametrize("wanted", (None, "0", "", "1"))
 def test_the_ptx_machine_is_built_on_request_only(wanted):
     """It is compiled with the same flags where it is built and where it is compiled at its first use."""

@@ -117,6 +117,7 @@ def test_what_is_missing_is_named(sources, monkeypatch, capfd, missing, words):
     if missing == "compiler":
         monkeypatch.setenv("CXX", "no-such-compiler")
     elif missing == "ninja":
+        monkeypatch.setenv("PATH", os.environ["PATH"])  # put back at the end
         monkeypatch.setattr("torch.utils.cpp_extension.is_ninja_available", lambda: False)
     elif missing == "setuptools":
         import torch.utils

@@ -4,6 +4,7 @@ Building gpt2fast with ``GPT2FAST_PTX=1`` makes the core. Elsewhere it is compil
 csrc/ptx, which every wheel has. It stays in the cache as long as sources, torch, Python and compiler are the same.
 """
 
+import importlib.machinery
 import importlib.util
 import sys
 import sysconfig
@@ -60,7 +61,8 @@ def find() -> Path | None:
 
 
 def _built() -> Path | None:
-    spec = importlib.util.find_spec(NAME)
+    """The library in the folder of this package. The finder of an editable installation would offer another's."""
+    spec = importlib.machinery.PathFinder.find_spec(NAME, [str(Path(build.__file__).parent)])
     return Path(spec.origin) if spec is not None and spec.origin is not None else None
 
 
