@@ -24,6 +24,7 @@ from .table import markdown, show
 from .timing import ratios, summarise
 
 CASES = ["1x32", "1x512", "1x1023", "8x32", "8x512"]  # batch x prompt; 1023 leaves one position: no decode
+QUICK = ["1x32", "1x512"]
 NEW = {1: 33, 8: 17}
 PEERS = ("native", "drop-in", "sdpa", "eager")
 HEADER = ["case", "dtype", "what", "native", "drop-in", "sdpa", "±%", "native vs sdpa", "q10-q90", "drop-in vs sdpa",
@@ -177,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--dtype", type=parse_list(DTYPES), default=list(DTYPES), metavar="A,B", help="float32,bfloat16"
     )
-    parser.add_argument("--cases", default=",".join(CASES), metavar="BxP,...", help=f"default: {','.join(CASES)}")
+    parser.add_argument("--cases", metavar="BxP,...", help=f"default: {','.join(CASES)}")
     parser.add_argument(
         "--train", type=train.parse_cases, metavar="BxT,...", help="training steps: batch x tokens (default 2x256)"
     )
@@ -188,14 +189,16 @@ def main(argv: list[str] | None = None) -> int:
         "--seconds", type=float, default=10, help="of rounds a case (default 10; at least 2 or 3 rounds)"
     )
     parser.add_argument("--threads", type=int, default=None, help="default: torch's")
-    parser.add_argument("--quick", action="store_true", help="batch 1 after 32 and 512, training on 2x64, 3 rounds")
+    parser.add_argument("--quick", action="store_true", help="cases 1x32 and 1x512, training 2x64, 3 rounds")
     parser.add_argument("--no-fresh", action="store_true", help="leave out memory and time of fresh processes")
     parser.add_argument("--json", type=json_file, nargs="?", const="-", metavar="FILE", help=JSON_HELP)
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
-    names = ["1x32", "1x512"] if args.quick else [name for name in args.cases.split(",") if name]
+    names = QUICK if args.quick else CASES
+    if args.cases is not None:
+        names = [name for name in args.cases.split(",") if name]
     if wrong := [name for name in names if name not in CASES]:
         parser.error(f"case must be one of {', '.join(CASES)}, got {wrong[0]}")
     training = (train.QUICK if args.quick else train.CASES) if args.train is None else args.train

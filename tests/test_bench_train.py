@@ -97,7 +97,7 @@ def test_the_losses_that_are_compared_are_of_draws_that_differ(checkpoint, monke
 
 @pytest.mark.parametrize("options, dtypes, cases", [
     (["--cases", ""], ["float32", "bfloat16"], ["2x256"]),
-    (["--quick", "--dtype", "float32"], ["float32"], ["2x64"]),
+    (["--quick", "--cases", "", "--dtype", "float32"], ["float32"], ["2x64"]),
     (["--cases", "", "--train", "1x8,2x16", "--dtype", "bfloat16"], ["bfloat16"], ["1x8", "2x16"]),
     (["--cases", "", "--train", ""], ["float32", "bfloat16"], []),
 ])  # fmt: skip
@@ -123,6 +123,19 @@ def test_which_steps_the_command_times(options, dtypes, cases, monkeypatch, tmp_
     out, err = capsys.readouterr()
     assert ("training step 2x16 bfloat16: loss: breaks the parity rule" in out) == (bad in cases)
     assert err.count("training step") == len(rows)
+
+
+@pytest.mark.parametrize("options, cases, training", [
+    ([], generate.CASES, train.CASES),
+    (["--quick"], generate.QUICK, train.QUICK),
+    (["--quick", "--cases", "8x32"], ["8x32"], train.QUICK),
+    (["--quick", "--train", "1x32"], generate.QUICK, ["1x32"]),
+])  # fmt: skip
+def test_quick_has_fewer_cases_where_none_are_named(options, cases, training, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(generate, "run", lambda *args: given.append(args) or dict(rows=[]))
+    assert generate.main([*options, "--json"]) == 0
+    assert [(args[1], args[-1]) for args in given] == [(cases, training)]
 
 
 @pytest.mark.parametrize("text", ["2", "0x8", "2x1", "2x1025", "2x8x8", "x8", "2x256,ax8"])
