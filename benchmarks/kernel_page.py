@@ -47,37 +47,62 @@ def cells(row: Sequence[str | int | None]) -> list[str]:
 
 
 def to_markdown(counts: Mapping[str, Rows]) -> str:
-    """A table for each architecture."""
-    parts = []
-    for architecture, rows in counts.items():
-        lines = [HEADS, ["---"] * len(HEADS), *map(cells, rows)]
-        text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        parts.append(f"## {architecture}\n\n{text}\n")
-    return "\n".join(parts)
+    """One table. Where the architectures differ, a cell has a value for each of them, in the order of ``counts``."""
+    lines = [HEADS, ["---"] * len(HEADS)]
+    for rows in zip(*counts.values(), strict=True):
+        columns = zip(*map(cells, rows))
+        lines.append([" / ".join(column if len(set(column)) > 1 else column[:1]) for column in columns])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 INTRODUCTION = """# GPU kernels in numbers
 
-`python -m benchmarks.kernel_table` wrote this page. Each row is a kernel of ours, compiled for the architecture above
-the table. The compiler reports registers and shared memory. The PTX machine ([ptx.md](ptx.md)) runs the kernels on few
-rows of data and counts the rest. Nothing here is a time. A dash means that there is nothing to count.
+Each row of the table below is one of our kernels for GPUs. `python -m benchmarks.kernel_table` wrote this page. The
+registers, spilled bytes and shared bytes are the compiler's figures, and the occupancy follows from them. All figures
+to the right of it were counted on the PTX machine ([ptx.md](ptx.md)), which ran the kernels on few rows of data.
+Nothing here is a time, and no GPU was needed.
 
-- `threads` are those of a block. `registers` are those of a thread. `spilled bytes` are the values of a thread that
-  found no register and went to slow memory. `shared bytes` are the fast memory of a block. `occupancy` is the share of
-  a multiprocessor's places for threads that the kernel can fill with so many registers and so much shared memory.
-- `bytes / least` is what all kernels of a call move, over the bytes of its tensors. A repeated read counts again, even
-  if a cache serves it. `sectors / ideal` is how many pieces of 32 bytes are touched, over the fewest that would do.
-- `conflicts a request` is how many extra turns an access to shared memory takes, as threads want the same bank at once.
-  `products / least` is the call's work on tensor cores, over its formula's. Float32 takes six bfloat16 products each.
+The kernels are compiled for {architectures}. Where a figure differs between them, the cell has one for
+each, in this order. A dash means that there is nothing to count, or that the row of the call's first kernel has the
+figure.
 
-Look for spills and conflicts above 0, and for ratios far above 1. Of variants of a kernel in a call, the one with most
-registers is shown. CUDA C++ moves more than Triton where a cache serves it: for each row, its layer norm reads weight
-and bias again and its linear the bias; bias_gelu does so for every four. Its decode attention has more parts to join.
-Its float32 attention has tiles of 64 queries, not 32, so that more products are masked. It keeps three parts of a
-number in shared memory, so that fewer blocks fit, but no register spills.
+- **op, dtype, backend, kernel**: The op and the dtype say which call was made. Some calls run several kernels. A call
+  may also run several variants of a kernel; the table shows the variant with the most registers.
+- **threads**: The threads of a block. A GPU gives work to its multiprocessors in blocks.
+- **registers**: The registers of a thread. A thread can have at most 255.
+- **spilled bytes**: The bytes that a thread moves to slow memory because its registers do not suffice.
+- **shared bytes**: The shared memory of a block. It is the fast memory through which the threads of a block exchange
+  data.
+- **occupancy**: A multiprocessor has a limited number of places for threads. Occupancy is the share of these places
+  that the kernel can fill. Registers, shared memory and the size of the blocks limit it.
+- **bytes / least**: The bytes that all kernels of the call move, divided by the bytes of the tensors that the call must
+  read or write. Bytes that are read twice count twice, even if a cache serves the second read. The first kernel's row
+  has this figure.
+- **sectors / ideal**: Memory is read and written in sectors of 32 bytes. This is the number of sectors that the kernel
+  touches, divided by the smallest number that could hold the bytes.
+- **conflicts a request**: Shared memory has 32 banks. If threads want different words of one bank at once, they wait
+  for each other. This is the number of extra turns of an access, on average.
+- **products / least**: The operations on tensor cores of all kernels of the call, divided by those of the op's formula.
+  A product of float32 numbers takes six products of bfloat16 numbers, so that 6 is the least for float32.
+  The first kernel's row has this figure.
+
+What to look for: spilled bytes and conflicts should be 0, and the ratios should be near 1. Anything above is work that
+a better kernel might not do. Low occupancy is a problem for kernels that wait for memory, since few other threads can
+run meanwhile.
+
+Some kernels in CUDA C++ have higher figures than those in Triton, for these reasons:
+
+- Layer norm reads weight and bias again for every row, `linear` reads the bias again for every row, and `bias_gelu`
+  reads it again for every four rows. Triton's programs keep them. The cache serves these reads.
+- Decode attention splits the keys into smaller parts, so that more parts are joined at the end.
+- Float32 attention works on tiles of 64 queries, Triton's on tiles of 32. Larger tiles compute more products that the
+  causal mask then hides. The kernel also keeps three bfloat16 parts of each number in shared memory, so that fewer
+  blocks fit on a multiprocessor. In return, none of its registers spill.
 """
 
 
 def document(counts: Mapping[str, Rows]) -> str:
     """The text of docs/kernels.md."""
-    return f"{INTRODUCTION}\n{to_markdown(counts)}"
+    *most, last = counts
+    architectures = f"{', '.join(most)} and {last}" if most else last
+    return f"{INTRODUCTION.format(architectures=architectures)}\n{to_markdown(counts)}"

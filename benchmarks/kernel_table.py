@@ -1,4 +1,4 @@
-"""What each kernel in Triton and in CUDA C++ uses of a GPU and what it moves, in a table for each architecture.
+"""What each kernel in Triton and in CUDA C++ uses of a GPU and what it moves, on each architecture.
 
 ``python -m benchmarks.kernel_table > docs/kernels.md`` prints the counts of kernels.json. With ``--count`` it counts
 all kernels anew first. ``python -m benchmarks.kernel_table gelu sm_90`` counts and prints only what is named.

@@ -218,7 +218,7 @@ def test_the_document_of_kernels_is_made_of_the_counts_that_are_shipped(tmp_path
     tables = page_tables.of_kernels()
     assert [table.title for table in tables] == [f"Architecture {name}" for name in ("sm_80", "sm_90", "sm_100")]
     assert [len(table.rows) for table in tables] == [len(rows) for rows in counts.values()]
-    assert all(f"`{head}`" in kernel_page.INTRODUCTION for head in kernel_page.HEADS[4:])
+    assert all(f"- **{head}**: " in kernel_page.INTRODUCTION for head in kernel_page.HEADS[4:])
 
 
 @pytest.mark.parametrize("text, message", [
