@@ -183,8 +183,9 @@ def sections(found: dict[str, dict], kernels: list[Table]) -> list[Section]:
         made.append(Section("gpu", "Measured on a GPU", content))
     if kernels:
         note = (
-            "Of compiled code and of counts that need no GPU: nothing here is a time, and nothing is of this machine. "
-            "Bytes, and products on tensor cores, are those of all kernels of a call."
+            "These figures come from compiled code and from counts that need no GPU. None of them is a time, and none "
+            "was measured on this machine. Bytes moved, and products on tensor cores, are those of all kernels of a "
+            "call. They stand in the row of its first kernel."
         )
         parts = "".join(noted(table, 3) for table in kernels)
         made.append(Section("kernels", "GPU kernels", f'<h2>GPU kernels</h2><p class="note">{note}</p>{parts}'))
