@@ -3,7 +3,8 @@
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 from ..dtypes import dtype_name
 from ..op import OPS, Op
@@ -19,18 +20,29 @@ SMALL_AS_PTX = 1_000_000  # larger cases that run as PTX on the CPU are cut down
 def runs(op: Op) -> Iterator[dict]:
     """The runs for the parity rule: case, dtype, target and layout. Large cases run on the best CPU kernel only.
 
-    A kernel that runs as PTX must be compiled for every dtype and layout. Layouts other than the first therefore run in
-    one dtype.
+    A kernel that runs as PTX is compiled anew for nearly every run. There, a case therefore runs once in each dtype and
+    once in each layout, and the pairs of dtype and layout change from case to case (see ``_pairs``).
     """
-    for declared in op.cases:
+    for number, declared in enumerate(op.cases):
         for i, target in enumerate(targets_of(op)):
-            case = cut(op, declared, SMALL_AS_PTX) if target.endswith(":ptx") else declared
+            as_ptx = target.endswith(":ptx")
+            case = cut(op, declared, SMALL_AS_PTX) if as_ptx else declared
             small = work(op, case) <= SMALL
             if not small and i and not target.startswith("fused") and not target.endswith(":gpu"):
                 continue
-            for layout in LAYOUTS if small else LAYOUTS[:1]:
-                for dtype in op.dtypes if layout == LAYOUTS[0] or not target.endswith(":ptx") else op.dtypes[-1:]:
-                    yield dict(case=case, dtype=dtype, target=target, layout=layout)
+            layouts = LAYOUTS if small else LAYOUTS[:1]
+            few = as_ptx and len(op.cases) >= len(LAYOUTS)
+            for layout, dtype in _pairs(layouts, op.dtypes, number) if few else product(layouts, op.dtypes):
+                yield dict(case=case, dtype=dtype, target=target, layout=layout)
+
+
+def _pairs(layouts: Sequence[str], dtypes: Sequence, number: int) -> list[tuple]:
+    """The pairs of layout and dtype that the case of this number runs in. Each layout and each dtype is there.
+
+    The dtypes move on by one from case to case, so that three cases have every pair between them.
+    """
+    most = max(len(layouts), len(dtypes))
+    return [(layouts[i % len(layouts)], dtypes[(i + number) % len(dtypes)]) for i in range(most)]
 
 
 def check_op(op: Op) -> list[dict]:
