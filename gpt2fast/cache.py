@@ -152,6 +152,22 @@ class Cache:
             return keys, values
         return keys[:, : self.length], values[:, : self.length]
 
+    def select(self, rows: Tensor) -> None:
+        """Leaves only these rows (N,) int64 of the batch, in this order and in new memory.
+
+        Raises ValueError for a fixed cache, whose tensors must keep their addresses.
+        """
+        if self.fixed:
+            raise ValueError("gpt2fast.Cache: select must not be called on a fixed cache: clear it first")
+        for layer, old in enumerate(self._memory):
+            new = old.new_empty(2, len(rows), *old.shape[2:])
+            new[:, :, :, : self.length] = old[:, rows, :, : self.length]
+            self._memory[layer] = new
+        self.lengths = self.lengths[rows]
+        self.starts = None if self.starts is None else self.starts[rows]
+        self.mask = None if self.mask is None else self.mask[rows]
+        self._view()
+
     def clear(self) -> None:
         """Empties the cache and keeps its memory."""
         self.length, self.lengths = 0, torch.zeros_like(self.lengths)

@@ -40,6 +40,7 @@ class Turns:
         self.real = self.cache.lengths.clone()
         self.tokens, self.positions = self.real[:, None].clone(), self.real[:, None].clone()
         self.seed = self.real.new_zeros(1)
+        self.rows: Tensor | None = None  # the row of the first batch that each row was, for its draws
         self.seen = None
         if options["repetition_penalty"] != 1.0:
             self.seen = self.real.new_full((batch, self.cache.capacity), -1)
@@ -84,6 +85,14 @@ class Turns:
             self.replay = capture(lambda: self._run(model))
         return self.replay()
 
+    def keep(self, places: list[int]) -> None:
+        """Leaves only these rows of the batch, in this order. Their draws stay what they would have been."""
+        index = torch.tensor(places, device=self.real.device)
+        self.rows = index if self.rows is None else self.rows[index]
+        self.cache.select(index)
+        self.real, self.tokens, self.positions = self.real[index], self.tokens[index], self.positions[index]
+        self.seen = None if self.seen is None else self.seen[index]
+
     def record(self, tokens: Tensor, column: int) -> None:
         """Adds the tokens (B,) of that column to those of the repetition penalty."""
         if self.seen is not None:
@@ -103,7 +112,7 @@ class Turns:
             logits[:, banned] = -torch.inf
         if seen is not None and not self.cache.fixed:
             seen = seen[:, : self.cache.length]
-        self.tokens.copy_(ops.sample(logits, self.seed, self.real, seen, **self.options)[:, None])
+        self.tokens.copy_(ops.sample(logits, self.seed, self.real, seen, self.rows, **self.options)[:, None])
 
 
 @contextlib.contextmanager

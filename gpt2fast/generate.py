@@ -40,6 +40,8 @@ def generate(
 ) -> Tensor:
     """Continues each row until its end-of-sequence token, a stop string, or ``max_new_tokens``.
 
+    Once half of the rows have ended, the model runs on the others only, except in a CUDA graph.
+
     Args:
         input_ids: (B, T) int64.
         attention_mask: (B, T), 0 for padding; by default there is none. Batches need padding on the left.
@@ -120,7 +122,8 @@ def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streame
     out[:, :T] = input_ids
     _stream(streamer, input_ids)
     with decoding.turns(model, B, T + plan.most, plan.options, mask is not None, plan.by_graph) as turns:
-        alive, length = set(range(B)), T
+        running, length = list(range(B)), T  # the rows of the batch that the model runs on
+        alive = set(running)
         while length < T + plan.most and alive:
             banned = plan.banned if length - T < plan.least else ()
             if length == T:
@@ -130,16 +133,19 @@ def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streame
             drawn = turns.tokens[:, 0]
             if plan.eos or plan.stops is not None:
                 chosen = drawn.tolist()
-                if len(alive) < B:
-                    chosen = [token if row in alive else plan.pad for row, token in enumerate(chosen)]
+                if len(alive) < len(running):
+                    chosen = [token if row in alive else plan.pad for row, token in zip(running, chosen)]
                     drawn.copy_(torch.tensor(chosen))
-                alive = {row for row in alive if chosen[row] not in plan.eos}
-            out[:, length] = drawn
+                alive = {row for row, token in zip(running, chosen) if row in alive and token not in plan.eos}
+            out[running if len(running) < B else slice(None), length] = drawn
             turns.record(drawn, length)
             length += 1
             if plan.stops is not None:
                 alive = {row for row in alive if not plan.stops.ends(out[row, :length])}
-            _stream(streamer, drawn)
+            _stream(streamer, out[:, length - 1])
+            if 0 < 2 * len(alive) <= len(running) and not plan.by_graph:  # a copy of the cache, at most log2(B) times
+                turns.keep([place for place, row in enumerate(running) if row in alive])
+                running = [row for row in running if row in alive]
     if streamer is not None:
         streamer.end()
     return out[:, :length]

@@ -1,5 +1,7 @@
 """Generation: it gives transformers' texts; padding, ends, stop strings, streamers, seeds, and refused arguments."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from greedy import reference_model
@@ -89,6 +91,38 @@ def test_sampling_stays_among_the_tokens_that_transformers_leaves(model, options
     out = model.generate(ids, max_new_tokens=1, do_sample=True, seed=1, **options)
     allowed = set(logits[0].isfinite().nonzero().flatten().tolist())
     assert set(out[:, -1].tolist()) <= allowed and len(set(out[:, -1].tolist())) > min(len(allowed), 2) - 1
+
+
+@pytest.mark.parametrize("mask", ("none", "left", "holes"))
+@pytest.mark.parametrize(
+    "options", [dict(), dict(do_sample=True, temperature=1.5, seed=7), dict(repetition_penalty=1.7)], ids=str
+)
+def test_rows_that_have_ended_leave_the_batch(model, options, mask, monkeypatch):
+    """The others get the tokens that they would have got, and the model runs on fewer rows."""
+    ids, seen = tokens(7, 6, seed=5), None if mask == "none" else torch.ones(7, 6, dtype=torch.int64)
+    if seen is not None:
+        seen[2, :3] = seen[5, 0] = 0
+        seen[4, 2] = 1 if mask == "left" else 0
+    options |= dict(max_new_tokens=20, pad_token_id=0)
+    ends = {5, *range(60, 90)}
+    want = model.generate(ids, seen, eos_token_id=[], **options)
+    lengths = []
+    for row in want:
+        last = next((i for i in range(6, 26) if int(row[i]) in ends), 25)
+        lengths.append(last + 1)
+        row[last + 1 :] = 0
+    running, forward = [], GPT2.forward
+    monkeypatch.setattr(GPT2, "forward", lambda self, x, *a, **k: running.append(len(x)) or forward(self, x, *a, **k))
+    taken = []
+    streamer = SimpleNamespace(put=lambda t: taken.append(t), end=lambda: None)
+    got = model.generate(ids, seen, eos_token_id=sorted(ends), streamer=streamer, **options)
+    assert torch.equal(got, want[:, : max(lengths)])
+    assert torch.equal(torch.stack(taken[1:], 1), got[:, 6:])
+    alive = [sum(length > 6 + turn for length in lengths) for turn in range(max(lengths) - 6)]
+    expected = [7]
+    for count in alive[1:]:
+        expected.append(count if 2 * count <= expected[-1] else expected[-1])
+    assert running == expected and running[-1] < 7
 
 
 def test_returns_a_tensor_that_training_can_use(model):

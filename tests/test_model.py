@@ -106,6 +106,8 @@ def test_a_fixed_cache_decodes_as_one_that_grows():
         assert fixed.lengths.tolist() == [12, 12] and fixed.length == 6
         with pytest.raises(ValueError, match=r"mask must be None in a fixed cache, got one of \(2, 1\)"):
             model(ids[:, :1], mask=torch.tensor([[True], [False]]), cache=fixed)
+        with pytest.raises(ValueError, match="select must not be called on a fixed cache"):
+            fixed.select(torch.tensor([0]))
 
 
 def test_cache_refuses_what_does_not_fit():
