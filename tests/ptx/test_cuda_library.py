@@ -14,6 +14,8 @@ pytest.importorskip("gpt2fast._ptx", reason="gpt2fast._ptx is not built")
 
 from gpt2fast import disk_cache
 from gpt2fast.cuda import MODULES, library
+from gpt2fast.testing.ptx import cuda as machine_cuda
+from gpt2fast.testing.ptx import load_cuda, toolchain
 from gpt2fast.testing.ptx.toolchain import tool, version
 
 ROOT = Path(__file__).parents[2]
@@ -32,13 +34,45 @@ PEELED = dict(
     cross_entropy_kernel="LLLL", cross_entropy_backward_kernel="LLLLSSSS", loss_and_gradient_kernel="LLLLSSSS"
 )
 
+ARCHITECTURES = ("sm_80", "sm_90")
 PRODUCTS = ("linear", "linear_backward", "mlp_backward")  # these ops use one kernel, the product of two matrices
 
 
-@pytest.fixture(scope="module")
-def built():
-    """The library for two architectures. It takes a minute and a half to compile, so the disk cache keeps it."""
-    archs = "8.0 9.0"
+@functools.cache
+def machine_object(source):
+    """The object file of a source that the PTX machine runs: it holds PTX for sm_80. The op tests compile it too."""
+    linked = []
+    with pytest.MonkeyPatch.context() as patch:
+        link = toolchain.link
+        patch.setattr(machine_cuda, "link", lambda objects, *others: linked.extend(objects) or link(objects, *others))
+        load_cuda(source, flags=library.FLAGS)
+    return linked[0]
+
+
+def code_from_machine_ptx(arch):
+    """The disassembly of the PTX machine's own PTX, compiled for an architecture; sm_80 is as build.py has it."""
+
+    def compile(folder):
+        command = [tool("cuobjdump"), "-xptx", "all", str(file)]
+        subprocess.run(command, cwd=folder, capture_output=True, check=True)
+        (ptx,) = folder.glob("*.ptx")
+        cubin = folder / "kernels.cubin"
+        toolchain.run([tool("nvcc"), "-cubin", f"-arch={arch}", "-lineinfo", "-o", str(cubin), str(ptx)], "nvcc")
+        (folder / "kernels.sass").write_text(disassembly(cubin, arch))
+        return folder / "kernels.sass", []
+
+    found = ""
+    for source in sorted(library.SOURCES.glob("*.cu")):
+        if "__global__" in source.read_text():  # device.cu has no kernel
+            file = machine_object(source)
+            parts = [file.read_bytes(), arch, version("nvcc"), version("cuobjdump")]
+            found += disk_cache.compiled("ptx", parts, "kernels.sass", compile).read_text()
+    return found
+
+
+def code_of_build(arch):
+    """The disassembly of the library that build.py makes. It takes minutes to compile, so the disk cache keeps it."""
+    archs = " ".join(f"{one[3]}.{one[4]}" for one in ARCHITECTURES)
     sources = sorted([*library.SOURCES.iterdir(), *library.SOURCES.parent.glob("*.h")])
 
     def compile(folder):
@@ -48,21 +82,31 @@ def built():
         return folder / "_cuda.so", []
 
     contents = [path.read_bytes() for path in sources if path.is_file()]
-    return disk_cache.compiled("ptx", [*contents, archs, version("nvcc")], "_cuda.so", compile)
+    made = disk_cache.compiled("ptx", [*contents, archs, version("nvcc")], "_cuda.so", compile)
+    return disassembly(made, arch)
 
 
-@functools.cache  # the disassembler takes half a minute
-def machine_code(path, arch):
+def disassembly(file, arch):
+    return toolchain.run([tool("cuobjdump"), "-sass", "-arch", arch, str(file)], "cuobjdump")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param((make, arch), id=f"{make.__name__}-{arch}", marks=marks)
+        for make, marks in ((code_from_machine_ptx, ()), (code_of_build, pytest.mark.slow))
+        for arch in ARCHITECTURES
+    ],
+)
+def found(request):
     """The instructions of each kernel, by the kernel's mangled name."""
-    text = subprocess.run([tool("cuobjdump"), "-sass", "-arch", arch, path], capture_output=True, text=True, check=True)
-    parts = re.split(r"\n\s*Function : (\S+)\n", text.stdout)
+    make, arch = request.param
+    parts = re.split(r"\n\s*Function : (\S+)\n", make(arch))
     return dict(zip(parts[1::2], parts[2::2]))
 
 
-@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
-def test_machine_code(built, arch):
+def test_machine_code(found):
     """No kernel uses local memory. The aligned variants of streaming kernels load and store 128 bits at a time."""
-    found = machine_code(built, arch)
     assert not [name for name, code in found.items() if re.search(r"\b(LDL|STL)\b", code)]
     for kernel in STREAMING:
         variants = {name: code for name, code in found.items() if kernel in name}
@@ -76,10 +120,8 @@ def test_machine_code(built, arch):
                 )
 
 
-@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
-def test_machine_code_of_lists_of_tensors(built, arch):
+def test_machine_code_of_lists_of_tensors(found):
     """The aligned variants access packs of 128 bits. They access tables and the rest of a tensor number by number."""
-    found = machine_code(built, arch)
     packs = dict(adamw_kernel=((16, 12), (12, 10)), gradient_squares_kernel=((16, 0), (8, 0)))  # float32, 16 bits
     for kernel, (float32, half) in packs.items():
         variants = {name: code for name, code in found.items() if kernel in name}
@@ -90,10 +132,8 @@ def test_machine_code_of_lists_of_tensors(built, arch):
         assert len(variants) == 2 * sum("Li1E" in name for name in variants) > 0
 
 
-@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
-def test_machine_code_of_rows_of_any_alignment(built, arch):
+def test_machine_code_of_rows_of_any_alignment(found):
     """Packs have 128 bits, and the ends of a row go one by one. Four packs are read before the first one is used."""
-    found = machine_code(built, arch)
     for kernel, order in PEELED.items():
         variants = {name: code for name, code in found.items() if kernel in name}
         assert len(variants) == (3 if "backward" in kernel else 6)  # dtypes, and with label smoothing
@@ -102,10 +142,8 @@ def test_machine_code_of_rows_of_any_alignment(built, arch):
             assert order in "".join(kind[0] if width.endswith(".128") else "-" for kind, width in accesses), name
 
 
-@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
-def test_machine_code_of_tensor_cores(built, arch):
+def test_machine_code_of_tensor_cores(found):
     """Products run on tensor cores. Aligned 16-bit rows go to shared memory by 16 bytes, not through registers."""
-    found = machine_code(built, arch)
     for kernel in ("attention_kernel", "attention_backward_kernel"):
         variants = {name: code for name, code in found.items() if f"{len(kernel)}{kernel}I" in name}
         assert variants
@@ -122,10 +160,9 @@ def test_machine_code_of_tensor_cores(built, arch):
         assert ("LDGSTS.E.BYPASS.128" in code) == (layout != 3 and "product_kernelIf" not in name), name
 
 
-@pytest.mark.parametrize("arch", ("sm_80", "sm_90"))
-def test_machine_code_of_decode_attention(built, arch):
+def test_machine_code_of_decode_attention(found):
     """Aligned keys and values are loaded by 128 bits. Those of 4 keys are read before the first one is used."""
-    variants = {name: code for name, code in machine_code(built, arch).items() if "decode_attention_kernelI" in name}
+    variants = {name: code for name, code in found.items() if "decode_attention_kernelI" in name}
     assert len(variants) == 18  # dtypes, head sizes, alignments
     for name, code in variants.items():
         widths = re.findall(r"\bLDG\.E([\w.]*)", code)
@@ -133,8 +170,13 @@ def test_machine_code_of_decode_attention(built, arch):
         assert ("L" * 8 in order) if "ELb1E" in name else ("L" not in order), name
 
 
-def test_it_loads_without_a_gpu(built, monkeypatch):
-    """Without a driver nothing is launched, and an error with a name is returned."""
+def test_it_loads_without_a_gpu(monkeypatch):
+    """Without a driver nothing is launched, and an error with a name is returned.
+
+    The library is linked from the objects of the PTX machine, as build.py links its own.
+    """
+    objects = [machine_object(source) for source in BUILD["_files"](())]
+    built = toolchain.link(objects, "_cuda.so", ["-cudart", "static"])
     found = ctypes.CDLL(str(built))
     found.gpt2fast_error_string.restype = ctypes.c_char_p
     assert found.gpt2fast_error_string(1) == b"invalid argument"
