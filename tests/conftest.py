@@ -2,6 +2,10 @@
 
 import os
 
+# The processes of `pytest -n` share the cores. With a thread a core in each, threads would mostly wait for each other.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))  # subprocesses too
+
 import pytest
 import torch
 from torch import Tensor
