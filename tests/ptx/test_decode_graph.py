@@ -102,14 +102,15 @@ def test_another_capture_where_a_launch_would_differ(model, captured):
     both(model, *prompt())
     changes = [
         lambda: SAMPLED,
-        lambda: dict(max_new_tokens=140),
+        lambda: dict(prompt=prompt(T=110)),  # with the new tokens, more than LEAST_COLUMNS
         lambda: setattr(model.h[0].ln_1, "eps", 0.1),
         lambda: setattr(model.h[1].attn, "scale", 0.5),
         lambda: setattr(model.wte, "weight", torch.nn.Parameter(model.wte.weight.detach() * 1.5)),
         lambda: model.bfloat16() and None,
     ]
     for count, change in enumerate(changes, 2):
-        ours, wanted, _ = both(model, *prompt(), **change() or {})
+        options = dict(change() or {})
+        ours, wanted, _ = both(model, *options.pop("prompt", prompt()), **options)
         assert len(captured) == count
         assert torch.equal(ours, wanted)
 
@@ -123,7 +124,7 @@ def test_weights_changed_in_place_need_no_other_capture(model, captured):
 
 
 def test_the_graphs_of_a_model_are_few_and_go_with_it(model, captured):
-    for B in range(1, 7):
+    for B in range(1, decoding.MOST_KEPT + 2):
         both(model, *prompt(B=B, T=3), max_new_tokens=16)
     assert len(decoding._kept[model]) == decoding.MOST_KEPT
     other = GPT2(Config(**SIZES)).eval()
