@@ -39,9 +39,6 @@ export PROMPT MODEL
 demo: $(VENV)/.built
 	@$(BIN)/python -m gpt2fast generate "$$PROMPT" $(if $(MODEL),--model "$$MODEL") -n $(N) --repetition-penalty 1.1
 
-# The processes share the cores, so a thread that waits for others must not spin: it would take their core from them.
-test test-all: export OMP_WAIT_POLICY ?= passive
-
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(TESTS)
 

@@ -2,9 +2,10 @@
 
 import os
 
-# The processes of `pytest -n` share the cores. With a thread a core in each, threads would mostly wait for each other.
-if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(workers))))  # subprocesses too
+# The processes of `pytest -n` share the cores, so a thread that waits for others must not spin: it would take their
+# core from them. OpenMP reads this when torch is imported. Subprocesses get it too.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
