@@ -47,12 +47,16 @@ def compiled(kernel, made, gpu):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_compiles_for_amd(name):
-    """The cases with the fewest and with the most words. The words of a case are what the op is asked for."""
+    """The case with the most words, and with the fewest. The words of a case are what the op is asked for.
+
+    The second case is compiled for one of the GPUs only, except for kernels that the first case does not launch.
+    """
     op = OPS[name]
     cases = [case for case in op.cases if work(op, case)]
-    chosen = [cut(op, case, 100_000) for case in (min(cases, key=len), max(cases, key=len))]
-    for kernel, made in launched(name, chosen):
-        for gpu in AMD:
+    most, fewest = (launched(name, [cut(op, pick(cases, key=len), 100_000)]) for pick in (max, min))
+    known = {kernel for kernel, _ in most}
+    for kernel, made in [*most, *fewest]:
+        for gpu in AMD[:1] if kernel in known and (kernel, made) not in most else AMD:
             assert "hsaco" in compiled(kernel, made, gpu).asm, (kernel, gpu)
 
 
