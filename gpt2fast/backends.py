@@ -136,7 +136,7 @@ def choose(declared: "Op", *args: Any, device: str | None = None, **kwargs: Any)
     if _active == "reference":
         return Choice("reference", declared.reference, {"reference": "backend 'reference' is in force"})
     if _active == "fused":
-        return _without_kernel(declared, {"fused": "backend 'fused' is in force"}, args, kwargs)
+        return _without_kernel(declared, _REQUESTED, args, kwargs)
     device = device or _device(args, kwargs)
     if _stands_for_cuda and device == "cpu":
         device = "cuda"
@@ -177,7 +177,19 @@ def _without_kernel(declared: "Op", objections: dict[str, str], args: Sequence, 
         return Choice("reference", declared.reference, objections)
     if declared.fused_unless is not None and (why := declared.fused_unless(*args, **kwargs)):
         return Choice("reference", declared.reference, objections | {"PyTorch": why})
-    return Choice("fused", declared.fused, objections)
+    return (
+        _by_request(declared, declared.fused)
+        if objections is _REQUESTED
+        else Choice("fused", declared.fused, objections)
+    )
+
+
+_REQUESTED = {"fused": "backend 'fused' is in force"}
+
+
+@functools.lru_cache(256)
+def _by_request(declared: "Op", fused: Callable) -> Choice:
+    return Choice("fused", fused, _REQUESTED)
 
 
 def records(args: Sequence) -> bool:

@@ -73,7 +73,7 @@ def join(linear: Any, x: Tensor, residual: Tensor | None, dropout: Step | None =
     the product has a lower dtype than the residual stream, so that the sum is a second op.
     """
     if bare and dropout is None and residual is not None and x.dtype == residual.dtype and not is_autocast(x):
-        return ops.linear(x, linear.weight, linear.bias, residual)
+        return ops.linear(x, linear.weight, linear.bias, residual, "none", False, False)
     y = linear(x)
     y = y if dropout is None else dropout(y)
     return y if residual is None else residual + y

@@ -44,25 +44,31 @@ def stands_in(kind: type) -> Callable:
 
 def obstacle(module: nn.Module, stock: tuple[type, ...]) -> str | None:
     """Why ``module`` must be called as a module, or None where a call does no more than its stock class' formula."""
-    own = module.__dict__
-    if type(module) not in stock:
-        return f"{_name(type(module))} is not the stock class"
+    own, kind = module.__dict__, type(module)
+    if kind not in stock:
+        return f"{_name(kind)} is not the stock class"
     if "forward" in own and not is_own_forward(module, own["forward"]):
         return f"its forward is replaced by {_source(own['forward'])}"
-    if found := class_obstacle(type(module)):
-        return found
+    for base, known in _FORWARDS.get(kind, ()):  # as class_obstacle, but without a call: this runs for every call
+        if base.forward is not known:
+            return class_obstacle(kind)
     if "_compiled_call_impl" in own:
         return "it is compiled on its own"
+    if own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]:
+        if found := _hook_obstacle(own):
+            return found
+    return "a hook on all modules is registered" if _has_any_global_hook() else None
+
+
+def _hook_obstacle(own: dict) -> str | None:
     if own["_forward_pre_hooks"]:
         return "it has a forward pre-hook"
     if own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return "it has a backward hook"
     # transformers captures attentions by hooks. These see None from every fused attention, transformers' own included,
     # so that nothing is lost without them.
-    if own["_forward_hooks"] and any(getattr(h, "__module__", "") != _CAPTURE for h in own["_forward_hooks"].values()):
+    if any(getattr(hook, "__module__", "") != _CAPTURE for hook in own["_forward_hooks"].values()):
         return "it has a forward hook"
-    if _has_any_global_hook():
-        return "a hook on all modules is registered"
     return None
 
 

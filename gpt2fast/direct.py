@@ -22,7 +22,7 @@ from . import backends
 if TYPE_CHECKING:
     from .op import Op
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
 _count_dispatch_modes = torch._C._len_torch_dispatch_stack
 _has_function_mode = torch._C._is_torch_function_mode_enabled
 _transformation = torch._C._functorch.peek_interpreter_stack
@@ -34,18 +34,19 @@ def run(declared: "Op", args: Sequence, kwargs: dict) -> Any:
 
     The outputs in ``saves`` may be missing where autograd does not record the call.
     """
-    values = _by_position(declared, args, kwargs)
+    whole = not kwargs and len(args) == len(declared.names)
+    values = args if whole else _by_position(declared, args, kwargs)
     if values is None or declared.mutates or not _is_open(declared, values):
         return NotImplemented
     records = torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
     if not records:
         declared.check_call(*values)
         choice = backends.choose(declared, *values)
-        if choice.backend != "fused" or declared.fused_returns is None:
-            return backends.run_chosen(choice.run, values)
-        out = backends.run_chosen(declared.fused_returns, values)
-        return out if isinstance(out, tuple) else (out,)
-    if declared.autograd_function is None or not _counts_as_cuda(values[0]):
+        short = declared.fused_returns is not None and choice.backend == "fused"
+        function = declared.fused_returns if short else choice.run
+        out = backends.run_chosen(function, values) if values[0].is_cuda else function(*values)
+        return (out,) if short and not isinstance(out, tuple) else out
+    if declared.autograd_function is None or not (values[0].is_cuda or backends.cpu_counts_as_cuda()):
         return NotImplemented
     differentiable = declared.fused_is_differentiable
     if differentiable is not None and differentiable(*values):
@@ -73,22 +74,18 @@ def _by_position(declared: "Op", args: Sequence, kwargs: dict) -> Sequence | Non
     return None if declared.required in rest else (*args, *rest)
 
 
-def _counts_as_cuda(tensor: Tensor) -> bool:
-    return tensor.is_cuda or (backends.cpu_counts_as_cuda() and tensor.device.type == "cpu")
-
-
 def _is_open(declared: "Op", values: Sequence) -> bool:
     """Whether nothing but autograd would take part in the call if it went through the dispatcher."""
     first = values[0]
     if not isinstance(first, Tensor):
         return False
-    if _counts_as_cuda(first):
+    if first.is_cuda or (first.is_cpu and backends.cpu_counts_as_cuda()):
         if torch._C._dispatch_has_kernel_for_dispatch_key(declared.qualified, "CUDA"):
             return False
-    elif not (first.device.type == "cpu" and backends.hides_native_kernels()):
+    elif not (first.is_cpu and backends.hides_native_kernels()):
         return False
-    for value in values:
-        if isinstance(value, Tensor) and type(value) not in _PLAIN or isinstance(value, (list, tuple)):
+    for place in declared.tensor_places:
+        if type(values[place]) not in _PLAIN:
             return False
     return (
         _count_dispatch_modes() == 0

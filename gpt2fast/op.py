@@ -73,6 +73,7 @@ class Op:
         self.names = tuple(self.signature.parameters)
         self.defaults = tuple(p.default for p in self.signature.parameters.values())
         self.tensors = tuple(n for n, p in self.signature.parameters.items() if _holds_tensor(p.annotation))
+        self.tensor_places = tuple(self.names.index(n) for n in self.tensors)
         self.optional = tuple(n for n in self.tensors if self.signature.parameters[n].default is None)
         self.outputs = self.returns + self.saves
 
@@ -231,7 +232,8 @@ def op(
         fused: PyTorch's own fastest way to compute all outputs within the parity rule. It runs the calls that no kernel
             covers. Without it, the reference runs them.
         fused_returns: the same for the outputs in ``returns`` alone, where that takes less time. It runs in place of
-            ``fused`` where autograd does not record the call and the call does not go through torch's dispatcher.
+            ``fused`` where autograd does not record the call and the call does not go through torch's dispatcher. It
+            needs ``saves``.
         fused_unless: function that returns why ``fused`` must not run a call, or None. The reference runs it instead.
         fused_is_differentiable: function that tells whether PyTorch's autograd through ``fused`` does the same for a
             call as the fused backward. On a GPU, PyTorch's autograd is then used, which takes less time on the host.
@@ -254,6 +256,8 @@ def op(
         functions = dict(fused=fused, fused_returns=fused_returns, fused_unless=fused_unless)
         functions |= dict(baseline=baseline, naive=naive, fused_is_differentiable=fused_is_differentiable)
         _check_functions(f"{namespace}::{name}", signature, **functions)
+        if fused_returns is not None and (fused is None or not saves):
+            raise ValueError(f"{namespace}::{name}: fused_returns= must come with fused= and saves=, got it alone")
         check_call = _shapes.compile_check(f"{namespace}::{name}", signature, shapes, rules)
 
         @functools.wraps(function)

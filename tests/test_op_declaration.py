@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("ops_as_before")
         ),
         (dict(values=dict(factor="[0, 1]")), "values= must name arguments, x, scale, got 'factor'"),
         (dict(values=dict(x="[0, C) or limit")), "values= must name arguments, x, scale, got 'limit'"),
+        (dict(fused_returns=lambda x, scale: x), "fused_returns= must come with fused= and saves=, got it alone"),
         (dict(autocast="bfloat16"), "autocast must be 'lower', 'float32' or 'widest', got 'bfloat16'"),
     ],
 )

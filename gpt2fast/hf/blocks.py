@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2 import modeling_gpt2 as stock
 
 from .. import ops
-from ..block import attend, join, mlp, project
+from ..block import attend, join, mlp
 from ..checks import is_autocast, is_plain, keep_forwards, obstacle, stands_in, weight_obstacle
 from .masks import Visible, from_theirs, maker_obstacle, theirs
 
@@ -23,9 +23,10 @@ _SDPA_OPTIONS = ("is_causal", "position_bias", "softcap", "cache")
 class Conv1D(pytorch_utils.Conv1D):
     @stands_in(pytorch_utils.Conv1D)
     def forward(self, x):
-        if not is_plain(self.weight):
+        weight = self.weight
+        if not is_plain(weight):
             return super().forward(x)
-        return project(self, x)
+        return ops.linear(x, weight, self.bias, None, "none", False, False)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -91,11 +92,11 @@ def dropout_obstacle(dropout: nn.Module) -> str | None:
     return obstacle(dropout, DROPOUT) or ("dropout is active" if dropout.training and dropout.p > 0 else None)
 
 
-def act_obstacle(mlp: nn.Module) -> str | None:
-    """Why the activation of an MLP cannot be fused into the product before it, or None."""
-    if type(mlp.act) not in ACTIVATIONS:
+def act_obstacle(act: nn.Module, c_fc: nn.Module) -> str | None:
+    """Why an activation cannot be fused into the product c_fc before it, or None."""
+    if type(act) not in ACTIVATIONS:
         return "its activation is no GELU"
-    return obstacle(mlp.act, (type(mlp.act),)) or linear_obstacle(mlp.c_fc)
+    return obstacle(act, (type(act),)) or linear_obstacle(c_fc)
 
 
 def _needed(dropout: nn.Module) -> nn.Module | None:
@@ -108,9 +109,9 @@ class GPT2MLP(stock.GPT2MLP):
         return self.run(hidden_states, None)
 
     def run(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        fused = ACTIVATIONS[type(self.act)] if act_obstacle(self) is None else None
-        dropout, bare = _needed(self.dropout), linear_obstacle(self.c_proj) is None
-        return mlp(self.c_fc, self.c_proj, x, residual, fused, self.act, dropout, bare)
+        act, c_fc, c_proj = self.act, self.c_fc, self.c_proj
+        fused = ACTIVATIONS[type(act)] if act_obstacle(act, c_fc) is None else None
+        return mlp(c_fc, c_proj, x, residual, fused, act, _needed(self.dropout), linear_obstacle(c_proj) is None)
 
 
 def attention_obstacle(attn: nn.Module, options: dict) -> str | None:
@@ -170,12 +171,14 @@ class GPT2Attention(stock.GPT2Attention):
             k, v = k[:, : mask.length], v[:, : mask.length]
         p = self.attn_dropout.p if self.training else 0.0
         y = attend(q, k, v, mask.padding, scale=self.scaling, dropout=p, bias=mask.bias, causal=mask.causal)
-        return join(self.c_proj, y, residual, _needed(self.resid_dropout), linear_obstacle(self.c_proj) is None)
+        c_proj = self.c_proj
+        return join(c_proj, y, residual, _needed(self.resid_dropout), linear_obstacle(c_proj) is None)
 
     def _heads(self, x: Tensor, past, encoder: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q (B, T, H, D), and keys and values (B, S, H, D). They are views of the projections and of the cache."""
         if encoder is None:
-            q, k, v = self.c_attn(x).unflatten(2, (3, -1, self.head_dim)).unbind(2)
+            B, T = x.shape[:2]
+            q, k, v = self.c_attn(x).reshape(B, T, 3, -1, self.head_dim).unbind(2)
             if past is not None:
                 past = past.self_attention_cache if isinstance(past, EncoderDecoderCache) else past
                 k, v = past.update(k.transpose(1, 2), v.transpose(1, 2), self.layer_idx)

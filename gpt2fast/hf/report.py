@@ -282,7 +282,7 @@ def _mlp_lines(name: str, mlp: nn.Module, fused: bool) -> Iterator[Line]:
     if found := obstacle(mlp, (blocks.GPT2MLP,)):
         yield _own(name, mlp, f"called as a module: {found}")
     act = mlp.act
-    if (why := blocks.act_obstacle(mlp)) is None:
+    if (why := blocks.act_obstacle(mlp.act, mlp.c_fc)) is None:
         yield _line(_join(name, "c_fc"), mlp.c_fc, "linear", blocks.ACTIVATIONS[type(act)])
     else:
         line = _leaf(_join(name, "c_fc"), mlp.c_fc, (blocks.Conv1D,), "linear")

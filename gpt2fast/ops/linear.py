@@ -54,7 +54,7 @@ def _adds_bias_roughly(x: Tensor) -> bool:
 
     That is so for up to 9 rows, or for the last ones of a few more rows.
     """
-    return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() <= FEW_ROWS * x.shape[-1]
+    return x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() <= FEW_ROWS * x.shape[-1]
 
 
 def _before(x, weight, bias, transposed):
