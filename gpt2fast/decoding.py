@@ -13,8 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from . import backends, ops
+from . import backends, ops, step
 from .cuda import library
+from .step import Step
 
 GPU_BACKENDS = ("triton", "cuda")  # their kernels neither make the host wait nor read values on it
 LEAST_TURNS = 16  # fewer turns in a call are not worth a capture, which takes as long as some turns
@@ -45,6 +46,7 @@ class Turns:
         if options["repetition_penalty"] != 1.0:
             self.seen = self.real.new_full((batch, self.cache.capacity), -1)
         self.padded = self.compiled = False
+        self.step: Step | None = None  # the C++ call that stands for the model in turns after the first
         self.replay: Callable[[], None] | None = None
 
     def begin(self, model: Any, prompt: Tensor, mask: Tensor | None, seed: Tensor, banned: Sequence[int]) -> None:
@@ -63,7 +65,9 @@ class Turns:
             self.seen.fill_(-1)[:, :T] = prompt
             if mask is not None:  # as in transformers, only padding on the left does not count
                 self.seen[:, :T].masked_fill_(mask.cumsum(1) == 0, -1)
-        self._draw(model(prompt, positions, mask, self.cache, logits_to_keep=1), banned)
+        self._draw(model(prompt, positions, mask, self.cache, logits_to_keep=1)[:, -1], banned)
+        if not self.by_graph and self.cache.mask is None and step.obstacle(model) is None:
+            self.step = step.Step(model, len(prompt))
 
     def next(self, model: Any, banned: Sequence[int]) -> None:
         """Runs the model on the tokens that were drawn last and draws the next ones.
@@ -85,13 +89,14 @@ class Turns:
             self.replay = capture(lambda: self._run(model))
         return self.replay()
 
-    def keep(self, places: list[int]) -> None:
+    def keep(self, model: Any, places: list[int]) -> None:
         """Leaves only these rows of the batch, in this order. Their draws stay what they would have been."""
         index = torch.tensor(places, device=self.real.device)
         self.rows = index if self.rows is None else self.rows[index]
         self.cache.select(index)
         self.real, self.tokens, self.positions = self.real[index], self.tokens[index], self.positions[index]
         self.seen = None if self.seen is None else self.seen[index]
+        self.step = None if self.step is None else step.Step(model, len(places))
 
     def record(self, tokens: Tensor, column: int) -> None:
         """Adds the tokens (B,) of that column to those of the repetition penalty."""
@@ -104,10 +109,14 @@ class Turns:
         if self.padded or self.cache.fixed:
             self.positions += 1
             positions = self.positions
-        self._draw(model(self.tokens, positions, None, self.cache, logits_to_keep=1), banned)
+        if self.step is not None:
+            logits = self.step.logits(self.tokens, positions, self.cache)
+        else:
+            logits = model(self.tokens, positions, None, self.cache, logits_to_keep=1)[:, -1]
+        self._draw(logits, banned)
 
     def _draw(self, logits: Tensor, banned: Sequence[int]) -> None:
-        logits, seen = logits[:, -1], self.seen
+        seen = self.seen
         if banned:
             logits[:, banned] = -torch.inf
         if seen is not None and not self.cache.fixed:

@@ -144,7 +144,7 @@ def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streame
                 alive = {row for row in alive if not plan.stops.ends(out[row, :length])}
             _stream(streamer, out[:, length - 1])
             if 0 < 2 * len(alive) <= len(running) and not plan.by_graph:  # a copy of the cache, at most log2(B) times
-                turns.keep([place for place, row in enumerate(running) if row in alive])
+                turns.keep(model, [place for place, row in enumerate(running) if row in alive])
                 running = [row for row in running if row in alive]
     if streamer is not None:
         streamer.end()

@@ -209,6 +209,18 @@ class GPT2(nn.Module):
                 return f"{name or 'the model'}: {found}"
         return None
 
+    def step_obstacle(self) -> str | None:
+        """Why one call of C++ (step.py) must not replace the calls of the modules, or None."""
+        if found := self.graph_obstacle():
+            return found
+        c, eps = self.config, self.config.layer_norm_epsilon
+        for index, block in enumerate(self.h):
+            attn = block.attn
+            found = attn.layer, attn.n_head, attn.scale, block.mlp.fused, block.ln_1.eps, block.ln_2.eps
+            if found != (index, c.n_head, c.scale(index), activations.FUSED.get(c.activation_function), eps, eps):
+                return f"h.{index}: its settings are not the config's"
+        return None if self.ln_f.eps == eps else "ln_f: its eps is not the config's"
+
     generate = generate
 
     def new_cache(self, batch: int, capacity: int = 64) -> Cache:

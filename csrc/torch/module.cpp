@@ -5,6 +5,7 @@
 
 #include "coverage.h"
 #include "declare.h"
+#include "decode_step.h"
 #include "guard.h"
 #include "joint.h"
 #include "launch.h"
@@ -76,5 +77,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "Of the tensors of lists, and the sizes of the first list's, as bytes of int64, or None");
   m.def("measure_peak", &gpt2fast::measure_peak, pybind11::arg("what"), pybind11::arg("x"),
         pybind11::arg("y") = py::none(), pybind11::arg("repeats") = 0);
+  gpt2fast::bind_decode_step(m);
   m.def("guard_memory", &gpt2fast::guard_memory, "For tests: guard bytes around every CPU tensor");
 }

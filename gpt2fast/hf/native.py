@@ -86,6 +86,8 @@ class Bare(GPT2):
     def graph_obstacle(self) -> None:
         """None, because stock_obstacle has checked the model already."""
 
+    step_obstacle = graph_obstacle
+
 
 def run_block(block: nn.Module, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
     """Runs a block of stock parts without dropout on x (B, T, C), by the formulas only."""

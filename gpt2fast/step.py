@@ -1,0 +1,80 @@
+"""A decoding step on a CPU as one call of C++, csrc/torch/decode_step.cpp.
+
+It runs the kernels of the ops with the same arguments, so that the logits have the same bits. What it leaves out is the
+time between the ops: Python, the dispatcher, and a parallel region for each op.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import activations, backends
+from .cache import Cache
+from .checks import is_autocast
+from .extension import _C
+from .op import OPS
+
+STAND_FOR = ("embedding", "layer_norm", "linear", "decode_attention")  # the ops whose kernels the step runs
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def obstacle(model: Any) -> str | None:
+    """Why a step of this model must call the modules and ops, or None.
+
+    ``model`` is a ``GPT2`` or a ``Bare``, in evaluation mode.
+    """
+    weight, config = model.wte.weight, model.config
+    if _C is None:
+        return "the C++ kernels are not built"
+    if backends.active() not in ("auto", "cpu") or backends.cpu_counts_as_cuda():
+        return f"backend {backends.active()!r} is in force"
+    for name in STAND_FOR:
+        if OPS[name].reference.__module__ != f"{__package__}.ops.{name}":
+            return f"the op {name} was declared again"
+    if torch.is_grad_enabled() or is_autocast(weight):
+        return "autograd or autocast is on"
+    if torch._C._len_torch_dispatch_stack() or torch._C._is_torch_function_mode_enabled():
+        return "a mode of torch sees every op"
+    if found := model.step_obstacle():
+        return found
+    if config.activation_function not in activations.FUSED:
+        return f"activation {config.activation_function!r} is not part of the kernels"
+    for name, parameter in model.named_parameters():
+        if type(parameter) not in _PLAIN or not parameter.is_cpu or not parameter.is_contiguous():
+            return f"{name} is no contiguous tensor on the CPU"
+        if parameter.dtype != weight.dtype:
+            return f"{name} is {parameter.dtype}, wte.weight is {weight.dtype}"
+    example = weight.new_empty(1, 1, 1, config.head_size)
+    return _C.cpu_objection(OPS["decode_attention"].qualified, example)
+
+
+class Step:
+    """The step of a model for batches of one size, with the parameters that the model has now."""
+
+    def __init__(self, model: Any, batch: int):
+        config = model.config
+        layers, scales = [], []
+        for index, block in enumerate(model.h):
+            attn, mlp = block.attn, block.mlp
+            parts = (block.ln_1, attn.c_attn, attn.c_proj, block.ln_2, mlp.c_fc, mlp.c_proj)
+            layers.append([tensor for part in parts for tensor in (part.weight, part.bias)])
+            scales.append(config.scale(index))
+        head = model.wte if model.lm_head is None else model.lm_head
+        self._native = _C.DecodeStep(
+            batch, config.n_head, config.layer_norm_epsilon, activations.FUSED[config.activation_function],
+            layers, scales, model.wte.weight, model.wpe.weight, model.ln_f.weight, model.ln_f.bias, head.weight,
+        )  # fmt: skip
+        self._keys: list[Tensor] | None = None
+
+    def logits(self, tokens: Tensor, positions: Tensor | None, cache: Cache) -> Tensor:
+        """Adds one token for each row to the cache and returns the logits (B, V). The next call overwrites them.
+
+        tokens (B, 1) and positions (B, 1) int64; by default, positions continue from the cache's length.
+        """
+        column = cache.length
+        cache.advance(1)
+        if self._keys is not cache.keys:  # the cache has new memory
+            self._native.set_cache(cache.keys, cache.values)
+            self._keys = cache.keys
+        return self._native.logits(tokens, positions, cache.lengths, cache.starts, column)
