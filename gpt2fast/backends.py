@@ -17,8 +17,8 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,8 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The implementation that runs a call: ``"fused"``, ``"reference"`` or the name of a backend.
 
     ``objections`` says, for each backend that was asked before, why it does not run the call.
@@ -47,7 +46,7 @@ class Choice:
 
     backend: str
     run: Callable
-    objections: dict[str, str] = field(default_factory=dict)
+    objections: Mapping[str, str] = MappingProxyType({})
 
     @property
     def why(self) -> str | None:
@@ -136,7 +135,7 @@ def choose(declared: "Op", *args: Any, device: str | None = None, **kwargs: Any)
     if _active == "reference":
         return Choice("reference", declared.reference, {"reference": "backend 'reference' is in force"})
     if _active == "fused":
-        return _without_kernel(declared, _REQUESTED, args, kwargs)
+        return _without_kernel(declared, {"fused": "backend 'fused' is in force"}, args, kwargs)
     device = device or _device(args, kwargs)
     if _stands_for_cuda and device == "cpu":
         device = "cuda"
@@ -177,19 +176,7 @@ def _without_kernel(declared: "Op", objections: dict[str, str], args: Sequence, 
         return Choice("reference", declared.reference, objections)
     if declared.fused_unless is not None and (why := declared.fused_unless(*args, **kwargs)):
         return Choice("reference", declared.reference, objections | {"PyTorch": why})
-    return (
-        _by_request(declared, declared.fused)
-        if objections is _REQUESTED
-        else Choice("fused", declared.fused, objections)
-    )
-
-
-_REQUESTED = {"fused": "backend 'fused' is in force"}
-
-
-@functools.lru_cache(256)
-def _by_request(declared: "Op", fused: Callable) -> Choice:
-    return Choice("fused", fused, _REQUESTED)
+    return Choice("fused", declared.fused, objections)
 
 
 def records(args: Sequence) -> bool:

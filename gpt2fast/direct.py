@@ -6,8 +6,9 @@ an op registered from Python, the dispatcher takes more time on the host than mo
 A call takes the short path where nothing but autograd would take part in it: no autocast, torch.func, torch.compile or
 dispatch mode, no tensor of a subclass, no list of tensors, no argument that the op changes in place, and no CUDA kernel
 that someone registered with the dispatcher. On a CPU, autograd must not record the call either. Every other call goes
-through the dispatcher, with the same results. Inside ``ptx.machine()``, CPU tensors take the short path as CUDA tensors
-do, so that it is tested without a GPU.
+through the dispatcher. Its results are the same, or as exact where ``fused_returns=`` stands in for ``fused=``.
+
+Inside ``ptx.machine()``, CPU tensors take the short path as CUDA tensors do, so that it is tested without a GPU.
 """
 
 from collections.abc import Callable, Sequence

@@ -70,8 +70,12 @@ class Step:
     def logits(self, tokens: Tensor, positions: Tensor | None, cache: Cache) -> Tensor:
         """Adds one token for each row to the cache and returns the logits (B, V). The next call overwrites them.
 
-        tokens (B, 1) and positions (B, 1) int64; by default, positions continue from the cache's length.
+        tokens (B, 1) and positions (B, 1) int64; by default, positions continue from the cache's length. Raises
+        ValueError or TypeError for a wrong shape or dtype, a token or position out of range, or a cache that does not
+        fit.
         """
+        if cache.mask is not None or cache.fixed:
+            raise ValueError("gpt2fast.Step: cache must have no mask but padding on the left, and must not be fixed")
         column = cache.length
         cache.advance(1)
         if self._keys is not cache.keys:  # the cache has new memory

@@ -10,11 +10,23 @@ import torch
 from conftest import checks
 
 from gpt2fast import backends
+from gpt2fast.op import OPS
+from gpt2fast.testing.check import runs
+from gpt2fast.testing.contract import keeps_the_parity_rule
 
 
 @pytest.mark.parametrize("check", checks("parity"), ids=str)
 def test_parity(check):
     check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", [op for op in OPS.values() if op.namespace == "gpt2fast"], ids=lambda op: op.name)
+def test_parity_as_ptx_in_every_pair_of_dtype_and_layout(op):
+    """The ordinary run takes a third of these pairs for each case, others for the next case."""
+    for run in runs(op, every_pair=True):
+        if run["target"].endswith(":ptx"):
+            keeps_the_parity_rule(op, **run)
 
 
 def test_the_guard_finds_a_write_past_the_end():

@@ -198,6 +198,10 @@ def test_refused():
         cache.clear()
         with pytest.raises(ValueError, match=r"keys and values must be \(1, S, 4, 12\) Float on the CPU"):
             native.logits(one, None, model.new_cache(2, 4))
+        fixed = model.new_cache(1, 4)
+        fixed.fix()
+        with pytest.raises(ValueError, match="cache must have no mask but padding on the left, and must not be fixed"):
+            native.logits(one, None, fixed)
         expected = model(one, cache=model.new_cache(1, 4))[:, -1]
         assert torch.equal(native.logits(one, None, cache), expected)
 

@@ -40,12 +40,6 @@ Tensor checked(const Tensor& t, at::IntArrayRef sizes, ScalarType dtype, const c
   return t;
 }
 
-Activation activation_of(const std::string& name) {
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  TORCH_CHECK_VALUE(name == "gelu_erf", "gpt2fast::DecodeStep: activation must be gelu_tanh or gelu_erf, got ", name);
-  return Activation::kGeluErf;
-}
-
 // The parameters of a layer, in the order in which Python gives them.
 enum Parameter {
   kNorm1,
@@ -97,6 +91,8 @@ class DecodeStep {
                                                            .stride_wte = C_,
                                                            .stride_wpe = C_,
                                                            .dtype = to_dtype(dtype_)});
+    TORCH_CHECK_VALUE(activation == "gelu_tanh" || activation == "gelu_erf",
+                      "gpt2fast::DecodeStep: activation must be gelu_tanh or gelu_erf, got ", activation);
     Activation fused = activation_of(activation);
     for (size_t i = 0; i < layers.size(); ++i) {
       const auto& p = layers[i];

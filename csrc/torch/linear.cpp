@@ -4,10 +4,6 @@
 namespace gpt2fast {
 namespace {
 
-Activation activation_of(std::string_view name) {
-  return name == "none" ? Activation::kNone : name == "gelu_tanh" ? Activation::kGeluTanh : Activation::kGeluErf;
-}
-
 // Inference always uses our kernel, whose rows have the same bits in every batch. Training does not need that.
 const char* uncovered(const Tensor& x) {
   if (const char* why = uncovered_dtype(x)) return why;

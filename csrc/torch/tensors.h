@@ -1,6 +1,7 @@
 // Converts tensors to what kernels take: pointers, dtypes, rows at one stride. A tensor is copied only if its strides
 // do not fit.
 #pragma once
+#include <string_view>
 #include <vector>
 
 #include "../ops.h"
@@ -13,6 +14,11 @@ inline DType to_dtype(ScalarType dtype) {
 }
 
 inline DType dtype_of(const Tensor& t) { return to_dtype(t.scalar_type()); }
+
+// The activation of an op's argument, which has been checked.
+inline Activation activation_of(std::string_view name) {
+  return name == "none" ? Activation::kNone : name == "gelu_tanh" ? Activation::kGeluTanh : Activation::kGeluErf;
+}
 
 // x as `count` rows along its last dimension, which is dense, with one stride between rows. x is copied only if its
 // strides do not allow that.

@@ -17,11 +17,12 @@ SMALL = 20_000_000  # a case of up to this number of floating-point operations r
 SMALL_AS_PTX = 1_000_000  # larger cases that run as PTX on the CPU are cut down to this number
 
 
-def runs(op: Op) -> Iterator[dict]:
+def runs(op: Op, every_pair: bool = False) -> Iterator[dict]:
     """The runs for the parity rule: case, dtype, target and layout. Large cases run on the best CPU kernel only.
 
     A kernel that runs as PTX is compiled anew for nearly every run. There, a case therefore runs once in each dtype and
-    once in each layout, and the pairs of dtype and layout change from case to case (see ``_pairs``).
+    once in each layout, and the pairs of dtype and layout change from case to case (see ``_pairs``). ``every_pair``
+    runs all of them.
     """
     for number, declared in enumerate(op.cases):
         for i, target in enumerate(targets_of(op)):
@@ -31,8 +32,8 @@ def runs(op: Op) -> Iterator[dict]:
             if not small and i and not target.startswith("fused") and not target.endswith(":gpu"):
                 continue
             layouts = LAYOUTS if small else LAYOUTS[:1]
-            few = as_ptx and len(op.cases) >= len(LAYOUTS)
-            for layout, dtype in _pairs(layouts, op.dtypes, number) if few else product(layouts, op.dtypes):
+            rotates = as_ptx and not every_pair and len(op.cases) >= len(LAYOUTS)
+            for layout, dtype in _pairs(layouts, op.dtypes, number) if rotates else product(layouts, op.dtypes):
                 yield dict(case=case, dtype=dtype, target=target, layout=layout)
 
 
