@@ -22,6 +22,33 @@ struct EmbeddingArgs {
   DType dtype;
 };
 
+// The numbers of outputs and of inputs that lie together in a packed weight. The layout is drawn in packed_linear.h.
+constexpr int64_t kPackedOutputs = 16, kPackedInputs = 32;
+
+// y = activation(x^ @ W + bias) + residual, where x^ is x rounded to 8 bits and W is packed in 8 or 4 bits
+struct PackedLinearArgs {
+  const void *x, *bias, *residual;  // (M, K), (N), (M, N); bias and residual may be null
+  const uint8_t* weight;            // (ceil(N / 16), ceil(K / 32), 512) or, for 4 bits, (..., 288)
+  const float* scale;               // (N); for 4 bits null, since the scales are in weight
+  void* y;                          // (M, N)
+  int64_t M, K, N;
+  int64_t stride_x_m, stride_residual_m;
+  Activation activation;
+  DType dtype;
+};
+
+// out (B*T, C) = wte[tokens] + wpe[positions] (+ wte[token_types]), where wte is packed in 8 bits
+struct PackedEmbeddingArgs {
+  const int64_t *tokens, *positions, *token_types;  // as in EmbeddingArgs
+  const uint8_t* wte;                               // (ceil(V / 16), ceil(C / 32), 512)
+  const float* scale;                               // (V)
+  const void* wpe;                                  // (P, C)
+  void* out;
+  int64_t B, T, C, V, P, start;
+  int64_t positions_stride_b, stride_wpe;
+  DType dtype;
+};
+
 // The gradient of one table: out[row[n]] += dy[source[n] % R] for n = 0, 1, ..., N - 1
 struct EmbeddingBackwardArgs {
   const int64_t *row, *source;  // (N) each; row is sorted, and rows that out does not have are skipped

@@ -21,7 +21,7 @@ ISA_FLAGS = {
         "scalar": [],
         "avx2": ["-mavx2", "-mfma", "-mf16c"],
         "avx512": X86_512,
-        "avx512_bf16": [*X86_512, "-mavx512bf16"],
+        "avx512_bf16": [*X86_512, "-mavx512bf16", "-mavx512vnni"],
     },
     "aarch64": {"scalar": [], "neon": []},
 }

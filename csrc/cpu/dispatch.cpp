@@ -21,7 +21,9 @@ bool cpu_supports(const char* isa) {
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (!std::strcmp(isa, "avx512_bf16")) return avx512 && __builtin_cpu_supports("avx512bf16");
+  if (!std::strcmp(isa, "avx512_bf16")) {
+    return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  }
   if (!std::strcmp(isa, "avx512")) return avx512;
   if (!std::strcmp(isa, "avx2")) return avx2;
   return !std::strcmp(isa, "scalar");

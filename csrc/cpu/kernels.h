@@ -10,6 +10,9 @@
 #include "decode_attention.h"
 #include "embedding.h"
 #include "gelu.h"
+#include "int4_linear.h"
+#include "int8_embedding.h"
+#include "int8_linear.h"
 #include "layer_norm.h"
 #include "linear.h"
 #include "peak.h"
@@ -23,6 +26,9 @@
                               GPT2FAST_KERNEL(embedding),        \
                               GPT2FAST_KERNEL(layer_norm),       \
                               GPT2FAST_KERNEL(linear),           \
+                              GPT2FAST_KERNEL(int8_linear),      \
+                              GPT2FAST_KERNEL(int4_linear),      \
+                              GPT2FAST_KERNEL(int8_embedding),   \
                               GPT2FAST_KERNEL(gelu),             \
                               GPT2FAST_KERNEL(attention),        \
                               GPT2FAST_KERNEL(decode_attention), \

@@ -76,6 +76,11 @@ struct Vec {
   friend Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
     return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
   }
+  void store_bytes(int8_t* p) const {
+    __m256i words = _mm256_cvtps_epi32(v);
+    __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(halves, halves));
+  }
   friend float reduce_add(Vec a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -130,6 +135,32 @@ struct Pairs {
   Vec as_vec() const { return {_mm256_castsi256_ps(v)}; }
   static Pairs from_vec(Vec a) { return {_mm256_castps_si256(a.v)}; }
   friend Vec dot(Pairs a, Pairs b, Vec acc) { return fma(a.high(), b.high(), fma(a.low(), b.low(), acc)); }
+};
+
+struct Ints {
+  __m256i v;
+  static Ints broadcast(int32_t x) { return {_mm256_set1_epi32(x)}; }
+  friend Ints operator+(Ints a, Ints b) { return {_mm256_add_epi32(a.v, b.v)}; }
+  Vec as_float() const { return {_mm256_cvtepi32_ps(v)}; }
+};
+
+struct SignedBytes {
+  __m256i even, odd;  // bytes 0 and 2, and bytes 1 and 3, as integers of 16 bits
+  static SignedBytes broadcast(int32_t bytes) {
+    __m256i v = _mm256_set1_epi32(bytes);
+    return {_mm256_srai_epi16(_mm256_slli_epi16(v, 8), 8), _mm256_srai_epi16(v, 8)};
+  }
+};
+
+struct UnsignedBytes {
+  __m256i v;
+  static UnsignedBytes load(const uint8_t* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
+  UnsignedBytes low_halves() const { return {_mm256_and_si256(v, _mm256_set1_epi8(15))}; }
+  UnsignedBytes high_halves() const { return {_mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(15))}; }
+  friend Ints dot(UnsignedBytes a, SignedBytes b, Ints sum) {
+    __m256i even = _mm256_madd_epi16(_mm256_and_si256(a.v, _mm256_set1_epi16(255)), b.even);
+    return {_mm256_add_epi32(_mm256_add_epi32(sum.v, even), _mm256_madd_epi16(_mm256_srli_epi16(a.v, 8), b.odd))};
+  }
 };
 
 inline void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }

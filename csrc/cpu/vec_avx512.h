@@ -77,6 +77,8 @@ struct Vec {
   friend Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
   }
+  // the lanes rounded to integers, which lie in [-128, 127], as bytes
+  void store_bytes(int8_t* p) const { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))); }
   friend float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
   friend float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
@@ -134,6 +136,45 @@ struct Pairs {
     return {_mm512_dpbf16_ps(acc.v, (__m512bh)a.v, (__m512bh)b.v)};
 #else
     return fma(a.high(), b.high(), fma(a.low(), b.low(), acc));
+#endif
+  }
+};
+
+// kLanes integers of 32 bits.
+struct Ints {
+  __m512i v;
+  static Ints broadcast(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  friend Ints operator+(Ints a, Ints b) { return {_mm512_add_epi32(a.v, b.v)}; }
+  Vec as_float() const { return {_mm512_cvtepi32_ps(v)}; }
+};
+
+// The same four signed bytes for every lane, one factor of dot(). They must not be -128.
+struct SignedBytes {
+#ifdef __AVX512VNNI__
+  __m512i v;
+  static SignedBytes broadcast(int32_t bytes) { return {_mm512_set1_epi32(bytes)}; }
+#else
+  __m512i even, odd;  // bytes 0 and 2, and bytes 1 and 3, as integers of 16 bits
+  static SignedBytes broadcast(int32_t bytes) {
+    __m512i v = _mm512_set1_epi32(bytes);
+    return {_mm512_srai_epi16(_mm512_slli_epi16(v, 8), 8), _mm512_srai_epi16(v, 8)};
+  }
+#endif
+};
+
+// Four unsigned bytes in each of kLanes lanes, the other factor of dot().
+struct UnsignedBytes {
+  __m512i v;
+  static UnsignedBytes load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+  UnsignedBytes low_halves() const { return {_mm512_and_si512(v, _mm512_set1_epi8(15))}; }  // the low 4 bits of each
+  UnsignedBytes high_halves() const { return {_mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15))}; }
+  // sum + the products of the four bytes of each lane, exact
+  friend Ints dot(UnsignedBytes a, SignedBytes b, Ints sum) {
+#ifdef __AVX512VNNI__
+    return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)};
+#else
+    __m512i even = _mm512_madd_epi16(_mm512_and_si512(a.v, _mm512_set1_epi16(255)), b.even);
+    return {_mm512_add_epi32(_mm512_add_epi32(sum.v, even), _mm512_madd_epi16(_mm512_srli_epi16(a.v, 8), b.odd))};
 #endif
   }
 };

@@ -64,6 +64,11 @@ struct Vec {
     return {vmulq_f32(vmulq_f32(a.v, s1), s2)};
   }
   friend Vec select_less(Vec a, Vec b, Vec yes, Vec no) { return {vbslq_f32(vcltq_f32(a.v, b.v), yes.v, no.v)}; }
+  void store_bytes(int8_t* p) const {
+    int16x4_t halves = vmovn_s32(vcvtnq_s32_f32(v));
+    int8x8_t bytes = vmovn_s16(vcombine_s16(halves, halves));
+    __builtin_memcpy(p, &bytes, 4);
+  }
   friend float reduce_add(Vec a) { return vaddvq_f32(a.v); }
   friend float reduce_max(Vec a) { return vmaxvq_f32(a.v); }
 
@@ -99,6 +104,35 @@ struct Pairs {
   Vec as_vec() const { return {vreinterpretq_f32_u32(v)}; }
   static Pairs from_vec(Vec a) { return {vreinterpretq_u32_f32(a.v)}; }
   friend Vec dot(Pairs a, Pairs b, Vec acc) { return fma(a.high(), b.high(), fma(a.low(), b.low(), acc)); }
+};
+
+struct Ints {
+  int32x4_t v;
+  static Ints broadcast(int32_t x) { return {vdupq_n_s32(x)}; }
+  friend Ints operator+(Ints a, Ints b) { return {vaddq_s32(a.v, b.v)}; }
+  Vec as_float() const { return {vcvtq_f32_s32(v)}; }
+};
+
+struct SignedBytes {
+  int8x16_t v;
+  int32x4_t offset;  // 128 times the sum of the four bytes
+  static SignedBytes broadcast(int32_t bytes) {
+    int8x16_t v = vreinterpretq_s8_s32(vdupq_n_s32(bytes));
+    return {v, vshlq_n_s32(vpaddlq_s16(vpaddlq_s8(v)), 7)};
+  }
+};
+
+struct UnsignedBytes {
+  uint8x16_t v;
+  static UnsignedBytes load(const uint8_t* p) { return {vld1q_u8(p)}; }
+  UnsignedBytes low_halves() const { return {vandq_u8(v, vdupq_n_u8(15))}; }
+  UnsignedBytes high_halves() const { return {vshrq_n_u8(v, 4)}; }
+  // NEON multiplies bytes of one kind only. With a - 128, which is signed, pairs of products fit into 16 bits.
+  friend Ints dot(UnsignedBytes a, SignedBytes b, Ints sum) {
+    int8x16_t s = vreinterpretq_s8_u8(veorq_u8(a.v, vdupq_n_u8(128)));
+    int16x8_t low = vmull_s8(vget_low_s8(s), vget_low_s8(b.v)), high = vmull_s8(vget_high_s8(s), vget_high_s8(b.v));
+    return {vpadalq_s16(vaddq_s32(sum.v, b.offset), vpaddq_s16(low, high))};
+  }
 };
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }

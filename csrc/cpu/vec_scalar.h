@@ -76,6 +76,9 @@ struct Vec {
   friend Vec select_less(Vec a, Vec b, Vec yes, Vec no) {
     return each([&](int i) { return a.v[i] < b.v[i] ? yes.v[i] : no.v[i]; });
   }
+  void store_bytes(int8_t* p) const {
+    for (int i = 0; i < kLanes; ++i) p[i] = int8_t(std::nearbyint(v[i]));
+  }
   friend float reduce_add(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
   friend float reduce_max(Vec a) {
     float x = a.v[0];
@@ -128,6 +131,50 @@ struct Pairs {
     return out;
   }
   friend Vec dot(Pairs a, Pairs b, Vec acc) { return fma(a.high(), b.high(), fma(a.low(), b.low(), acc)); }
+};
+
+struct Ints {
+  int32_t v[Vec::kLanes];
+  static Ints broadcast(int32_t x) { return {{x, x, x, x}}; }
+  friend Ints operator+(Ints a, Ints b) {
+    for (int i = 0; i < Vec::kLanes; ++i) a.v[i] += b.v[i];
+    return a;
+  }
+  Vec as_float() const {
+    return Vec::each([&](int i) { return float(v[i]); });
+  }
+};
+
+struct SignedBytes {
+  int8_t v[4];
+  static SignedBytes broadcast(int32_t bytes) {
+    SignedBytes out;
+    __builtin_memcpy(out.v, &bytes, 4);
+    return out;
+  }
+};
+
+struct UnsignedBytes {
+  uint8_t v[4 * Vec::kLanes];
+  static UnsignedBytes load(const uint8_t* p) {
+    UnsignedBytes out;
+    __builtin_memcpy(out.v, p, sizeof(out.v));
+    return out;
+  }
+  UnsignedBytes low_halves() const {
+    UnsignedBytes out;
+    for (int i = 0; i < 4 * Vec::kLanes; ++i) out.v[i] = v[i] & 15;
+    return out;
+  }
+  UnsignedBytes high_halves() const {
+    UnsignedBytes out;
+    for (int i = 0; i < 4 * Vec::kLanes; ++i) out.v[i] = v[i] >> 4;
+    return out;
+  }
+  friend Ints dot(UnsignedBytes a, SignedBytes b, Ints sum) {
+    for (int i = 0; i < 4 * Vec::kLanes; ++i) sum.v[i / 4] += a.v[i] * b.v[i % 4];
+    return sum;
+  }
 };
 
 inline void prefetch(const void*) {}

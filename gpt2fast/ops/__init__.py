@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # type checkers and editors do not understand the loop below
     from .embedding import embedding, embedding_backward
     from .gelu import gelu, gelu_backward
     from .gradient_norm import gradient_norm
+    from .int4_linear import int4_linear
+    from .int8_embedding import int8_embedding
+    from .int8_linear import int8_linear
     from .layer_norm import layer_norm, layer_norm_backward
     from .linear import linear, linear_backward
     from .linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_backward
