@@ -99,9 +99,7 @@ def test_a_row_has_the_same_bits_in_every_batch(isa, dtype):
 
 def test_wrong_blocks_are_named():
     packed, scale = packing.pack_int8(torch.randn(40, 300))
-    with pytest.raises(
-        ValueError, match="int8_linear: weight must have 3 blocks of 16 outputs and 11 groups"
-    ):
+    with pytest.raises(ValueError, match="int8_linear: weight must have 3 blocks of 16 outputs and 11 groups"):
         ops.int8_linear(torch.randn(2, 330), packed, scale)
     with pytest.raises(ValueError, match="int4_linear: weight must have 2 blocks .* for 20 outputs .* got 3 and 10"):
         ops.int4_linear(torch.randn(2, 300), packing.pack_int4(torch.randn(40, 300)), torch.zeros(20))
