@@ -1,0 +1,142 @@
+"""benchmarks.peers: every engine's tokens are judged before it is timed, and the engines take turns."""
+
+import json
+import sys
+
+import pytest
+
+from gpt2fast.benchmarks import peer_engines, peer_process, peers
+from gpt2fast.benchmarks.peer_agreement import Judge, refusal, share
+
+FEW = dict(decode=(1, 12, 6), batch=(2, 9, 4), prefill=(1, 20, 1))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return peers.make_checkpoint(tmp_path_factory.mktemp("peers"), "tiny")
+
+
+@pytest.fixture(scope="module")
+def judge(checkpoint):
+    return Judge(checkpoint)
+
+
+class Liar(peer_engines.Transformers):
+    """transformers, but its third new token is one too high."""
+
+    name = "liar"
+
+    def decode(self, tokens, new):
+        found = super().decode(tokens, new)
+        return [[token + (i == 2) for i, token in enumerate(row)] for row in found]
+
+
+class Absent(peer_engines.Engine):
+    name = "absent"
+    modules = {"no-such-package": "no_such_module", "torch": "torch"}
+
+
+class Single(peer_engines.Transformers):
+    name = "single"
+    batches = False
+
+
+def test_the_whole_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(peers, "WORK", FEW)
+    monkeypatch.setattr(peers, "PAUSE", 0)
+    out = tmp_path / "peers.json"
+    order, clock = [], peer_process.Process.clock
+
+    def watched(self, tokens, new):
+        order.append(self.name)
+        return clock(self, tokens, new)
+
+    monkeypatch.setattr(peer_process.Process, "clock", watched)
+    command = ["--size", "tiny", "--rounds", "2", "--widths", "float32,bfloat16", "--out", str(out)]
+    assert peers.main([*command, "--engines", "gpt2fast,transformers", "--work", "decode,batch,prefill"]) == 0
+    found = json.loads(out.read_text())
+    assert found["kind"] == "peers" and found["machine"]["threads"] and found["versions"]["transformers"]
+    assert [(row["case"], row["dtype"], row["what"]) for row in found["rows"]] == [
+        (case, dtype, what)
+        for dtype in ("float32", "bfloat16")
+        for case, what in (("1x12", "decode"), ("2x9", "decode"), ("1x20", "prefill"))
+    ]
+    both = ["transformers", "gpt2fast"]
+    assert order == 6 * (both + both[::-1])  # every second round begins with the other one
+    for row in found["rows"]:
+        assert row["rounds"] == 2 and set(row["seconds"]) == set(both) and set(row["ratio"]) == {"transformers"}
+        B, P = map(int, row["case"].split("x"))
+        work = B * P if row["what"] == "prefill" else B * (row["new"] - 1)
+        for name, turns in row["figures"].items():
+            times = sorted(turn["seconds"][row["what"]] for turn in turns)
+            assert row["rate"][name] == pytest.approx(work / (sum(times) / 2)) and times[0] > 0
+            assert all(len(turn["read"]) == 2 and min(turn["read"]) > 0 for turn in turns)
+            agreement = row["agreement"][name]
+            assert agreement["tokens"] == B * row["new"]
+            if row["dtype"] == "float32":
+                assert agreement["same"] + len(agreement["near_ties"]) == agreement["tokens"]
+        assert ("share" in row) == (row["what"] == "decode")
+    printed = capsys.readouterr().out
+    assert "threads for every engine" in printed and "batch 2, after 9" in printed
+
+
+def test_an_engine_that_lies_is_not_timed(checkpoint, judge, tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "WORK", FEW)
+    monkeypatch.setattr(peers, "PAUSE", 0)
+    kinds = [Liar, peer_engines.Transformers]
+    found = peers.run(kinds, ["float32"], ["decode"], str(checkpoint), 1, tmp_path)
+    (row,) = found["rows"]
+    assert set(row["seconds"]) == {"transformers"} and set(row["refused"]) == {"liar"}
+    first = row["agreement"]["liar"]["first_difference"]
+    assert (first["row"], first["token"], first["got"]) == (0, 2, first["expected"] + 1)
+    assert first["gap"] > first["near_tie_below"] > 0
+    assert "new token 2" in row["refused"]["liar"] and "FAILED" in peers.cells(row)[-1]
+    assert any("liar: not timed" in note for note in peers.notes(found))
+
+
+def test_absent_engines_are_listed_once(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "WORK", FEW)
+    found = peers.run([Absent, Single], ["float32", "bfloat16"], ["batch"], str(checkpoint), 1, tmp_path)
+    assert found["absent"]["float32"] == {"absent": "not installed: pip install no-such-package"}
+    assert [note for note in peers.notes(found) if note.startswith("absent")] == [
+        "absent: not installed: pip install no-such-package"
+    ]
+    assert all(row["refused"] == {"single": "takes one row at a time"} for row in found["rows"])
+    assert "no_such_module" not in sys.modules
+
+
+def test_tokens_vary(judge, checkpoint):
+    """A model that repeats one token would agree with almost any engine."""
+    engine = peer_engines.Transformers("float32", 1)
+    engine.build(checkpoint, checkpoint)
+    tokens, new = peers.make_prompts("decode", judge.config)
+    (row,) = engine.decode(tokens, new)
+    assert len(set(row)) > new / 2
+
+
+def test_malformed_tokens(judge):
+    tokens = [[1, 2, 3]]
+    short = judge(tokens, [[4]], 2)
+    assert "expected 1 rows of 2 tokens" in refusal(short, "int8") and share(short) == 0
+    assert "expected tokens below 1003, got 1003" in refusal(judge(tokens, [[4, 1003]], 2), "int8")
+
+
+def test_an_error_of_an_engine_is_its_own(checkpoint, tmp_path):
+    found, absent = peers.start([peer_engines.Transformers], "float32", 1, tmp_path / "no", tmp_path)
+    assert not found and "could not load the model" in absent["transformers"]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--engines", "vllm"], "must be of"),
+        (["--widths", "int2"], "must be of float32, bfloat16, int8, int4, got 'int2'"),
+        (["--work", "train"], "must be of decode, batch, prefill"),
+        (["--rounds", "0"], "at least 1"),
+        (["--size", "huge"], "--size must be 124M, tiny or a folder"),
+    ],
+)
+def test_bad_options(options, message, capsys):
+    with pytest.raises(SystemExit):
+        peers.main(options)
+    assert message in capsys.readouterr().err
