@@ -3,9 +3,11 @@
 transformers reads the prompt and the engine's own tokens in one pass, in float32 and in float64. Each token of the
 engine is compared with the most likely one after the same tokens before it, so that one other choice does not count
 again in all tokens after it. A float32 engine must choose as float32 does, or there must be a near-tie: in float64 the
-two tokens are no further apart than two errors that the parity rule allows.
+two tokens are no further apart than two errors that the parity rule allows. Engines with narrower weights may choose
+otherwise, but their tokens must on average have logits that are nearer to the highest one than to the mean of all.
 """
 
+import statistics
 from pathlib import Path
 
 import torch
@@ -23,15 +25,19 @@ class Judge:
         self.plain, self.exact = (load_transformers(checkpoint, dtype) for dtype in ("float32", "float64"))
 
     def __call__(self, tokens: Rows, found: Rows, new: int) -> dict:
-        """How the engine's tokens ``found`` agree: how many of ``tokens``, the near-ties among them, and the first
-        token without one. ``malformed`` says what is wrong with rows that cannot be judged."""
+        """How the engine's tokens ``found`` agree: how many of ``tokens`` are the ``same``, near-ties, and the first of
+        the others. ``height``: where their logits are on average, from 0, the mean logit, to 1, the highest one.
+        ``malformed`` says what is wrong with rows that cannot be judged."""
         if malformed := self._malformed(tokens, found, new):
             return dict(tokens=len(tokens) * new, same=0, near_ties=[], first_difference=None, malformed=malformed)
         result: dict = dict(tokens=len(tokens) * new, same=0, near_ties=[], first_difference=None)
+        heights = []
         for r, (prompt, row) in enumerate(zip(tokens, found)):
             ids = torch.tensor([prompt + row[:-1]])
             with torch.inference_mode():
                 plain, exact = (m(ids, logits_to_keep=new).logits[0] for m in (self.plain, self.exact))
+            mean, chosen = exact.mean(-1), exact.gather(-1, torch.tensor(row)[:, None])[:, 0]
+            heights += ((chosen - mean) / (exact.amax(-1) - mean)).tolist()
             for i, (ours, theirs) in enumerate(zip(plain.argmax(-1).tolist(), row)):
                 if ours == theirs:
                     result["same"] += 1
@@ -43,7 +49,7 @@ class Judge:
                     result["near_ties"].append(other)
                 elif result["first_difference"] is None:
                     result["first_difference"] = other
-        return result
+        return result | dict(height=statistics.mean(heights))
 
     def _malformed(self, tokens: Rows, found: Rows, new: int) -> str:
         if [len(row) for row in found] != [new] * len(tokens):
@@ -59,14 +65,14 @@ def share(found: dict) -> float:
 
 
 def refusal(found: dict, width: str) -> str:
-    """Why an engine with these tokens is not timed, or nothing. Narrow weights may choose otherwise, but not always."""
+    """Why an engine with these tokens is not timed, or nothing."""
     if "malformed" in found:
         return found["malformed"]
     first = found["first_difference"]
-    if first is None or (width != "float32" and share(found) > 0):
+    if first is None or (width != "float32" and found["height"] > 0.5):  # nearer to 1 than to 0
         return ""
     return (
         f"differs from transformers: row {first['row']}, new token {first['token']} is {first['got']}, expected "
         f"{first['expected']}; their logits are {first['gap']:.3g} apart, a near-tie is at most "
-        f"{first['near_tie_below']:.3g}"
+        f"{first['near_tie_below']:.3g}; {100 * share(found):.0f}% of all tokens agree"
     )

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,8 @@ class Process:
 
 
 def serve(pipe, kind: type[Engine], width: str, threads: int) -> None:
-    """Answers requests until the pipe is closed."""
+    """Answers requests until the pipe is closed. What an engine prints goes to stderr: stdout may be our JSON."""
+    os.dup2(2, 1)
     engine = kind(width, threads)
     while True:
         try:
@@ -79,7 +79,6 @@ def serve(pipe, kind: type[Engine], width: str, threads: int) -> None:
                 sys.modules["torch"].set_num_threads(threads)
             pipe.send((True, answer(engine, *request)))
         except Exception as error:
-            traceback.print_exc(file=sys.stderr) if os.environ.get("GPT2FAST_PEERS_TRACE") else None
             pipe.send((False, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"))
 
 

@@ -22,12 +22,17 @@ from .options import parse_list, positive
 from .output import folder as writable_folder
 from .output import json_file, origin, write
 from .peer_agreement import Judge, refusal, share
+from .peer_ctranslate2 import CTranslate2
 from .peer_engines import OURS, WIDTHS, Engine, Gpt2fast, Rows, Transformers
+from .peer_llama import LlamaCpp
+from .peer_onnx import OnnxRuntime
+from .peer_openvino import OpenVino
 from .peer_process import EngineFailed, Process
 from .table import show
 from .timing import ratios, summarise
 
-ENGINES: dict[str, type[Engine]] = {kind.name: kind for kind in (Gpt2fast, Transformers)}
+KINDS: tuple[type[Engine], ...] = (Gpt2fast, Transformers, OnnxRuntime, OpenVino, CTranslate2, LlamaCpp)
+ENGINES = {kind.name: kind for kind in KINDS}
 WORK = dict(decode=(1, 32, 33), batch=(8, 32, 17), prefill=(1, 512, 1))  # rows, prompt, new tokens
 SIZES: dict[str, dict] = {
     "124M": {},

@@ -2,10 +2,13 @@
 
 import json
 import sys
+import tomllib
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from gpt2fast.benchmarks import peer_engines, peer_process, peers
+from gpt2fast.benchmarks import peer_engines, peer_onnx, peer_process, peers
 from gpt2fast.benchmarks.peer_agreement import Judge, refusal, share
 
 FEW = dict(decode=(1, 12, 6), batch=(2, 9, 4), prefill=(1, 20, 1))
@@ -22,11 +25,13 @@ def judge(checkpoint):
 
 
 class Liar(peer_engines.Transformers):
-    """transformers, but its third new token is one too high."""
+    """transformers, but its third new token is one too high. In bfloat16, it chooses by the prompt's length."""
 
     name = "liar"
 
     def decode(self, tokens, new):
+        if self.width == "bfloat16":
+            return [[len(row) + i for i in range(new)] for row in tokens]
         found = super().decode(tokens, new)
         return [[token + (i == 2) for i, token in enumerate(row)] for row in found]
 
@@ -84,8 +89,12 @@ def test_an_engine_that_lies_is_not_timed(checkpoint, judge, tmp_path, monkeypat
     monkeypatch.setattr(peers, "WORK", FEW)
     monkeypatch.setattr(peers, "PAUSE", 0)
     kinds = [Liar, peer_engines.Transformers]
-    found = peers.run(kinds, ["float32"], ["decode"], str(checkpoint), 1, tmp_path)
-    (row,) = found["rows"]
+    found = peers.run(kinds, ["float32", "bfloat16"], ["decode"], str(checkpoint), 1, tmp_path)
+    row, narrow = found["rows"]
+    for each in (row, narrow):
+        heights = [each["agreement"][name]["height"] for name in ("liar", "transformers")]
+        assert heights[0] < heights[1] <= 1 and heights[1] > 0.9
+    assert set(narrow["seconds"]) == {"transformers"} and "of all tokens agree" in narrow["refused"]["liar"]
     assert set(row["seconds"]) == {"transformers"} and set(row["refused"]) == {"liar"}
     first = row["agreement"]["liar"]["first_difference"]
     assert (first["row"], first["token"], first["got"]) == (0, 2, first["expected"] + 1)
@@ -124,6 +133,30 @@ def test_malformed_tokens(judge):
 def test_an_error_of_an_engine_is_its_own(checkpoint, tmp_path):
     found, absent = peers.start([peer_engines.Transformers], "float32", 1, tmp_path / "no", tmp_path)
     assert not found and "could not load the model" in absent["transformers"]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_onnx_integers(bits):
+    """Each integer is the nearest one; the largest of a block is exact unless it is clipped from above."""
+    weight = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
+    weight[:32, 4] = 0
+    integers, scales = peer_onnx.quantise(weight, bits)
+    assert integers.dtype == np.uint8 and integers.shape == (5, 2, 4 * bits) and scales.shape == (10,)
+    if bits == 4:
+        integers = np.stack([integers & 15, integers >> 4], -1).reshape(5, 2, 32)
+    scales = scales.reshape(5, 2, 1)
+    back = ((integers.astype(np.float32) - 2 ** (bits - 1)) * scales).reshape(5, 64).T
+    error, step = np.abs(back - weight), np.abs(np.repeat(scales, 32, 2).reshape(5, 64).T)
+    most = integers.reshape(5, 64).T == 2**bits - 1  # may be clipped by up to a whole step
+    assert (error <= step * np.where(most, 1, 0.5) * (1 + 1e-6)).all() and not back[:32, 4].any()
+
+
+def test_the_extra_has_every_package():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    extra = " ".join(extras["peers"] + extras["transformers"] + extras["text"])
+    needed = {p for kind in peers.KINDS for more in [kind.modules, *kind.extra.values()] for p in more}
+    assert [package for package in needed if package not in extra] == []
 
 
 @pytest.mark.parametrize(
