@@ -24,6 +24,8 @@ struct EmbeddingArgs {
 
 // The numbers of outputs and of inputs that lie together in a packed weight. The layout is drawn in packed_linear.h.
 constexpr int64_t kPackedOutputs = 16, kPackedInputs = 32;
+constexpr int64_t kInt8GroupBytes = kPackedOutputs * kPackedInputs;                           // a byte a number
+constexpr int64_t kInt4GroupBytes = kPackedOutputs * kPackedInputs / 2 + 2 * kPackedOutputs;  // halves, then scales
 
 // y = activation(x^ @ W + bias) + residual, where x^ is x rounded to 8 bits and W is packed in 8 or 4 bits
 struct PackedLinearArgs {

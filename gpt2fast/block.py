@@ -16,6 +16,7 @@ from . import ops
 from .cache import Cache
 from .checks import is_autocast, keeps_grad
 from .ops.mlp import trains_as_one
+from .packed import PackedEmbedding, PackedLinear
 
 Step = Callable[[Tensor], Tensor]
 
@@ -27,9 +28,27 @@ def normalize(norm: Any, x: Tensor) -> Tensor:
 
 def project(linear: Any, x: Tensor, activation: str = "none") -> Tensor:
     """activation(x @ weight + bias), from x (..., in) to (..., out)."""
+    if type(linear) is PackedLinear:
+        return linear.forward(x, activation)
     weight, bias = linear.weight, linear.bias
     keep = activation != "none" and torch.is_grad_enabled() and keeps_grad(x, weight, bias)
     return ops.linear(x, weight, bias, None, activation, False, keep)
+
+
+def embed(
+    wte: Any, wpe: Any, tokens: Tensor, positions: Tensor | None, token_types: Tensor | None, start: int
+) -> Tensor:
+    """wte[tokens] + wpe[positions] (+ wte[token_types]), (B, T, C), from two tables as modules."""
+    if type(wte) is PackedEmbedding:
+        return wte.look_up(tokens, wpe.weight, positions, token_types, start)
+    return ops.embedding(tokens, wte.weight, wpe.weight, positions, token_types, start)
+
+
+def head(table: Any, x: Tensor) -> Tensor:
+    """The logits (..., V) of x (..., C), from the table of tokens or from a head of its own."""
+    if type(table) is PackedEmbedding:
+        return table.head(x)
+    return ops.linear(x, table.weight, transposed=True)
 
 
 def heads(x: Tensor, count: int) -> tuple[Tensor, ...]:
@@ -72,6 +91,8 @@ def join(linear: Any, x: Tensor, residual: Tensor | None, dropout: Step | None =
     ``dropout`` None means no dropout. ``bare`` says that a call of ``linear`` does no more than the op. Under autocast
     the product has a lower dtype than the residual stream, so that the sum is a second op.
     """
+    if type(linear) is PackedLinear and bare and dropout is None:
+        return linear.forward(x, "none", residual)
     if bare and dropout is None and residual is not None and x.dtype == residual.dtype and not is_autocast(x):
         return ops.linear(x, linear.weight, linear.bias, residual, "none", False, False)
     y = linear(x)
@@ -98,7 +119,10 @@ def mlp(
     if fused is None:
         x = act(c_fc(x))
         return join(c_proj, x, residual, dropout, bare)
-    if torch.is_grad_enabled() and bare and dropout is None:  # decoding must not spend time on looking up the weights
+    packed = type(c_fc) is PackedLinear or type(c_proj) is PackedLinear
+    if (
+        torch.is_grad_enabled() and bare and dropout is None and not packed
+    ):  # decoding must not spend time on looking up the weights
         weights = c_fc.weight, c_proj.weight
         if trains_as_one(x, residual, *weights):
             biases = c_fc.bias, c_proj.bias

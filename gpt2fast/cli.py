@@ -1,4 +1,4 @@
-"""The command line: ``gpt2fast generate | info | check | bench | tune | new-op``.
+"""The command line: ``gpt2fast generate | pack | info | check | bench | tune | new-op``.
 
 Each command imports what it needs when it runs.
 """
@@ -38,8 +38,16 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X")
     add.add_argument("--seed", type=int, default=None, help="of the draws (default: a new one each time)")
     add.add_argument("--stop", action="append", metavar="TEXT", help="stop after this text; may be repeated")
-    add.add_argument("--weights", default=None, metavar="DTYPE", help="float32, bfloat16 float16 (default: as saved)")
+    text = "float32, bfloat16, float16, int8 or int4 (default: as saved)"
+    add.add_argument("--weights", default=None, metavar="FORMAT", help=text)
     add.set_defaults(run=run_generate)
+
+    text = "save a model with weights of 8 or 4 bits, for inference on a CPU"
+    add = commands.add_parser("pack", parents=[common], help=text)
+    add.add_argument("out", metavar="OUT", help="the folder to write")
+    add.add_argument("-m", "--model", default=None, help="folder or hub name (default: the shipped model)")
+    add.add_argument("--weights", default="int8", metavar="FORMAT", help="int8 or int4 (default: int8)")
+    add.set_defaults(run=run_pack)
 
     add = commands.add_parser("info", parents=[common], help="machine, instruction sets, backends, versions")
     add.set_defaults(run=run_info)
@@ -83,13 +91,11 @@ def run_generate(args: argparse.Namespace) -> int:
     from .backends import isa
     from .dtypes import dtype_name
     from .model import GPT2
+    from .packed import weights_of
     from .streaming import TextStreamer
     from .text import Tokenizer
-    from .weights import locate
 
-    if args.model is None and not (DEMO_MODEL / "config.json").is_file():
-        raise FileNotFoundError("generate: this installation has no shipped model; name one with --model")
-    folder = locate(args.model or DEMO_MODEL)
+    folder = _locate_model(args.model)
     tokenizer = Tokenizer.from_pretrained(folder)
     model = GPT2.from_pretrained(folder, weights=args.weights)
     input_ids = torch.tensor([tokenizer.encode(prompt)], dtype=torch.int64)
@@ -117,7 +123,7 @@ def run_generate(args: argparse.Namespace) -> int:
     first, last = (times[0], times[-1]) if times else (loaded, loaded)
     found = dict(
         model=args.model or "demo_model",
-        weights=dtype_name(model.wte.weight.dtype),
+        weights=weights_of(model) or dtype_name(model.wte.weight.dtype),
         prompt_tokens=input_ids.shape[1],
         new_tokens=new,
         tokens_per_second=(new - 1) / (last - first) if new > 1 else None,
@@ -133,6 +139,27 @@ def run_generate(args: argparse.Namespace) -> int:
     wait = f"first token after {1e3 * (first - loaded):.0f} ms" if times else "no new token"
     kernels = found["isa"] or "no C++ kernels"
     print(f"\n\n{rate} · {wait} · {new} tokens · {found['weights']} · {kernels}", file=sys.stderr)
+    return 0
+
+
+def _locate_model(name: str | None) -> Path:
+    """The folder of a model; by default the shipped one."""
+    from .weights import locate
+
+    if name is None and not (DEMO_MODEL / "config.json").is_file():
+        raise FileNotFoundError("this installation has no shipped model; name one with --model")
+    return locate(name or DEMO_MODEL)
+
+
+def run_pack(args: argparse.Namespace) -> int:
+    from .packed_file import pack_folder
+
+    found = pack_folder(_locate_model(args.model), Path(args.out), args.weights)
+    if args.json:
+        print(json.dumps(found))
+    else:
+        rate = found["bytes"] / found["float32_bytes"]
+        print(f"{found['file']}: {found['bytes'] / 1e6:.1f} MB, {rate:.1%} of float32")
     return 0
 
 

@@ -13,15 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import activations, ops
+from . import activations, packed_file
 from . import weights as checkpoint
-from .block import attend, heads, join, mlp, normalize, project
+from .block import attend, embed, head, heads, join, mlp, normalize, project
 from .cache import Cache
 from .checks import obstacle
 from .config import Config
 from .dtypes import dtype_name
 from .generate import generate
 from .loss import check_targets, head_loss
+from .packed import PackedEmbedding, PackedLinear, refuse_training, weights_of
 
 
 class Embedding(nn.Module):
@@ -53,6 +54,9 @@ class Linear(nn.Module):
     def add_to(self, residual: Tensor, x: Tensor, dropout: float) -> Tensor:
         """residual + dropout(x @ weight + bias), in one op where ``block.join`` can do so."""
         return join(self, x, residual, dropping(dropout))
+
+
+PACKED = (PackedEmbedding, PackedLinear)
 
 
 def dropping(p: float) -> Callable[[Tensor], Tensor] | None:
@@ -170,13 +174,13 @@ class GPT2(nn.Module):
         elif not isinstance(logits_to_keep, Tensor) and logits_to_keep < 0:
             raise ValueError(f"gpt2fast: logits_to_keep must be at least 0, or indices, got {logits_to_keep}")
         if cache is not None:
-            c, w = self.config, self.wte.weight
+            c, w = self.config, self.ln_f.weight
             dtype = None if torch.is_autocast_enabled(w.device.type) else w.dtype
             cache.check(len(self.h), input_ids.shape[0], c.n_head, c.head_size, dtype)
         if cache is not None and cache.fixed and positions is None:
             positions = cache.lengths[:, None] + torch.arange(input_ids.shape[1], device=input_ids.device)
         start = 0 if cache is None else cache.length
-        x = ops.embedding(input_ids, self.wte.weight, self.wpe.weight, positions, token_types, start)
+        x = embed(self.wte, self.wpe, input_ids, positions, token_types, start)
         if cache is not None:
             cache.advance(input_ids.shape[1], mask)
             mask = cache.visible()
@@ -187,11 +191,9 @@ class GPT2(nn.Module):
             x = x[:, logits_to_keep]
         elif 0 < logits_to_keep < x.shape[1]:
             x = x[:, -logits_to_keep:]
-        head = self.wte if self.lm_head is None else self.lm_head
+        table = self.wte if self.lm_head is None else self.lm_head
         x = self.ln_f(x)
-        if targets is None:
-            return ops.linear(x, head.weight, transposed=True)
-        return head_loss(x, head.weight, targets)
+        return head(table, x) if targets is None else head_loss(x, table, targets)
 
     def _run(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         for block in self.h:
@@ -203,7 +205,7 @@ class GPT2(nn.Module):
 
         A module that is not stock may read values on the host, or behave differently from call to call.
         """
-        stock = (GPT2, Block, Attention, MLP, Embedding, LayerNorm, Linear, nn.ModuleList)
+        stock = (GPT2, Block, Attention, MLP, Embedding, LayerNorm, Linear, nn.ModuleList, *PACKED)
         for name, module in self.named_modules():
             if found := "it is in training mode" if module.training else obstacle(module, stock):
                 return f"{name or 'the model'}: {found}"
@@ -225,7 +227,7 @@ class GPT2(nn.Module):
 
     def new_cache(self, batch: int, capacity: int = 64) -> Cache:
         """An empty cache for this model's sizes, dtype and device."""
-        c, w = self.config, self.wte.weight
+        c, w = self.config, self.ln_f.weight
         return Cache(
             c.n_layer, batch, c.n_head, c.head_size,
             capacity=capacity, limit=c.n_positions, dtype=w.dtype, device=w.device,
@@ -254,25 +256,53 @@ class GPT2(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, weights: str | None = None, block: Callable = Block, **hub: Any
+        cls,
+        source: str | Path,
+        weights: str | None = None,
+        block: Callable = Block,
+        mmap: bool = False,
+        **hub: Any,
     ) -> "GPT2":
         """Reads a model from a checkpoint folder, or by name from the Hugging Face hub. It is in evaluation mode.
 
         ``weights``: the dtype of the parameters, ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default the file's.
-        ``hub``: revision, token, cache_dir. The tokens that end a text are those of generation_config.json, if there is
-        one. Errors: where config and weights do not fit, an error lists every difference before any weight is read.
+        ``"int8"`` and ``"int4"`` give packed weights, for inference on a CPU (packed.py). ``mmap``: map a file that
+        ``gpt2fast pack`` has written, so that its pages are read when they are used. ``hub``: revision, token,
+        cache_dir. The tokens that end a text are those of generation_config.json, if there is one. Errors: where config
+        and weights do not fit, an error lists every difference before any weight is read.
         """
         dtype = checkpoint.parse_dtype(weights)
         folder = checkpoint.locate(source, **hub)
         config = checkpoint.load_config(folder)
+        if file := packed_file.find(folder, weights):
+            checkpoint.check_layers(config.n_layer, len(packed_file.names(file)), file)
+            return packed_file.load(file, cls._skeleton(config, block), mmap)
+        if mmap:
+            raise ValueError(f"gpt2fast: mmap needs a folder that gpt2fast pack has written, got {folder}")
         where, stored = checkpoint.open_weights(folder)
         checkpoint.check_layers(config.n_layer, len(stored), where)
         model = cls._skeleton(config, block)
+        if weights in checkpoint.PACKED:
+            return packed_file.read_packing(model, where, stored, weights)
         return model._adopt(checkpoint.load(where, stored, model.shapes(), dtype))
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors. transformers reads the same bits back."""
-        checkpoint.save(folder, self.config, self.state_dict())
+    def save_pretrained(self, folder: str | Path, unpack: bool = False) -> None:
+        """Writes config.json and model.safetensors. transformers reads the same bits back.
+
+        A model with packed weights is written as packed.safetensors or, with ``unpack``, as float32.
+        """
+        if weights_of(self) is None:
+            checkpoint.save(folder, self.config, self.state_dict())
+        elif unpack:
+            checkpoint.save(folder, self.config, packed_file.unpacked_state(self))
+        else:
+            packed_file.save(self, folder)
+
+    def requires_grad_(self, requires_grad: bool = True) -> "GPT2":
+        """As torch.nn.Module's. Raises TypeError where packed weights were to be trained."""
+        if weights := weights_of(self):
+            refuse_training(requires_grad, weights)
+        return super().requires_grad_(requires_grad)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(p.shape) for name, p in self.named_parameters()}

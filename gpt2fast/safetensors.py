@@ -5,6 +5,7 @@ The whole header is checked before a tensor is read.
 
 import json
 import math
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .dtypes import dtype_name
-from .memory import bytes_of
+from .memory import ALIGNMENT, bytes_of
 
 DTYPES = {
     "F64": torch.float64,
@@ -41,6 +42,7 @@ class _File:
         self.path = path
         self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         self.size = os.fstat(self.descriptor).st_size
+        self._mapped: mmap.mmap | None = None
 
     def fill(self, memory: memoryview, offset: int) -> None:
         while memory:
@@ -48,6 +50,12 @@ class _File:
             if not count:
                 raise ValueError(f"gpt2fast: {self.path} ended while it was read")
             memory, offset = memory[count:], offset + count
+
+    def map(self) -> mmap.mmap:
+        """The file's bytes in memory. Pages are read when they are used. Writes to them change no file."""
+        if self._mapped is None:
+            self._mapped = mmap.mmap(self.descriptor, self.size, access=mmap.ACCESS_COPY)
+        return self._mapped
 
     def __del__(self):
         if hasattr(self, "descriptor"):
@@ -83,6 +91,13 @@ class Stored:
             flat[done : done + block.numel()].copy_(block)
             done += block.numel()
 
+    def map(self) -> Tensor:
+        """The tensor in the mapped file, which stays open with it. Errors: as ``copy_to``."""
+        dtype, count = self.need_known_dtype(), math.prod(self.shape)
+        if not count:
+            return torch.empty(self.shape, dtype=dtype)
+        return torch.frombuffer(self.file.map(), dtype=dtype, count=count, offset=self.offset).view(self.shape)
+
     def blocks(self) -> Iterator[Tensor]:
         """The elements in order, a few MiB at a time. A block is valid until the next one."""
         dtype, rest, at = self.need_known_dtype(), math.prod(self.shape), self.offset
@@ -97,6 +112,14 @@ class Stored:
 
 def read(path: str | Path) -> dict[str, Stored]:
     """The tensors of a file by name. Only the header is read. The file stays open as long as one of them exists.
+
+    Errors: as ``read_all``.
+    """
+    return read_all(path)[0]
+
+
+def read_all(path: str | Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The tensors of a file by name, as ``read``, and its metadata.
 
     Errors: ValueError that says what is wrong with the file. A dtype that is not in DTYPES raises only when its tensor
     is read.
@@ -123,6 +146,7 @@ def read(path: str | Path) -> dict[str, Stored]:
     need(isinstance(header, dict), "its header is not a JSON object")
     metadata = header.pop("__metadata__", {})
     need(isinstance(metadata, dict), "its metadata is not a JSON object")
+    need(all(isinstance(value, str) for value in metadata.values()), "its metadata has values that are not strings")
 
     found, spans = {}, []
     for name, entry in header.items():
@@ -146,7 +170,7 @@ def read(path: str | Path) -> dict[str, Stored]:
         need(begin == at, f"{begin - at} bytes before {name} belong to no tensor")
         at = end
     need(8 + length + at == size, f"{size - 8 - length - at} bytes at its end belong to no tensor")
-    return found
+    return found, metadata
 
 
 def _unique(pairs: list[tuple]) -> dict:
@@ -165,8 +189,10 @@ def _short(value) -> str:
     return text if len(text) <= 100 else text[:100] + "..."
 
 
-def write(path: str | Path, tensors: dict[str, Tensor]) -> None:
-    """Writes CPU or GPU tensors. The header says ``format: pt``, which transformers requires.
+def write(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes CPU or GPU tensors. The header says ``format: pt``, which transformers requires, and the metadata.
+
+    The bytes of the tensors start at a multiple of 64, and so does each tensor whose predecessors have such sizes.
 
     Errors: TypeError for a dtype that is not in DTYPES, before the file is touched.
     """
@@ -175,22 +201,27 @@ def write(path: str | Path, tensors: dict[str, Tensor]) -> None:
             known = ", ".join(dtype_name(dtype) for dtype in NAMES)
             got = dtype_name(tensor.dtype)
             raise TypeError(f"gpt2fast.safetensors.write: {name} must have one of the dtypes {known}, got {got}")
-    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"} | (metadata or {})}
     at = 0
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # wide first: all aligned
+    order = sorted(tensors, key=lambda name: (_place(tensors[name]), name))
     for name in order:
         tensor = tensors[name]
         size = tensor.numel() * tensor.element_size()
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with open(path, "wb", buffering=0) as file:
         _write(file, memoryview(len(text).to_bytes(8, "little") + text))
         for name in order:
             tensor = tensors[name].detach().cpu().contiguous()
             _write(file, bytes_of(tensor))
         os.fsync(file.fileno())
+
+
+def _place(tensor: Tensor) -> tuple[bool, int]:
+    """The order of the tensors in a file: those of whole cache lines first, then the wide ones, so that all align."""
+    return bool(tensor.numel() * tensor.element_size() % ALIGNMENT), -tensor.element_size()
 
 
 def _write(file, memory: memoryview) -> None:

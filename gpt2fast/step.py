@@ -15,7 +15,10 @@ from .checks import is_autocast
 from .extension import _C
 from .op import OPS
 
-STAND_FOR = ("embedding", "layer_norm", "linear", "decode_attention")  # the ops whose kernels the step runs
+# The ops whose kernels the step runs.
+STAND_FOR = (
+    "embedding", "layer_norm", "linear", "decode_attention", "int8_embedding", "int8_linear", "int4_linear",
+)  # fmt: skip
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -24,7 +27,7 @@ def obstacle(model: Any) -> str | None:
 
     ``model`` is a ``GPT2`` or a ``Bare``, in evaluation mode.
     """
-    weight, config = model.wte.weight, model.config
+    weight, config = model.ln_f.weight, model.config
     if _C is None:
         return "the C++ kernels are not built"
     if backends.active() not in ("auto", "cpu") or backends.cpu_counts_as_cuda():
@@ -40,11 +43,14 @@ def obstacle(model: Any) -> str | None:
         return found
     if config.activation_function not in activations.FUSED:
         return f"activation {config.activation_function!r} is not part of the kernels"
+    for name, buffer in model.named_buffers():
+        if not (buffer.is_cpu and buffer.is_contiguous()):
+            return f"{name} is no contiguous tensor on the CPU"
     for name, parameter in model.named_parameters():
         if type(parameter) not in _PLAIN or not parameter.is_cpu or not parameter.is_contiguous():
             return f"{name} is no contiguous tensor on the CPU"
         if parameter.dtype != weight.dtype:
-            return f"{name} is {parameter.dtype}, wte.weight is {weight.dtype}"
+            return f"{name} is {parameter.dtype}, ln_f.weight is {weight.dtype}"
     example = weight.new_empty(1, 1, 1, config.head_size)
     return _C.cpu_objection(OPS["decode_attention"].qualified, example)
 
@@ -57,13 +63,15 @@ class Step:
         layers, scales = [], []
         for index, block in enumerate(model.h):
             attn, mlp = block.attn, block.mlp
-            parts = (block.ln_1, attn.c_attn, attn.c_proj, block.ln_2, mlp.c_fc, mlp.c_proj)
-            layers.append([tensor for part in parts for tensor in (part.weight, part.bias)])
+            parameters = [block.ln_1.weight, block.ln_1.bias, *_linear(attn.c_attn), *_linear(attn.c_proj)]
+            parameters += [block.ln_2.weight, block.ln_2.bias, *_linear(mlp.c_fc), *_linear(mlp.c_proj)]
+            layers.append(parameters)
             scales.append(config.scale(index))
         head = model.wte if model.lm_head is None else model.lm_head
         self._native = _C.DecodeStep(
-            batch, config.n_head, config.layer_norm_epsilon, activations.FUSED[config.activation_function],
-            layers, scales, model.wte.weight, model.wpe.weight, model.ln_f.weight, model.ln_f.bias, head.weight,
+            batch, config.n_head, config.vocab_size, config.layer_norm_epsilon,
+            activations.FUSED[config.activation_function], layers, scales, _linear(model.wte), model.wpe.weight,
+            model.ln_f.weight, model.ln_f.bias, _linear(head),
         )  # fmt: skip
         self._keys: list[Tensor] | None = None
 
@@ -82,3 +90,8 @@ class Step:
             self._native.set_cache(cache.keys, cache.values)
             self._keys = cache.keys
         return self._native.logits(tokens, positions, cache.lengths, cache.starts, column)
+
+
+def _linear(module: Any) -> list[Tensor | None]:
+    """Weight, bias and scale of a linear layer or a table, packed or not."""
+    return [module.weight, getattr(module, "bias", None), getattr(module, "scale", None)]

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,8 @@ TOKENIZER_FILES = [
 ]
 HUB_FILES = TOKENIZER_FILES + ["config.json", "generation_config.json", "model*.safetensors", "model*.json"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PACKED = ("int8", "int4")  # the formats of packed weights, see packed.py
+FORMATS = (*DTYPES, *PACKED)
 BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 PREFIX = "transformer."
 UNUSED = "multiple_choice_head"  # a part of a GPT2DoubleHeadsModel that text generation does not need
@@ -31,11 +33,12 @@ MOST_LISTED = 8
 
 
 def parse_dtype(name: str | None) -> torch.dtype | None:
+    """The dtype of a format of weights; None for None and for a packed format."""
     if name is None:
         return None
-    if name not in DTYPES:
-        raise ValueError(f"gpt2fast: weights must be one of {', '.join(DTYPES)}, got {name!r}")
-    return DTYPES[name]
+    if name not in FORMATS:
+        raise ValueError(f"gpt2fast: weights must be one of {', '.join(FORMATS)}, got {name!r}")
+    return DTYPES.get(name)
 
 
 def native_name(name: str) -> str:
@@ -149,12 +152,12 @@ def check_layers(n_layer: int, tensors: int, where: str | Path) -> None:
         )
 
 
-def load(
-    where: Path, stored: dict[str, Any], expected: dict[str, tuple], dtype: torch.dtype | None
-) -> dict[str, Tensor]:
-    """Reads the tensors. Their names and shapes must be those of ``expected``; they are converted to ``dtype``.
+def select(
+    where: Path, stored: dict[str, Any], expected: dict[str, tuple]
+) -> tuple[dict[str, Any], Callable[[Tensor], None]]:
+    """The stored tensors of a model by its own names, and the check that a tied head equals wte.weight.
 
-    ``dtype`` None is that of the file's wte.weight. ``where`` and ``stored`` are the results of ``open_weights``.
+    Their names and shapes must be those of ``expected``. ``where`` and ``stored`` are the results of ``open_weights``.
     """
     stored = {native_name(n): s for n, s in stored.items()}
     stored = {n: s for n, s in stored.items() if not (BUFFER.fullmatch(n) or n.startswith(UNUSED))}
@@ -163,16 +166,31 @@ def load(
     for name, tensor in stored.items():
         if not tensor.need_known_dtype().is_floating_point:
             raise TypeError(f"gpt2fast: {name} of {where} must hold floating-point numbers, got {tensor.dtype}")
+
+    def check_head(wte: Tensor) -> None:
+        if head is not None and not _equal(head, wte):
+            raise ValueError(
+                f"gpt2fast: lm_head.weight of {where} must equal wte.weight, since the config ties them "
+                '(if it is a head of its own, set "tie_word_embeddings": false in config.json)'
+            )
+
+    return stored, check_head
+
+
+def load(
+    where: Path, stored: dict[str, Any], expected: dict[str, tuple], dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Reads the tensors. Their names and shapes must be those of ``expected``; they are converted to ``dtype``.
+
+    ``dtype`` None is that of the file's wte.weight. ``where`` and ``stored`` are the results of ``open_weights``.
+    """
+    stored, check_head = select(where, stored, expected)
     dtype = dtype or stored["wte.weight"].dtype
     state = memory.empty(expected, dtype)
     largest_first = sorted(stored, key=lambda n: -state[n].numel())
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # half of the time is the first access to memory
         list(pool.map(lambda name: stored[name].copy_to(state[name]), largest_first))
-    if head is not None and not _equal(head, state["wte.weight"]):
-        raise ValueError(
-            f"gpt2fast: lm_head.weight of {where} must equal wte.weight, since the config ties them "
-            '(if it is a head of its own, set "tie_word_embeddings": false in config.json)'
-        )
+    check_head(state["wte.weight"])
     return state
 
 
@@ -233,11 +251,16 @@ def _open_file(path: Path) -> dict:
 
 def save(folder: str | Path, config: Config, state: dict[str, Tensor]) -> None:
     """Writes both files next to the old ones, and replaces the old ones only when both are complete."""
-    folder = Path(folder)
     dtype = dtype_name(state["wte.weight"].dtype)
     named = {name if name.startswith("lm_head.") else PREFIX + name: tensor for name, tensor in state.items()}
+    write_files(folder, config, dtype, "model.safetensors", lambda path: safetensors.write(path, named))
+
+
+def write_files(folder: str | Path, config: Config, dtype: str, name: str, write: Callable[[Path], Any]) -> None:
+    """Writes config.json, with this dtype, and by ``write`` the file ``name``. Old files are replaced at the end."""
+    folder = Path(folder)
     writers = {
-        "model.safetensors": lambda path: safetensors.write(path, named),
+        name: write,
         "config.json": lambda path: path.write_text(replace(config, dtype=dtype).to_json(), encoding="utf-8"),
     }
     beside = {name: folder / f".{name}.{os.getpid()}.new" for name in writers}

@@ -153,6 +153,8 @@ def test_check_and_bench_pass_names_and_json_on(monkeypatch):
     (["generate", "x", "--top-p", "0"], r"top_p must lie in \(0, 1\]"),
     (["generate", "x", "--temperature", "-1"], "temperature must"),
     (["generate", "x", "--weights", "int3"], "weights must be one of float32"),
+    (["pack", "out", "--weights", "int3"], "pack: weights must be one of int8, int4, got 'int3'"),
+    (["pack", "out", "-m", "not/a/model"], "a folder or a hub name"),
     (["generate", "x", "--backend", "magic"], "backend must be one of auto"),
     (["check", "nonsense"], "op must be one of"),
 ])  # fmt: skip
@@ -162,6 +164,20 @@ def test_errors_are_one_line(folder, capsys, args, message):
     assert cli.main(args) == 1
     out, err = capsys.readouterr()
     assert out == "" and re.search(message, err) and err.startswith("gpt2fast") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("weights", ("int8", "int4"))
+def test_pack_and_generate(folder, tmp_path, capsys, weights):
+    """The packed folder has all that generate needs, and gives the text of packing while reading."""
+    assert cli.main(["pack", str(tmp_path / "out"), "-m", folder, "--weights", weights, "--json"]) == 0
+    packed = json.loads(capsys.readouterr().out)
+    assert packed["bytes"] == (tmp_path / "out/packed.safetensors").stat().st_size
+    args = ["-n", "8", "--temperature", "0", "--json"]
+    assert cli.main(["generate", "x", "-m", folder, "--weights", weights, *args]) == 0
+    expected = json.loads(capsys.readouterr().out)
+    assert cli.main(["generate", "x", "-m", str(tmp_path / "out"), *args]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == expected["tokens"] and found["weights"] == expected["weights"] == weights
 
 
 def test_unknown_isa_and_backend_before_anything_runs(folder):

@@ -144,7 +144,7 @@ def change(model: GPT2, what: str) -> None:
         ("eps", "h.1: its settings are not the config's"),
         ("scale", "h.1: its settings are not the config's"),
         ("heads", "h.1: its settings are not the config's"),
-        ("dtype", "h.1.mlp.c_fc.weight is torch.float16, wte.weight is torch.float32"),
+        ("dtype", "h.1.mlp.c_fc.weight is torch.float16, ln_f.weight is torch.float32"),
         ("strides", "h.1.mlp.c_fc.weight is no contiguous tensor on the CPU"),
         ("forward", "h.1.mlp: its forward is replaced by"),
         ("activation", "settings are not the config's"),

@@ -222,7 +222,7 @@ def test_a_bin_file_cannot_run_code(tmp_path, hf, monkeypatch):
 
 
 def test_arguments(tmp_path, hf, monkeypatch):
-    with pytest.raises(ValueError, match="weights must be one of float32, bfloat16, float16, got 'int3'"):
+    with pytest.raises(ValueError, match="weights must be one of float32, bfloat16, float16, int8, int4, got 'int3'"):
         GPT2.from_pretrained(tmp_path, weights="int3")
     with pytest.raises(FileNotFoundError, match="a folder or a hub name, got"):
         GPT2.from_pretrained(tmp_path / "nowhere")

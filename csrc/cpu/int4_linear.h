@@ -8,8 +8,8 @@ namespace gpt2fast {
 namespace {
 
 struct Int4Weight {
-  static constexpr int kHalvesBytes = 256;
-  static constexpr int kGroupBytes = kHalvesBytes + int(kPackedOutputs) * 2;
+  static constexpr int kGroupBytes = int(kInt4GroupBytes);
+  static constexpr int kHalvesBytes = kGroupBytes - 2 * int(kPackedOutputs);
   static constexpr int kZero = 8;  // the half byte of the value 0
 
   // total (kRows, kBlocks * 16) = rows of x^ @ blocks of weight, which are `block_bytes` apart.

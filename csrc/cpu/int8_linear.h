@@ -7,7 +7,7 @@ namespace gpt2fast {
 namespace {
 
 struct Int8Weight {
-  static constexpr int kGroupBytes = 512;
+  static constexpr int kGroupBytes = int(kInt8GroupBytes);
   static constexpr int kZero = 128;  // the byte of the value 0
 
   // total (kRows, kBlocks * 16) = rows of x^ @ (blocks of weight / scale). The blocks are `block_bytes` apart.

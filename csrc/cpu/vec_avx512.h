@@ -168,7 +168,7 @@ struct UnsignedBytes {
   static UnsignedBytes load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
   UnsignedBytes low_halves() const { return {_mm512_and_si512(v, _mm512_set1_epi8(15))}; }  // the low 4 bits of each
   UnsignedBytes high_halves() const { return {_mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(15))}; }
-  // sum + the products of the four bytes of each lane, exact
+  // sum + the products of the four bytes of each lane, exact; VPDPBUSD if compiled for AVX512-VNNI
   friend Ints dot(UnsignedBytes a, SignedBytes b, Ints sum) {
 #ifdef __AVX512VNNI__
     return {_mm512_dpbusd_epi32(sum.v, a.v, b.v)};

@@ -40,57 +40,54 @@ Tensor checked(const Tensor& t, at::IntArrayRef sizes, ScalarType dtype, const c
   return t;
 }
 
-// The parameters of a layer, in the order in which Python gives them.
+// The parameters of a layer, in the order in which Python gives them. A linear layer has weight, bias and scale.
 enum Parameter {
   kNorm1,
   kNorm1Bias,
   kAttn,
-  kAttnBias,
-  kAttnOut,
-  kAttnOutBias,
-  kNorm2,
+  kAttnOut = kAttn + 3,
+  kNorm2 = kAttnOut + 3,
   kNorm2Bias,
   kFc,
-  kFcBias,
-  kFcOut,
-  kFcOutBias,
-  kParameters
+  kFcOut = kFc + 3,
+  kParameters = kFcOut + 3
 };
+
+// The weight of a linear layer or a table: of floats, or packed (csrc/cpu/packed_linear.h), where 8 bits have a scale.
+struct Weight {
+  Tensor weight;
+  OptionalTensor bias, scale;
+
+  bool packed() const { return weight.scalar_type() == at::kByte; }
+};
+
+Weight weight_at(const std::vector<OptionalTensor>& parameters, int place) {
+  TORCH_CHECK_VALUE(parameters[place], "gpt2fast::DecodeStep: a weight must be a tensor, got None");
+  return {*parameters[place], parameters[place + 1], parameters[place + 2]};
+}
 
 // The kernel calls of a step are made once, for one batch size and the parameters that the model has then. A call of
 // logits() only changes what differs from token to token: tokens, positions, lengths and the column of the cache.
 class DecodeStep {
  public:
-  DecodeStep(int64_t batch, int64_t heads, double eps, const std::string& activation,
-             const std::vector<std::vector<Tensor>>& layers, const std::vector<double>& scales, const Tensor& wte,
-             const Tensor& wpe, const Tensor& norm, const Tensor& norm_bias, const Tensor& head)
-      : B_(batch), H_(heads), C_(wte.size(1)), V_(wte.size(0)), P_(wpe.size(0)), dtype_(wte.scalar_type()), eps_(eps) {
+  using Parameters = std::vector<OptionalTensor>;
+
+  DecodeStep(int64_t batch, int64_t heads, int64_t vocabulary, double eps, const std::string& activation,
+             const std::vector<Parameters>& layers, const std::vector<double>& scales, const Parameters& wte,
+             const Tensor& wpe, const Tensor& norm, const Tensor& norm_bias, const Parameters& head)
+      : B_(batch), H_(heads), C_(wpe.size(1)), V_(vocabulary), P_(wpe.size(0)), dtype_(wpe.scalar_type()), eps_(eps) {
     TORCH_CHECK_VALUE(B_ > 0 && H_ > 0 && C_ % H_ == 0, "gpt2fast::DecodeStep: heads must divide ", C_,
                       " and batch must be positive, got ", H_, " and ", B_);
-    TORCH_CHECK_VALUE(!uncovered_dtype(wte), "gpt2fast::DecodeStep: ", uncovered_dtype(wte));
+    TORCH_CHECK_VALUE(!uncovered_dtype(wpe), "gpt2fast::DecodeStep: ", uncovered_dtype(wpe));
     TORCH_CHECK_VALUE(layers.size() == scales.size(), "gpt2fast::DecodeStep: scales must be ", layers.size(), ", got ",
                       scales.size());
+    TORCH_CHECK_VALUE(wte.size() == 3 && head.size() == 3, "gpt2fast::DecodeStep: a table must have 3 parameters");
     void *x = buffer(C_), *y = buffer(C_), *qkv = buffer(3 * C_), *z = buffer(C_);
-    int64_t inner = layers.empty() ? 0 : layers[0].at(kFc).size(1);
+    int64_t inner = layers.empty() ? 0 : outputs_of(weight_at(layers[0], kFc));
     void* wide = buffer(inner);
     statistics_ = (float*)hold(at::empty({2, B_}, at::kFloat));
     logits_ = at::empty({B_, V_}, dtype_);
-    embedding_ = add(&cpu::Table::embedding, EmbeddingArgs{.tokens = nullptr,
-                                                           .positions = nullptr,
-                                                           .token_types = nullptr,
-                                                           .wte = hold(checked(wte, {V_, C_}, dtype_, "wte")),
-                                                           .wpe = hold(checked(wpe, {P_, C_}, dtype_, "wpe")),
-                                                           .out = x,
-                                                           .B = B_,
-                                                           .T = 1,
-                                                           .C = C_,
-                                                           .V = V_,
-                                                           .P = P_,
-                                                           .start = 0,
-                                                           .positions_stride_b = 1,
-                                                           .stride_wte = C_,
-                                                           .stride_wpe = C_,
-                                                           .dtype = to_dtype(dtype_)});
+    add_embedding(weight_at(wte, 0), wpe, x);
     TORCH_CHECK_VALUE(activation == "gelu_tanh" || activation == "gelu_erf",
                       "gpt2fast::DecodeStep: activation must be gelu_tanh or gelu_erf, got ", activation);
     Activation fused = activation_of(activation);
@@ -98,16 +95,16 @@ class DecodeStep {
       const auto& p = layers[i];
       TORCH_CHECK_VALUE(p.size() == kParameters, "gpt2fast::DecodeStep: a layer must have ", int(kParameters),
                         " parameters, got ", p.size());
-      add_norm(x, p[kNorm1], p[kNorm1Bias], y);
-      add_linear(y, C_, p[kAttn], p[kAttnBias], nullptr, Activation::kNone, qkv, 3 * C_);
+      add_norm(x, p[kNorm1].value(), p[kNorm1Bias].value(), y);
+      add_linear(y, C_, weight_at(p, kAttn), nullptr, Activation::kNone, qkv, 3 * C_);
       add_attention(qkv, float(scales[i]), y);
-      add_linear(y, C_, p[kAttnOut], p[kAttnOutBias], x, Activation::kNone, z, C_);
-      add_norm(z, p[kNorm2], p[kNorm2Bias], y);
-      add_linear(y, C_, p[kFc], p[kFcBias], nullptr, fused, wide, inner);
-      add_linear(wide, inner, p[kFcOut], p[kFcOutBias], z, Activation::kNone, x, C_);
+      add_linear(y, C_, weight_at(p, kAttnOut), x, Activation::kNone, z, C_);
+      add_norm(z, p[kNorm2].value(), p[kNorm2Bias].value(), y);
+      add_linear(y, C_, weight_at(p, kFc), nullptr, fused, wide, inner);
+      add_linear(wide, inner, weight_at(p, kFcOut), z, Activation::kNone, x, C_);
     }
     add_norm(x, norm, norm_bias, y);
-    add_linear(y, C_, head, {}, nullptr, Activation::kNone, logits_.data_ptr(), V_, true);
+    add_linear(y, C_, weight_at(head, 0), nullptr, Activation::kNone, logits_.data_ptr(), V_, true);
   }
 
   // Sets the cache: for each layer keys and values (B, S, H, D), whose heads are dense.
@@ -146,10 +143,12 @@ class DecodeStep {
                       column);
     check_range(tokens, V_, "tokens");
     positions ? check_range(*positions, P_, "positions") : check_range(column, P_, "positions");
-    EmbeddingArgs& e = embedding_->args;
-    e.tokens = tokens.const_data_ptr<int64_t>();
-    e.positions = data<int64_t>(positions);
-    e.start = column;
+    auto place = [&](auto& args) {
+      args.tokens = tokens.const_data_ptr<int64_t>();
+      args.positions = data<int64_t>(positions);
+      args.start = column;
+    };
+    embedding_ ? place(embedding_->args) : place(packed_embedding_->args);
     for (Append* append : appends_) append->column = column;
     for (auto* attention : attentions_) {
       attention->args.lengths = lengths.const_data_ptr<int64_t>();
@@ -202,13 +201,86 @@ class DecodeStep {
                                                .dtype = to_dtype(dtype_)});
   }
 
-  // y (B, N) = activation(x (B, K) @ W + bias) + residual, where weight is (K, N) or, if transposed, (N, K).
-  void add_linear(const void* x, int64_t K, const Tensor& weight, const OptionalTensor& bias, const void* residual,
-                  Activation activation, void* y, int64_t N, bool transposed = false) {
+  // The number of outputs of a linear layer: its bias tells.
+  static int64_t outputs_of(const Weight& w) { return w.bias ? w.bias->size(0) : 0; }
+
+  void add_embedding(const Weight& wte, const Tensor& wpe, void* out) {
+    const void* positions = hold(checked(wpe, {P_, C_}, dtype_, "wpe"));
+    if (!wte.packed()) {
+      embedding_ = add(&cpu::Table::embedding, EmbeddingArgs{.tokens = nullptr,
+                                                             .positions = nullptr,
+                                                             .token_types = nullptr,
+                                                             .wte = hold(checked(wte.weight, {V_, C_}, dtype_, "wte")),
+                                                             .wpe = positions,
+                                                             .out = out,
+                                                             .B = B_,
+                                                             .T = 1,
+                                                             .C = C_,
+                                                             .V = V_,
+                                                             .P = P_,
+                                                             .start = 0,
+                                                             .positions_stride_b = 1,
+                                                             .stride_wte = C_,
+                                                             .stride_wpe = C_,
+                                                             .dtype = to_dtype(dtype_)});
+      return;
+    }
+    packed_embedding_ = add(&cpu::Table::int8_embedding, PackedEmbeddingArgs{.tokens = nullptr,
+                                                                             .positions = nullptr,
+                                                                             .token_types = nullptr,
+                                                                             .wte = packed_bytes(wte, C_, V_, 8),
+                                                                             .scale = scale_of(wte, V_),
+                                                                             .wpe = positions,
+                                                                             .out = out,
+                                                                             .B = B_,
+                                                                             .T = 1,
+                                                                             .C = C_,
+                                                                             .V = V_,
+                                                                             .P = P_,
+                                                                             .start = 0,
+                                                                             .positions_stride_b = 1,
+                                                                             .stride_wpe = C_,
+                                                                             .dtype = to_dtype(dtype_)});
+  }
+
+  const uint8_t* packed_bytes(const Weight& w, int64_t K, int64_t N, int bits) {
+    int64_t blocks = (N + kPackedOutputs - 1) / kPackedOutputs, groups = (K + kPackedInputs - 1) / kPackedInputs;
+    return (const uint8_t*)hold(
+        checked(w.weight, {blocks, groups, bits == 8 ? kInt8GroupBytes : kInt4GroupBytes}, at::kByte, "a weight"));
+  }
+  const float* scale_of(const Weight& w, int64_t N) {
+    TORCH_CHECK_VALUE(w.scale, "gpt2fast::DecodeStep: a weight of 8 bits must have a scale, got None");
+    return (const float*)hold(checked(*w.scale, {N}, at::kFloat, "a scale"));
+  }
+
+  // y (B, N) = activation(x (B, K) @ W + bias) + residual, where a weight of floats is (K, N) or, if transposed, (N,
+  // K).
+  void add_linear(const void* x, int64_t K, const Weight& w, const void* residual, Activation activation, void* y,
+                  int64_t N, bool transposed = false) {
+    const void* bias = w.bias ? hold(checked(*w.bias, {N}, dtype_, "a bias")) : nullptr;
+    if (w.packed()) {
+      bool int8 = w.scale.has_value();
+      TORCH_CHECK_VALUE(int8 || bias, "gpt2fast::DecodeStep: a weight of 4 bits must have a bias, got None");
+      add(int8 ? &cpu::Table::int8_linear : &cpu::Table::int4_linear,
+          PackedLinearArgs{.x = x,
+                           .bias = bias,
+                           .residual = residual,
+                           .weight = packed_bytes(w, K, N, int8 ? 8 : 4),
+                           .scale = int8 ? scale_of(w, N) : nullptr,
+                           .y = y,
+                           .M = B_,
+                           .K = K,
+                           .N = N,
+                           .stride_x_m = K,
+                           .stride_residual_m = N,
+                           .activation = activation,
+                           .dtype = to_dtype(dtype_)});
+      return;
+    }
     std::vector<int64_t> sizes = transposed ? std::vector<int64_t>{N, K} : std::vector<int64_t>{K, N};
     add(&cpu::Table::linear, LinearArgs{.x = x,
-                                        .weight = hold(checked(weight, sizes, dtype_, "a weight")),
-                                        .bias = bias ? hold(checked(*bias, {N}, dtype_, "a bias")) : nullptr,
+                                        .weight = hold(checked(w.weight, sizes, dtype_, "a weight")),
+                                        .bias = bias,
                                         .residual = residual,
                                         .y = y,
                                         .preactivation = nullptr,
@@ -216,7 +288,7 @@ class DecodeStep {
                                         .K = K,
                                         .N = N,
                                         .stride_x_m = K,
-                                        .stride_weight = weight.stride(0),
+                                        .stride_weight = w.weight.stride(0),
                                         .stride_residual_m = N,
                                         .transposed = transposed,
                                         .activation = activation,
@@ -255,7 +327,8 @@ class DecodeStep {
   Tensor logits_;
   std::vector<Tensor> held_, cache_;  // what the phases point to
   Phases phases_;
-  KernelPhase<EmbeddingArgs>* embedding_ = nullptr;
+  KernelPhase<EmbeddingArgs>* embedding_ = nullptr;  // one of the two
+  KernelPhase<PackedEmbeddingArgs>* packed_embedding_ = nullptr;
   std::vector<Append*> appends_;  // of each layer
   std::vector<KernelPhase<DecodeAttentionArgs>*> attentions_;
 };
@@ -264,9 +337,10 @@ class DecodeStep {
 
 void bind_decode_step(pybind11::module_& m) {
   pybind11::class_<DecodeStep>(m, "DecodeStep", "A decoding step of GPT-2 for a batch of this size: gpt2fast/step.py")
-      .def(pybind11::init<int64_t, int64_t, double, const std::string&, const std::vector<std::vector<Tensor>>&,
-                          const std::vector<double>&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                          const Tensor&>())
+      .def(pybind11::init<int64_t, int64_t, int64_t, double, const std::string&,
+                          const std::vector<DecodeStep::Parameters>&, const std::vector<double>&,
+                          const DecodeStep::Parameters&, const Tensor&, const Tensor&, const Tensor&,
+                          const DecodeStep::Parameters&>())
       .def("set_cache", &DecodeStep::set_cache)
       .def("logits", &DecodeStep::logits);
 }
