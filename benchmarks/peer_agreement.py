@@ -4,10 +4,9 @@ transformers reads the prompt and the engine's own tokens in one pass, in float3
 engine is compared with the most likely one after the same tokens before it, so that one other choice does not count
 again in all tokens after it. A float32 engine must choose as float32 does, or there must be a near-tie: in float64 the
 two tokens are no further apart than two errors that the parity rule allows. Engines with narrower weights may choose
-otherwise, but their tokens must on average have logits that are nearer to the highest one than to the mean of all.
+otherwise, but the tokens of each row must on average have logits nearer to the highest one than to the mean of all.
 """
 
-import statistics
 from pathlib import Path
 
 import torch
@@ -26,7 +25,8 @@ class Judge:
 
     def __call__(self, tokens: Rows, found: Rows, new: int) -> dict:
         """How the engine's tokens ``found`` agree: how many of ``tokens`` are the ``same``, near-ties, and the first of
-        the others. ``height``: where their logits are on average, from 0, the mean logit, to 1, the highest one.
+        the others. ``height``: where the logits of a row's tokens are on average, from 0, the mean logit, to 1, the
+        highest one; that of the lowest row.
         ``malformed`` says what is wrong with rows that cannot be judged."""
         if malformed := self._malformed(tokens, found, new):
             return dict(tokens=len(tokens) * new, same=0, near_ties=[], first_difference=None, malformed=malformed)
@@ -37,7 +37,7 @@ class Judge:
             with torch.inference_mode():
                 plain, exact = (m(ids, logits_to_keep=new).logits[0] for m in (self.plain, self.exact))
             mean, chosen = exact.mean(-1), exact.gather(-1, torch.tensor(row)[:, None])[:, 0]
-            heights += ((chosen - mean) / (exact.amax(-1) - mean)).tolist()
+            heights.append(((chosen - mean) / (exact.amax(-1) - mean)).mean().item())
             for i, (ours, theirs) in enumerate(zip(plain.argmax(-1).tolist(), row)):
                 if ours == theirs:
                     result["same"] += 1
@@ -49,7 +49,7 @@ class Judge:
                     result["near_ties"].append(other)
                 elif result["first_difference"] is None:
                     result["first_difference"] = other
-        return result | dict(height=statistics.mean(heights))
+        return result | dict(height=min(heights))
 
     def _malformed(self, tokens: Rows, found: Rows, new: int) -> str:
         if [len(row) for row in found] != [new] * len(tokens):

@@ -103,6 +103,20 @@ def test_an_engine_that_lies_is_not_timed(checkpoint, judge, tmp_path, monkeypat
     assert any("liar: not timed" in note for note in peers.notes(found))
 
 
+def test_one_wrong_row_is_enough(judge, checkpoint):
+    """A narrow engine whose other rows are right is not timed either; a few other choices are no reason."""
+    engine = peer_engines.Transformers("float32", 1)
+    engine.build(checkpoint, checkpoint)
+    tokens, new = peers.make_prompts("batch", judge.config)
+    right = engine.decode(tokens, new)
+    assert not refusal(judge(tokens, right, new), "int8")
+    other = [[*right[0][:-1], (right[0][-1] + 1) % judge.config["vocab_size"]], *right[1:]]
+    found = judge(tokens, other, new)
+    assert found["same"] == found["tokens"] - 1 and not refusal(found, "int8") and refusal(found, "float32")
+    wrong = [*right[:-1], list(range(new))]
+    assert "row 7" in refusal(judge(tokens, wrong, new), "int8")
+
+
 def test_absent_engines_are_listed_once(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "WORK", FEW)
     found = peers.run([Absent, Single], ["float32", "bfloat16"], ["batch"], str(checkpoint), 1, tmp_path)
