@@ -1,4 +1,4 @@
-"""The command line: ``gpt2fast generate | pack | info | check | bench | tune | new-op``.
+"""The command line: ``gpt2fast generate | pack | eval | info | check | bench | tune | new-op``.
 
 Each command imports what it needs when it runs.
 """
@@ -48,6 +48,16 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("-m", "--model", default=None, help="folder or hub name (default: the shipped model)")
     add.add_argument("--weights", default="int8", metavar="FORMAT", help="int8 or int4 (default: int8)")
     add.set_defaults(run=run_pack)
+
+    text = "perplexity of a text, and what each format of weights loses"
+    add = commands.add_parser("eval", parents=[common], help=text)
+    add.add_argument("--text", type=Path, action="append", required=True, metavar="FILE", help="may be repeated")
+    add.add_argument("-m", "--model", default=None, help="folder or hub name (default: the shipped model)")
+    add.add_argument("--weights", default=None, metavar="A,B", help="formats of weights (default: all)")
+    add.add_argument("--window", type=int, default=None, metavar="N", help="tokens at a time (default: n_positions)")
+    add.add_argument("--stride", type=int, default=None, metavar="N", help="between windows (default: half a window)")
+    add.add_argument("--tokens", type=int, default=None, metavar="N", help="read at most so many")
+    add.set_defaults(run=run_eval)
 
     add = commands.add_parser("info", parents=[common], help="machine, instruction sets, backends, versions")
     add.set_defaults(run=run_info)
@@ -160,6 +170,16 @@ def run_pack(args: argparse.Namespace) -> int:
     else:
         rate = found["bytes"] / found["float32_bytes"]
         print(f"{found['file']}: {found['bytes'] / 1e6:.1f} MB, {rate:.1%} of float32")
+    return 0
+
+
+def run_eval(args: argparse.Namespace) -> int:
+    from .evaluate import FORMATS, compare_formats, table
+
+    formats = FORMATS if args.weights is None else args.weights.split(",")
+    folder = _locate_model(args.model)
+    rows = compare_formats(folder, args.text, formats, args.window, args.stride, args.tokens)
+    print(json.dumps(rows) if args.json else table(rows))
     return 0
 
 
