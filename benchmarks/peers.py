@@ -39,7 +39,7 @@ SIZES: dict[str, dict] = {
     "tiny": dict(n_layer=2, n_embd=128, n_head=2, vocab_size=1003, n_positions=128),
 }
 # transformers starts GPT-2 at 0.02. Then the embedding of a token outweighs all layers, and every token is repeated.
-INITIALIZER_RANGE = 0.1
+GAIN = 1.13  # the standard deviation of weights is GAIN / sqrt(n_embd): layers neither shrink nor blow up
 PAUSE = 0.2  # seconds before each turn, in which the threads of the engine before it stop waiting for work
 HEADER = ["case", "dtype", "engine", "tokens/s", "±%", "gpt2fast is", "q10-q90", "bandwidth", "same tokens"]
 
@@ -53,7 +53,8 @@ def make_checkpoint(folder: Path, size: str, seed: int = 0) -> Path:
     path = folder / f"checkpoint-{size}-{seed}"
     if not (path / "model.safetensors").exists():
         torch.manual_seed(seed)
-        sizes = dict(initializer_range=INITIALIZER_RANGE, bos_token_id=0, eos_token_id=0) | SIZES[size]
+        sizes = dict(n_embd=768, bos_token_id=0, eos_token_id=0) | SIZES[size]
+        sizes["initializer_range"] = GAIN / sizes["n_embd"] ** 0.5
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
         for block in model.transformer.h:
             # GELU's outputs have a mean above 0. Its product with the weights would be the same vector for all tokens,
