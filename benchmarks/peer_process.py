@@ -25,14 +25,15 @@ class Process:
         context = multiprocessing.get_context("spawn")
         self.name, self.width = kind.name, width
         self.pipe, theirs = context.Pipe()
-        before = {name: os.environ.get(name) for name in VARIABLES}
+        before = {name: value for name, value in os.environ.items() if name in VARIABLES}
         os.environ.update(dict.fromkeys(VARIABLES, str(threads)))
         try:
             self.process = context.Process(target=serve, args=(theirs, kind, width, threads), daemon=True)
             self.process.start()
         finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+            for name in VARIABLES:
+                os.environ.pop(name)
+            os.environ.update(before)
         theirs.close()
 
     def build(self, checkpoint: Path, folder: Path) -> float:

@@ -5,6 +5,7 @@ Each command imports what it needs when it runs.
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -176,9 +177,11 @@ def run_pack(args: argparse.Namespace) -> int:
 def run_eval(args: argparse.Namespace) -> int:
     from .evaluate import FORMATS, compare_formats, table
 
-    formats = FORMATS if args.weights is None else args.weights.split(",")
+    formats = FORMATS if args.weights is None else [name.strip() for name in args.weights.split(",")]
     folder = _locate_model(args.model)
     rows = compare_formats(folder, args.text, formats, args.window, args.stride, args.tokens)
+    if args.json:  # JSON has no NaN and no infinity
+        rows = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in r.items()} for r in rows]
     print(json.dumps(rows) if args.json else table(rows))
     return 0
 

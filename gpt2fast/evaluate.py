@@ -17,9 +17,11 @@ from torch import Tensor
 from .dtypes import dtype_name
 from .model import GPT2
 from .text import Tokenizer
+from .values import within
 from .weights import FORMATS, load_config
 
 REFERENCE = "float32"
+ROWS = 64  # the tokens whose probabilities are computed at a time
 
 
 @dataclass
@@ -63,28 +65,36 @@ def evaluate(
             has at least window - stride tokens before it.
         progress: called with the number of tokens that are scored, after each window.
 
-    The logits of one window of each model are in memory at a time. Probabilities are computed in float32 and summed up
-    in float64. Errors: ValueError or TypeError before anything is computed.
+    The logits of one window of each model are in memory at a time. Probabilities and sums are computed in float64.
+    Errors: ValueError or TypeError before anything is computed.
     """
     window, stride = check_windows(model.config.n_positions, window, stride)
+    for name, other in dict(model=model, reference=reference).items():
+        if other is not None and other.training:
+            raise ValueError(f"gpt2fast.evaluate: {name} must be in evaluation mode, got one in training mode")
     if tokens.dim() != 1 or tokens.dtype != torch.int64:
         found = f"{tuple(tokens.shape)} of {dtype_name(tokens.dtype)}"
         raise TypeError(f"gpt2fast.evaluate: tokens must be (T,) of int64, got {found}")
     if len(tokens) < 2:
         raise ValueError(f"gpt2fast.evaluate: tokens must be at least 2, got {len(tokens)}")
+    within("evaluate", "tokens", tokens, model.config.vocab_size)
+    if reference is not None and reference.config.n_positions < window:
+        most = reference.config.n_positions
+        raise ValueError(f"gpt2fast.evaluate: window must be at most reference's n_positions = {most}, got {window}")
     if reference is not None and reference.config.vocab_size != model.config.vocab_size:
         sizes = reference.config.vocab_size, model.config.vocab_size
         raise ValueError(f"gpt2fast.evaluate: reference must have vocab_size {sizes[1]} as model has, got {sizes[0]}")
     loss, kl, same = (torch.zeros((), dtype=torch.float64) for _ in range(3))
     with torch.inference_mode():
         for begin, end, first in windows(len(tokens), window, stride):
-            log_p = _log_probabilities(model, tokens[begin:end], first - begin)
-            targets = tokens[first:end]
-            loss -= log_p.gather(1, targets[:, None]).double().sum().cpu()
-            if reference is not None:
-                log_q = _log_probabilities(reference, tokens[begin:end], first - begin)
-                same += (log_q.argmax(1) == log_p.argmax(1)).sum().cpu()
-                kl += (log_q.exp() * (log_q - log_p)).sum(1).double().sum().cpu()
+            logits = [_logits(m, tokens[begin:end], first - begin) for m in (model, reference) if m is not None]
+            for at in range(0, end - first, ROWS):
+                log_p, *log_q = (rows[at : at + ROWS].double().log_softmax(-1) for rows in logits)
+                targets = tokens[first + at : first + at + len(log_p)]
+                loss -= log_p.gather(1, targets[:, None]).sum().cpu()
+                for other in log_q:
+                    same += (other.argmax(1) == log_p.argmax(1)).sum().cpu()
+                    kl += (other.exp() * (other - log_p)).sum().cpu()
             if progress is not None:
                 progress(end - 1)
     count = len(tokens) - 1
@@ -92,14 +102,13 @@ def evaluate(
     return Score(count, _exp(loss.item() / count), **compared)
 
 
-def _log_probabilities(model: Any, tokens: Tensor, first: int) -> Tensor:
-    """log p (n, V) float32 of the tokens from ``first`` on, each after those before it in the window."""
-    logits = model(tokens[None, :-1], logits_to_keep=len(tokens) - first)
-    return logits[0].float().log_softmax(-1)
+def _logits(model: Any, tokens: Tensor, first: int) -> Tensor:
+    """The logits (n, V) of the tokens from ``first`` on, each after those before it in the window."""
+    return model(tokens[None, :-1], logits_to_keep=len(tokens) - first)[0]
 
 
 def _exp(x: float) -> float:
-    return math.exp(x) if x < 700 else math.inf
+    return math.inf if x > 700 else math.exp(x)  # NaN stays NaN
 
 
 def check_windows(n_positions: int, window: int | None, stride: int | None) -> tuple[int, int]:
@@ -129,6 +138,8 @@ def compare_formats(
     if unknown := [name for name in formats if name not in FORMATS]:
         raise ValueError(f"gpt2fast.evaluate: weights must be one of {', '.join(FORMATS)}, got {unknown[0]!r}")
     check_windows(load_config(folder).n_positions, window, stride)
+    if most_tokens is not None and most_tokens < 2:
+        raise ValueError(f"gpt2fast.evaluate: tokens must be at least 2, got {most_tokens}")
     tokens = read_tokens(folder, texts)[:most_tokens]
     if len(tokens) < 2:
         raise ValueError(f"gpt2fast.evaluate: the text must have at least 2 tokens, got {len(tokens)}")

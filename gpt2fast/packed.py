@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .dtypes import dtype_name
-from .packing import pack_int4, pack_int8, packed_shape, unpack_int4, unpack_int8
+from .packing import pack_int4, pack_int8, packed_shape, unpack_int4, unpack_int8, unpack_rows_int8
 
 BITS = {"int8": 8, "int4": 4}  # the formats of packed weights, and the bits of a layer's weight in them
 WIDE = torch.float32  # the dtype of everything that is not packed, and of the activations
@@ -42,7 +42,7 @@ class Packed(nn.Module):
         return unpack_int4(self.weight, self.outputs, self.inputs)
 
     def extra_repr(self) -> str:
-        return f"{self.inputs}, {self.outputs}, int{self.bits}"
+        return f"{self.inputs}, {self.outputs}, int{self.bits}: for inference, {AGAIN}"
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "Packed":
         """Refuses what would change dtype or device, before anything is changed."""
@@ -95,6 +95,10 @@ class PackedEmbedding(Packed):
         """weight[tokens] + wpe[positions] (+ weight[token_types]), (B, T, C), as the op ``int8_embedding``."""
         return ops.int8_embedding(tokens, self.weight, self.scale, wpe, positions, token_types, start)
 
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The rows (..., C) float32 of tokens (...) int64 or int32."""
+        return unpack_rows_int8(self.weight, self.scale, self.inputs, tokens)
+
     def head(self, x: Tensor) -> Tensor:
         """The logits (..., V) of x (..., C)."""
         return ops.int8_linear(x, self.weight, self.scale)
@@ -135,7 +139,14 @@ def pack(model: nn.Module, weights: str) -> nn.Module:
     Args: model, a GPT2 of stock parts with floating-point weights on the CPU; weights, ``"int8"`` or ``"int4"``.
     Errors: ValueError for an unknown format or a weight with NaN or infinity, TypeError for a model that is packed.
     """
+    from .model import GPT2  # imported here, because it imports this module
+
     need_format(weights)
+    if not isinstance(model, GPT2):
+        raise TypeError(
+            f"gpt2fast.pack: model must be a gpt2fast.GPT2, got {type(model).__module__}.{type(model).__qualname__}; "
+            "take GPT2.from_transformers(model), or GPT2LMHeadModel.from_pretrained(folder, weights=...)"
+        )
     if weights_of(model) is not None:
         raise TypeError(f"gpt2fast.pack: model must have floating-point weights, got {weights_of(model)}")
     if found := model.graph_obstacle():

@@ -157,6 +157,11 @@ def test_refused(weights, what):
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_pack_takes_native_models():
+    with pytest.raises(TypeError, match=r"must be a gpt2fast.GPT2, got torch.nn.*Linear; take GPT2.from_transformers"):
+        packed.pack(torch.nn.Linear(3, 4), "int8")
+
+
 def test_backward_is_refused(weights):
     model = packed.pack(float_model(), weights)
     model.ln_f.weight.requires_grad_()

@@ -15,6 +15,7 @@ from transformers.models.gpt2 import modeling_gpt2 as stock
 from .. import ops
 from ..block import attend, join, mlp
 from ..checks import is_autocast, is_plain, keep_forwards, obstacle, stands_in, weight_obstacle
+from ..packed import PackedEmbedding, PackedLinear
 from .masks import Visible, from_theirs, maker_obstacle, theirs
 
 _SDPA_OPTIONS = ("is_causal", "position_bias", "softcap", "cache")
@@ -72,6 +73,7 @@ class GELUActivation(activations.GELUActivation):
 
 
 CONV1D = (Conv1D, pytorch_utils.Conv1D)
+LINEAR = (*CONV1D, PackedLinear)  # whose products block.py fuses
 DROPOUT = (nn.Dropout,)
 ACTIVATIONS = {
     NewGELUActivation: "gelu_tanh",
@@ -84,7 +86,7 @@ ACTIVATIONS |= {kind.__bases__[0]: form for kind, form in ACTIVATIONS.items()}
 
 def linear_obstacle(linear: nn.Module) -> str | None:
     """Why a linear layer of a block must be called as a module, or None."""
-    return weight_obstacle(linear, CONV1D)
+    return weight_obstacle(linear, LINEAR)
 
 
 def dropout_obstacle(dropout: nn.Module) -> str | None:
@@ -264,4 +266,4 @@ def needs_their_mask(block: nn.Module, options: dict) -> bool:
     return cross is not None and attention_step_obstacle(cross, options) is not None
 
 
-keep_forwards(*CONV1D, *ACTIVATIONS, LayerNorm, GPT2MLP, GPT2Attention, GPT2Block)
+keep_forwards(*LINEAR, PackedEmbedding, *ACTIVATIONS, LayerNorm, GPT2MLP, GPT2Attention, GPT2Block)

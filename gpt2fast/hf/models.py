@@ -15,13 +15,16 @@ from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .. import ops
-from ..checks import embedding_obstacle, is_autocast, keep_forwards, stands_in, weight_obstacle
+from ..block import embed
+from ..checks import embedding_obstacle, is_autocast, keep_forwards, obstacle, stands_in, weight_obstacle
 from ..ops.linear_cross_entropy import gradients_to_keep
+from ..packed import PackedEmbedding
 from ..values import within
 from .blocks import needs_their_mask
 from .convert import MODELS, Optimized
 from .generation import FastGeneration
 from .masks import cross_attention_mask, padding_mask, self_attention_mask
+from .packed import PackedModel
 
 LINEAR = (nn.Linear,)
 
@@ -167,7 +170,7 @@ class GPT2Model(Optimized, stock.GPT2Model):
         ):
             ids, position_ids, types = map(_widened, (ids, position_ids, types))
             start = before if position_ids is None else 0
-            return ops.embedding(ids, self.wte.weight, self.wpe.weight, position_ids, types, start)
+            return embed(self.wte, self.wpe, ids, position_ids, types, start)
         embeds = self.wte(ids) if inputs_embeds is None else inputs_embeds
         if position_ids is None:
             position_ids = (torch.arange(T, device=embeds.device) + before).unsqueeze(0)
@@ -182,6 +185,8 @@ def tables_obstacle(model: GPT2Model) -> str | None:
     wte, wpe = model._modules.get("wte"), model._modules.get("wpe")
     if wte is None or wpe is None:
         return "wte or wpe is missing"
+    if type(wte) is PackedEmbedding:
+        return obstacle(wte, (PackedEmbedding,)) or embedding_obstacle(wpe)
     if found := embedding_obstacle(wte) or embedding_obstacle(wpe):
         return found
     return None if wte.weight.dtype == wpe.weight.dtype else "wte and wpe differ in dtype"
@@ -192,7 +197,7 @@ def _widened(numbers: Tensor | None) -> Tensor | None:
     return numbers.long() if numbers is not None and numbers.dtype == torch.int32 else numbers
 
 
-class GPT2LMHeadModel(Optimized, FastGeneration, stock.GPT2LMHeadModel):
+class GPT2LMHeadModel(Optimized, FastGeneration, PackedModel, stock.GPT2LMHeadModel):
     fused_loss = False  # see optimize()
 
     @property

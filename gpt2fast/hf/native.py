@@ -15,13 +15,15 @@ from ..cache import Cache
 from ..checks import embedding_obstacle, keep_forwards, obstacle, weight_obstacle
 from ..config import Config
 from ..model import GPT2
+from ..packed import Packed, PackedEmbedding, PackedLinear, weights_of
 from . import blocks
 from .convert import to_ours
+from .packed import PackedHead, part_obstacle
 
 _NORM = (blocks.LayerNorm, nn.LayerNorm)
 # The expected modules of a model and of a block, and the classes that they may have.
 _MODEL = {
-    "wte": (nn.Embedding,),
+    "wte": (nn.Embedding, PackedEmbedding),
     "wpe": (nn.Embedding,),
     "drop": blocks.DROPOUT,
     "h": (nn.ModuleList,),
@@ -31,19 +33,19 @@ _BLOCK = {
     "": (blocks.GPT2Block, stock.GPT2Block),
     "ln_1": _NORM,
     "attn": (blocks.GPT2Attention, stock.GPT2Attention),
-    "attn.c_attn": blocks.CONV1D,
-    "attn.c_proj": blocks.CONV1D,
+    "attn.c_attn": blocks.LINEAR,
+    "attn.c_proj": blocks.LINEAR,
     "attn.attn_dropout": blocks.DROPOUT,
     "attn.resid_dropout": blocks.DROPOUT,
     "ln_2": _NORM,
     "mlp": (blocks.GPT2MLP, stock.GPT2MLP),
-    "mlp.c_fc": blocks.CONV1D,
+    "mlp.c_fc": blocks.LINEAR,
     "mlp.act": tuple(blocks.ACTIVATIONS),
-    "mlp.c_proj": blocks.CONV1D,
+    "mlp.c_proj": blocks.LINEAR,
     "mlp.dropout": blocks.DROPOUT,
 }
-_HEAD = (nn.Linear,)
-keep_forwards(stock.GPT2Block, stock.GPT2Attention, stock.GPT2MLP)
+_HEAD = (nn.Linear, PackedHead)
+keep_forwards(PackedHead, stock.GPT2Block, stock.GPT2Attention, stock.GPT2MLP)
 
 
 class Bare(GPT2):
@@ -59,6 +61,8 @@ class Bare(GPT2):
 
     def take(self, model: nn.Module) -> str | None:
         """Takes the present modules of a model with a head. Returns why its parameters do not fit, or None."""
+        if weights_of(model) is not None:
+            return self._take_packed(model)
         config, state = native_state(model)
         first = model.transformer.wte.weight
         for name, parameter in state.items():
@@ -73,10 +77,24 @@ class Bare(GPT2):
             checkpoint.check(self.expected, {name: tuple(p.shape) for name, p in state.items()}, "the given state")
         except ValueError as error:
             return str(error).removeprefix("gpt2fast: ")
+        self._take_modules(model, config)
+        return None
+
+    def _take_packed(self, model: nn.Module) -> str | None:
+        """As ``take`` for packed weights. The parts have the sizes of the config: stock_obstacle has checked them."""
+        self.config = config = native_config(model)
+        dtypes = {p.dtype for p in model.parameters()}
+        packed = sum(isinstance(module, Packed) for module in model.transformer.modules())
+        if dtypes != {torch.float32} or packed != 1 + 4 * config.n_layer or type(model.lm_head) is not PackedHead:
+            return "only a part of it is packed"
+        self._take_modules(model, config)
+        return None
+
+    def _take_modules(self, model: nn.Module, config: Config) -> None:
         root = model.transformer
         self.wte, self.wpe, self.h, self.ln_f = root.wte, root.wpe, root.h, root.ln_f
-        self.lm_head = None if config.tie_word_embeddings else model.lm_head
-        return None
+        head = model.lm_head.table if type(model.lm_head) is PackedHead else model.lm_head
+        self.lm_head = None if config.tie_word_embeddings else head
 
     def _run(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         for block in self.h:
@@ -98,14 +116,20 @@ def run_block(block: nn.Module, x: Tensor, mask: Tensor | None, cache: Cache | N
     return mlp(inner.c_fc, inner.c_proj, normalize(block.ln_2, x), x, blocks.ACTIVATIONS[type(inner.act)])
 
 
+def native_config(model: nn.Module) -> Config:
+    """The native config. The head is tied where it has the weight of the table of tokens, whatever the config says."""
+    config = Config.from_dict(model.config.to_dict())
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    config.tie_word_embeddings = head is None or head.weight is embedding.weight
+    return config
+
+
 def native_state(model: nn.Module) -> tuple[Config, dict[str, nn.Parameter]]:
     """Config and parameters of a transformers GPT2Model, or of one with a language-model head, for the native model.
 
     Raises ValueError or TypeError for a config that the native model cannot have.
     """
-    config = Config.from_dict(model.config.to_dict())
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    config.tie_word_embeddings = head is None or head.weight is embedding.weight
+    config = native_config(model)
     named = model.named_parameters(remove_duplicate=False)
     state = {checkpoint.native_name(name): p for name, p in named if not name.startswith(GPT2.UNUSED)}
     if config.tie_word_embeddings:
@@ -144,7 +168,7 @@ def stock_obstacle(model: nn.Module, for_text: bool = False) -> str | None:
         if name not in modules:
             return f"missing: {name.removeprefix(prefix)}"
     for name, module in modules.items():
-        if module is model or module is root:
+        if module is model or module is root or name == "lm_head.own":
             continue
         if name.startswith(GPT2.UNUSED):
             found = obstacle(module, (type(module),))
@@ -164,9 +188,11 @@ def _part_obstacle(name: str, module: nn.Module, kinds: tuple[type, ...], config
         kinds = (named, *kinds)
     if kinds == blocks.DROPOUT and for_text:
         found = blocks.dropout_obstacle(module)
+    elif type(module) in (PackedLinear, PackedEmbedding, PackedHead):
+        found = obstacle(module, kinds) or part_obstacle(module, config, leaf)
     elif getattr(module, "weight", None) is None:
         found = obstacle(module, kinds)
-    elif kinds == _MODEL["wte"]:
+    elif kinds in (_MODEL["wte"], _MODEL["wpe"]):
         found = embedding_obstacle(module, trained=False)
     else:
         found = weight_obstacle(module, kinds)

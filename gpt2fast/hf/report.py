@@ -16,9 +16,11 @@ from .. import backends
 from ..checks import class_obstacle, is_autocast, is_plain, obstacle, weight_obstacle
 from ..dtypes import dtype_name
 from ..op import OPS, Op
+from ..packed import WIDE, Packed, PackedLinear
 from . import blocks, models
 from .convert import _roots, to_ours
 from .generation import FastGeneration, native_obstacle
+from .packed import PackedHead
 
 GELUS = tuple(kind for kind in blocks.ACTIVATIONS if kind.__module__ == blocks.__name__)
 OPS_OF = {blocks.Conv1D: "linear", blocks.LayerNorm: "layer_norm"} | dict.fromkeys(GELUS, "gelu")
@@ -109,6 +111,8 @@ def _line(
     dropout: float = 0.0,
 ) -> Line:
     weight = next(module.parameters(), None)
+    if (found := _packed_op(module, op)) is not None:
+        op, weight = found
     if weight is None:
         return Line(name, type(module).__name__, op, None, fused, reason)
     with backends.recording() if module.training and backends.records([weight]) else contextlib.nullcontext():
@@ -121,6 +125,14 @@ def _line(
         kinds = sorted(set(found.values()))
         backward = kinds[0] if len(kinds) == 1 else ", ".join(f"{on} ({n})" for n, on in found.items())
     return Line(name, type(module).__name__, op, backend, fused, reason or why, backward)
+
+
+def _packed_op(module: nn.Module, op: str) -> tuple[str, Tensor] | None:
+    """The op of a module with packed weights in place of ``op``, and a tensor with the dtype of its arguments."""
+    packed = module.table if isinstance(module, PackedHead) else module
+    if not isinstance(packed, Packed) or op not in ("linear", "embedding"):
+        return None
+    return f"int{packed.bits}_{op}", packed.scale if packed.bits == 8 else packed.bias
 
 
 def _backward(op: Op, weight: Tensor, head: int, dropout: float) -> str:
@@ -210,6 +222,9 @@ def _generating_lines(name: str, model: nn.Module) -> Iterator[Line]:
 
 def _leaf(name: str, module: nn.Module, ours: tuple, op: str) -> Line:
     """The line of a module that is called as a module. Its hooks do not prevent its op, but another class does."""
+    if isinstance(module, (PackedLinear, PackedHead)) and op == "linear":
+        found = class_obstacle(type(module))
+        return _line(name, module, op) if found is None else _own(name, module, found)
     if not isinstance(module, ours):
         return _own(name, module, f"{type(module).__module__}.{type(module).__qualname__} is not ours")
     # the op of a head replaces the call of the head; our other modules call their op themselves
@@ -224,7 +239,7 @@ def _norm(name: str, norm: nn.Module, beside: nn.Module | None) -> Line:
     if not isinstance(norm, blocks.LayerNorm):
         return _leaf(name, norm, (blocks.LayerNorm,), "layer_norm")
     found = class_obstacle(type(norm)) or blocks.norm_obstacle(norm.weight, norm.bias)
-    given = getattr(getattr(beside, "weight", None), "dtype", None)
+    given = WIDE if isinstance(beside, Packed) else getattr(getattr(beside, "weight", None), "dtype", None)
     if found is None and given not in (None, norm.weight.dtype) and not is_autocast(norm.weight):
         found = f"its weight is {dtype_name(norm.weight.dtype)}, what it is given {dtype_name(given)}"
     return _line(name, norm, "layer_norm") if found is None else _own(name, norm, found)
@@ -283,12 +298,13 @@ def _mlp_lines(name: str, mlp: nn.Module, fused: bool) -> Iterator[Line]:
         yield _own(name, mlp, f"called as a module: {found}")
     act = mlp.act
     if (why := blocks.act_obstacle(mlp.act, mlp.c_fc)) is None:
-        yield _line(_join(name, "c_fc"), mlp.c_fc, "linear", blocks.ACTIVATIONS[type(act)])
+        fc = _line(_join(name, "c_fc"), mlp.c_fc, "linear", blocks.ACTIVATIONS[type(act)])
+        yield fc
     else:
         line = _leaf(_join(name, "c_fc"), mlp.c_fc, (blocks.Conv1D,), "linear")
         yield line if line.op is None else replace(line, reason=f"activation not fused: {why}")
     if why is None:
-        yield Line(_join(name, "act"), type(act).__name__, "linear", reason=None, fused="part of c_fc")
+        yield Line(_join(name, "act"), type(act).__name__, fc.op, reason=None, fused="part of c_fc")
     elif isinstance(act, GELUS):
         yield replace(_line(_join(name, "act"), mlp, "gelu"), module=type(act).__name__)
     else:
