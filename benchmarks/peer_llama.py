@@ -56,7 +56,7 @@ def write_gguf(checkpoint: Path, path: Path, width: str) -> int:
 
 
 class LlamaCpp(Engine):
-    """llama-cpp-python, one row at a time."""
+    """llama-cpp-python, one row at a time. It is written by the package's documentation and has not been run yet."""
 
     name = "llama-cpp-python"
     modules = {"llama-cpp-python": "llama_cpp", "gguf": "gguf", "transformers": "transformers"}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # tells type checkers and editors the names that __getattr__ 
         report,
         restore,
     )
+    from .lookup import PromptLookup
     from .model import GPT2
     from .op import OPS, op
     from .optim import AdamW
@@ -47,6 +48,7 @@ __all__ = [
     "GPT2ForTokenClassification",
     "GPT2LMHeadModel",
     "GPT2Model",
+    "PromptLookup",
     "Tokenizer",
     "__version__",
     "backends",
@@ -75,6 +77,7 @@ _ELSEWHERE = dict(
     op="op",
     OPS="op",
     AdamW="optim",
+    PromptLookup="lookup",
     CudaLibrary="cuda.library",
     build_cuda="cuda.build",
 )

@@ -168,6 +168,16 @@ class Cache:
         self.mask = None if self.mask is None else self.mask[rows]
         self._view()
 
+    def drop(self, tokens: int) -> None:
+        """Takes back the last ``tokens`` columns. Raises ValueError for more than there are, or in a fixed cache."""
+        if self.fixed or not 0 <= tokens <= self.length:
+            found = "a fixed cache" if self.fixed else f"{tokens} of {self.length}"
+            raise ValueError(f"gpt2fast.Cache: drop takes back columns that are there, got {found}")
+        self.length -= tokens
+        self.lengths = self.lengths - tokens
+        if self.mask is not None:
+            self.mask[:, self.length :] = True
+
     def clear(self) -> None:
         """Empties the cache and keeps its memory."""
         self.length, self.lengths = 0, torch.zeros_like(self.lengths)

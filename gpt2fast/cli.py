@@ -39,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X")
     add.add_argument("--seed", type=int, default=None, help="of the draws (default: a new one each time)")
     add.add_argument("--stop", action="append", metavar="TEXT", help="stop after this text; may be repeated")
+    text = "verify drafts of up to N tokens, taken from the text before, in one pass (1 to 7; default: 0, off)"
+    add.add_argument("--prompt-lookup", type=int, default=0, metavar="N", help=text)
     text = "float32, bfloat16, float16, int8 or int4 (default: as saved)"
     add.add_argument("--weights", default=None, metavar="FORMAT", help=text)
     add.set_defaults(run=run_generate)
@@ -101,6 +103,7 @@ def run_generate(args: argparse.Namespace) -> int:
 
     from .backends import isa
     from .dtypes import dtype_name
+    from .lookup import PromptLookup
     from .model import GPT2
     from .packed import weights_of
     from .streaming import TextStreamer
@@ -111,6 +114,7 @@ def run_generate(args: argparse.Namespace) -> int:
     model = GPT2.from_pretrained(folder, weights=args.weights)
     input_ids = torch.tensor([tokenizer.encode(prompt)], dtype=torch.int64)
     room = max(model.config.n_positions - input_ids.shape[1], 1)
+    lookup = PromptLookup(args.prompt_lookup) if args.prompt_lookup else None
     pieces: list[str] = []
     streamer = Timed(TextStreamer(tokenizer, pieces.append if args.json else None))
     loaded = time.perf_counter()
@@ -128,6 +132,7 @@ def run_generate(args: argparse.Namespace) -> int:
         tokenizer=tokenizer,
         streamer=streamer,
         seed=args.seed,
+        prompt_lookup=lookup,
     )
     new = out.shape[1] - input_ids.shape[1]
     times = streamer.times
@@ -143,13 +148,18 @@ def run_generate(args: argparse.Namespace) -> int:
         isa=isa(),
         threads=torch.get_num_threads(),
     )
+    if lookup is not None:
+        found["prompt_lookup"] = dict(passes=lookup.passes, drafted=lookup.drafted, accepted=lookup.accepted)
     if args.json:
         print(json.dumps(dict(text="".join(pieces), tokens=out[0].tolist()) | found))
         return 0
     rate = f"{found['tokens_per_second']:.1f} tokens/s" if new > 1 else f"{new} tokens"
     wait = f"first token after {1e3 * (first - loaded):.0f} ms" if times else "no new token"
     kernels = found["isa"] or "no C++ kernels"
-    print(f"\n\n{rate} · {wait} · {new} tokens · {found['weights']} · {kernels}", file=sys.stderr)
+    parts = [rate, wait, f"{new} tokens", found["weights"], kernels]
+    if lookup is not None:
+        parts.append(f"{lookup.accepted} of {lookup.drafted} drafted tokens accepted")
+    print(f"\n\n{' · '.join(parts)}", file=sys.stderr)
     return 0
 
 

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from . import backends, ops, step
+from . import backends, lookup, ops, step
 from .cuda import library
 from .step import Step
 
@@ -88,6 +88,31 @@ class Turns:
         if self.replay is None:
             self.replay = capture(lambda: self._run(model))
         return self.replay()
+
+    def verify(self, model: Any, draft: Tensor) -> Tensor:
+        """Reads the token that was drawn last and a draft (k,) of the next ones in one pass, for a batch of one row.
+
+        Returns the tokens (n,) int64, n from 1 to k + 1, that turns without a draft would have drawn.
+        """
+        ahead = torch.arange(1, len(draft) + 2, device=draft.device)
+        ids = torch.cat([self.tokens[0], draft])
+        positions = self.positions + ahead if self.padded else None
+        logits = model(ids[None], positions, None, self.cache)[0]
+        seen = None
+        if self.seen is not None:  # each position has seen the draft's tokens before it
+            first = self.cache.length - len(draft)
+            seen = self.seen[:, : self.cache.length].repeat(len(ids), 1)
+            later = torch.arange(len(draft), device=draft.device) >= ahead[:, None] - 1
+            seen[:, first:] = draft.masked_fill(later, -1)
+        rows = torch.zeros_like(ids) if self.rows is None else self.rows.expand(len(ids))
+        drawn = ops.sample(logits, self.seed, self.real + ahead, seen, rows, **self.options)
+        count = lookup.accepted(draft, drawn) + 1
+        self.cache.drop(len(ids) - count)
+        self.real += count
+        if self.padded:
+            self.positions += count
+        self.tokens.copy_(drawn[count - 1])
+        return drawn[:count]
 
     def keep(self, model: Any, places: list[int]) -> None:
         """Leaves only these rows of the batch, in this order. Their draws stay what they would have been."""
