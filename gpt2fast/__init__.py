@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # tells type checkers and editors the names that __getattr__ 
         restore,
     )
     from .lookup import PromptLookup
+    from .many import generate_many
     from .model import GPT2
     from .op import OPS, op
     from .optim import AdamW
@@ -55,6 +56,7 @@ __all__ = [
     "build",
     "build_cuda",
     "generate",
+    "generate_many",
     "hf",
     "model",
     "op",
@@ -73,6 +75,7 @@ _ELSEWHERE = dict(
     Config="config",
     Tokenizer="text",
     generate="generate",
+    generate_many="many",
     use_backend="backends",
     op="op",
     OPS="op",

@@ -168,6 +168,37 @@ class Cache:
         self.mask = None if self.mask is None else self.mask[rows]
         self._view()
 
+    def shift(self, columns: int) -> None:
+        """Moves all rows by so many columns to the right or, if negative, to the left, where no row may use them.
+
+        Raises ValueError for a fixed cache, one with a mask, or a row that uses columns that would be lost.
+        """
+        if self.fixed or self.mask is not None or self.starts is None:
+            raise ValueError("gpt2fast.Cache: shift must not be called on a fixed cache, or without starts alone")
+        if columns < -int(self.starts.min()):
+            raise ValueError(f"gpt2fast.Cache: shift must keep all columns in use, got {columns}")
+        length = self.length + columns
+        self.reserve(length)
+        for memory in self._memory:
+            used = memory[:, :, :, max(-columns, 0) : self.length].clone()
+            memory[:, :, :, max(columns, 0) : length] = used
+        self.length, self.lengths, self.starts = length, self.lengths + columns, self.starts + columns
+
+    def place(self, row: int, other: "Cache") -> None:
+        """Replaces a row by the only one of another cache without padding. The other rows keep their contents."""
+        if other.length > self.length:
+            self.shift(other.length - self.length)
+        first = self.length - other.length
+        for memory, new in zip(self._memory, other._memory, strict=True):
+            memory[:, row, :, first : self.length] = new[:, 0, :, : other.length]
+        self.starts[row] = first
+
+    def copy_columns(self, other: "Cache", columns: int) -> None:
+        """Fills an empty cache with the first columns of another one of the same batch, without padding."""
+        self.advance(columns)
+        for memory, new in zip(self._memory, other._memory, strict=True):
+            memory[:, :, :, :columns] = new[:, :, :, :columns]
+
     def drop(self, tokens: int) -> None:
         """Takes back the last ``tokens`` columns. Raises ValueError for more than there are, or in a fixed cache."""
         if self.fixed or not 0 <= tokens <= self.length:

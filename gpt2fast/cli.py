@@ -41,6 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
     add.add_argument("--stop", action="append", metavar="TEXT", help="stop after this text; may be repeated")
     text = "verify drafts of up to N tokens, taken from the text before, in one pass (1 to 7; default: 0, off)"
     add.add_argument("--prompt-lookup", type=int, default=0, metavar="N", help=text)
+    add.add_argument("--file", metavar="FILE", help="continue each line of a text or .jsonl file; -: standard input")
+    add.add_argument("--jsonl", action="store_true", help="with --file: write a JSON object for each prompt")
+    add.add_argument("--batch-size", type=int, default=8, metavar="N", help="with --file: rows at a time (default 8)")
     text = "float32, bfloat16, float16, int8 or int4 (default: as saved)"
     add.add_argument("--weights", default=None, metavar="FORMAT", help=text)
     add.set_defaults(run=run_generate)
@@ -88,6 +91,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_generate(args: argparse.Namespace) -> int:
+    if args.file is not None:
+        from . import many_command
+
+        return many_command.run(args, _locate_model(args.model))
     prompt = args.prompt
     if prompt is None:
         if sys.stdin.isatty():

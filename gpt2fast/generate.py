@@ -66,45 +66,30 @@ def generate(
     Returns: (B, T + N) int64, N <= max_new_tokens. Errors: ValueError or TypeError before anything is computed.
     """
     config = model.config
-    vocabulary = config.vocab_size
-    mask = check_prompt(input_ids, attention_mask, vocabulary, model.wte.weight.device)
+    mask = check_prompt(input_ids, attention_mask, config.vocab_size, model.wte.weight.device)
     B, T = input_ids.shape
-    for name, count in dict(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, top_k=top_k or 0).items():
-        if not hasattr(count, "__index__"):
-            raise TypeError(f"gpt2fast.generate: {name} must be an integer, got {count!r}")
-    _need(max_new_tokens >= 0, "max_new_tokens", "at least 0", max_new_tokens)
-    _need(min_new_tokens >= 0, "min_new_tokens", "at least 0", min_new_tokens)
+    _integer("max_new_tokens", max_new_tokens)
+    options = Options.check(
+        config, do_sample, temperature, top_k, top_p, min_p, repetition_penalty, eos_token_id, min_new_tokens
+    )
     _need(
         T + max_new_tokens <= config.n_positions,
         "prompt + max_new_tokens",
         f"at most n_positions = {config.n_positions}",
         f"{T} + {max_new_tokens}",
     )
-    options = dict(
-        temperature=float(temperature) if do_sample else 0.0,
-        top_k=(top_k or 0) if do_sample else 0,
-        top_p=1.0 if top_p is None or not do_sample else float(top_p),
-        min_p=0.0 if min_p is None or not do_sample else float(min_p),
-        repetition_penalty=float(repetition_penalty),
-    )
     if prompt_lookup is not None:
         _need(isinstance(prompt_lookup, PromptLookup), "prompt_lookup", "a PromptLookup", type(prompt_lookup).__name__)
         _need(B == 1, "input_ids", "one row with prompt_lookup", f"{B} rows")
         _need(not cuda_graph, "cuda_graph", "None or False with prompt_lookup", cuda_graph)
         cuda_graph = False
-    _need(not do_sample or temperature > 0, "temperature", "above 0 where do_sample", temperature)
-    ops.sample.check_values(**options)
-    eos = _end_tokens(eos_token_id, config)
     pad = config.pad_token_id if pad_token_id is None else pad_token_id
     plan = Plan(
         most=max_new_tokens,
-        banned=[token for token in eos if 0 <= token < vocabulary] if min_new_tokens else [],
-        least=min_new_tokens,
         options=options,
         seed=make_seed(seed, input_ids.device),
         by_graph=_by_graph(cuda_graph, model, mask, max_new_tokens - min_new_tokens),
-        eos=frozenset(eos),
-        pad=pad if pad is not None else eos[0] if eos else 0,
+        pad=pad if pad is not None else next(iter(options.eos), 0),
         stops=Stops(stop_strings, tokenizer) if stop_strings else None,
         lookup=prompt_lookup,
     )
@@ -114,16 +99,63 @@ def generate(
 
 
 @dataclass
+class Options:
+    """How tokens are drawn and which ones end a text, checked.
+
+    ``sampling`` has the arguments of the op ``sample``. ``banned`` are the tokens that must not be among the first
+    ``least`` new ones.
+    """
+
+    sampling: dict[str, float]
+    eos: list[int]
+    banned: list[int]
+    least: int
+
+    @classmethod
+    def check(
+        cls,
+        config: Any,
+        do_sample: bool,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        min_p: float | None,
+        repetition_penalty: float,
+        eos_token_id: int | Sequence[int] | None,
+        min_new_tokens: int,
+    ) -> "Options":
+        """The options from the arguments of ``generate``. Raises ValueError or TypeError that names the argument."""
+        _integer("min_new_tokens", min_new_tokens)
+        if not hasattr(top_k or 0, "__index__"):
+            raise TypeError(f"gpt2fast.generate: top_k must be an integer, got {top_k!r}")
+        sampling = dict(
+            temperature=float(temperature) if do_sample else 0.0,
+            top_k=(top_k or 0) if do_sample else 0,
+            top_p=1.0 if top_p is None or not do_sample else float(top_p),
+            min_p=0.0 if min_p is None or not do_sample else float(min_p),
+            repetition_penalty=float(repetition_penalty),
+        )
+        _need(not do_sample or temperature > 0, "temperature", "above 0 where do_sample", temperature)
+        ops.sample.check_values(**sampling)
+        eos = _end_tokens(eos_token_id, config)
+        banned = [token for token in eos if 0 <= token < config.vocab_size] if min_new_tokens else []
+        return cls(sampling, eos, banned, min_new_tokens)
+
+
+def _integer(name: str, count: Any) -> None:
+    if not hasattr(count, "__index__"):
+        raise TypeError(f"gpt2fast.generate: {name} must be an integer, got {count!r}")
+    _need(count >= 0, name, "at least 0", count)
+
+
+@dataclass
 class Plan:
     """The checked arguments of ``generate``."""
 
     most: int
-    least: int
-    banned: list[int]
-    options: dict[str, float]
+    options: "Options"
     seed: Tensor
     by_graph: bool
-    eos: frozenset[int]
     pad: int
     stops: "Stops | None"
     lookup: PromptLookup | None
@@ -134,25 +166,25 @@ def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streame
     out = input_ids.new_full((B, T + plan.most), plan.pad)
     out[:, :T] = input_ids
     _stream(streamer, input_ids)
-    with decoding.turns(model, B, T + plan.most, plan.options, mask is not None, plan.by_graph) as turns:
+    with decoding.turns(model, B, T + plan.most, plan.options.sampling, mask is not None, plan.by_graph) as turns:
         running, length = list(range(B)), T  # the rows of the batch that the model runs on
         alive = set(running)
         waiting: list[Tensor] = []  # tokens (1,) that are drawn already
         if plan.lookup is not None:
             plan.lookup.begin(input_ids[0].tolist())
         while length < T + plan.most and alive:
-            banned = plan.banned if length - T < plan.least else ()
+            banned = plan.options.banned if length - T < plan.options.least else ()
             if length == T:
                 turns.begin(model, input_ids, mask, plan.seed, banned)
             elif not waiting:
                 waiting = _next(model, turns, plan, banned, T + plan.most - length)
             drawn = waiting.pop(0) if waiting else turns.tokens[:, 0]
-            if plan.eos or plan.stops is not None:
+            if plan.options.eos or plan.stops is not None:
                 chosen = drawn.tolist()
                 if len(alive) < len(running):
                     chosen = [token if row in alive else plan.pad for row, token in zip(running, chosen)]
                     drawn.copy_(torch.tensor(chosen))
-                alive = {row for row, token in zip(running, chosen) if row in alive and token not in plan.eos}
+                alive = {row for row, token in zip(running, chosen) if row in alive and token not in plan.options.eos}
             out[running if len(running) < B else slice(None), length] = drawn
             turns.record(drawn, length)
             if plan.lookup is not None:
