@@ -5,7 +5,6 @@ tokens apart, and each scores the tokens that no earlier one has scored. So ever
 """
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from .dtypes import dtype_name
 from .model import GPT2
+from .progress import progress
 from .text import Tokenizer
 from .values import within
 from .weights import FORMATS, load_config
@@ -52,7 +52,7 @@ def evaluate(
     reference: Any = None,
     window: int | None = None,
     stride: int | None = None,
-    progress: Callable[[int], None] | None = None,
+    shown: Callable[[int], None] | None = None,
 ) -> Score:
     """Scores a text.
 
@@ -63,7 +63,7 @@ def evaluate(
         window: the number of tokens that the model sees at a time, by default n_positions.
         stride: how far windows are apart, by default half a window. Each scored token but those of the first window
             has at least window - stride tokens before it.
-        progress: called with the number of tokens that are scored, after each window.
+        shown: called with the number of tokens that are scored, after each window.
 
     The logits of one window of each model are in memory at a time. Probabilities and sums are computed in float64.
     Errors: ValueError or TypeError before anything is computed.
@@ -95,8 +95,8 @@ def evaluate(
                 for other in log_q:
                     same += (other.argmax(1) == log_p.argmax(1)).sum().cpu()
                     kl += (other.exp() * (other - log_p)).sum().cpu()
-            if progress is not None:
-                progress(end - 1)
+            if shown is not None:
+                shown(end - 1)
     count = len(tokens) - 1
     compared = dict(kl=kl.item() / count, agreement=same.item() / count) if reference is not None else {}
     return Score(count, _exp(loss.item() / count), **compared)
@@ -144,10 +144,11 @@ def compare_formats(
     if len(tokens) < 2:
         raise ValueError(f"gpt2fast.evaluate: the text must have at least 2 tokens, got {len(tokens)}")
     reference, rows = GPT2.from_pretrained(folder, weights=REFERENCE), []
-    wide = None
+    wide, count = None, len(tokens) - 1
     for name in [REFERENCE, *(name for name in dict.fromkeys(formats) if name != REFERENCE)]:
         model = reference if name == REFERENCE else GPT2.from_pretrained(folder, weights=name)
-        score = evaluate(model, tokens, reference, window, stride, _progress(name, len(tokens) - 1))
+        shown = progress(count, lambda done, name=name: f"{name}: {done} of {count} tokens")
+        score = evaluate(model, tokens, reference, window, stride, shown)
         wide = wide or score.perplexity
         rows.append(dict(weights=name, **asdict(score), change=score.perplexity / wide - 1, bytes=bytes_of(model)))
     return [row for row in rows if row["weights"] in formats]
@@ -176,16 +177,6 @@ def bytes_of(model: torch.nn.Module) -> int:
     """The bytes of a model's parameters and buffers, with shared ones counted once."""
     held = {id(t): t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]}
     return sum(held.values())
-
-
-def _progress(what: str, count: int) -> Callable[[int], None] | None:
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int) -> None:
-        print(f"{what}: {done} of {count} tokens", end="\r" if done < count else "\n", file=sys.stderr, flush=True)
-
-    return show
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

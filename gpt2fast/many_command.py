@@ -10,6 +10,7 @@ from typing import Any
 
 from .many import generate_many
 from .model import GPT2
+from .progress import progress
 from .text import Tokenizer
 
 DEFAULT_NEW_TOKENS = 100
@@ -81,12 +82,12 @@ def run(args: argparse.Namespace, folder: Path) -> int:
                 f"got {count} + {asked or 1}"
             )
         mosts.append(min(DEFAULT_NEW_TOKENS, space) if asked is None else asked)
-    progress, started = _progress(len(ids)), time.perf_counter()
+    shown, started = _progress(len(ids)), time.perf_counter()
     results = generate_many(
         model, ids, batch_size=args.batch_size, max_new_tokens=mosts, min_new_tokens=args.min_new_tokens,
         do_sample=args.temperature != 0, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p,
         min_p=args.min_p, repetition_penalty=args.repetition_penalty, stop_strings=args.stop, tokenizer=tokenizer,
-        seed=args.seed, progress=progress,
+        seed=args.seed, progress=shown,
     )  # fmt: skip
     total = 0
     for index, new in enumerate(results):
@@ -104,14 +105,11 @@ def run(args: argparse.Namespace, folder: Path) -> int:
 
 
 def _progress(count: int) -> Callable[[int, int], None] | None:
-    """Shows how far the prompts are, where standard error is a terminal and standard output is not the same one."""
-    if not sys.stderr.isatty() or sys.stdout.isatty():
+    """Shows how far the prompts are, unless the texts come to the same terminal."""
+    if sys.stdout.isatty():
         return None
     started = time.perf_counter()
-
-    def show(ended: int, tokens: int) -> None:
-        rate = tokens / (time.perf_counter() - started)
-        end = "\r" if ended < count else "\n"
-        print(f"{ended} of {count} prompts, {rate:.1f} tokens/s", end=end, file=sys.stderr, flush=True)
-
-    return show
+    return progress(
+        count,
+        lambda ended, tokens: f"{ended} of {count} prompts, {tokens / (time.perf_counter() - started):.1f} tokens/s",
+    )

@@ -4,7 +4,6 @@ config.json and packed.safetensors, whose metadata say format and version.
 
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from . import packed, safetensors
 from . import weights as checkpoint
+from .progress import progress
 
 if TYPE_CHECKING:
     from .model import GPT2
@@ -51,23 +51,16 @@ def read_packing(model: "GPT2", where: Path, stored: dict[str, Any], weights: st
     chosen, check_head = checkpoint.select(where, stored, model.shapes())
     with torch.device("meta"):
         packed.convert_skeleton(model, weights)
-    for name, tensor in with_progress(chosen, f"packing as {weights}"):
+    shown = progress(len(chosen), lambda done: f"packing as {weights}: {done} of {len(chosen)} tensors")
+    for done, (name, tensor) in enumerate(chosen.items(), 1):
         wide = torch.empty(tensor.shape, dtype=packed.WIDE)
         tensor.copy_to(wide)
         if name == "wte.weight":
             check_head(wide)
         packed.take(model, name, wide)
+        if shown is not None:
+            shown(done)
     return model.eval()
-
-
-def with_progress(items: dict[str, Any], what: str) -> Iterator[tuple[str, Any]]:
-    """The items, with a line on standard error that says how far they are, where that is a terminal."""
-    shown = sys.stderr.isatty()
-    for done, (name, item) in enumerate(items.items(), 1):
-        yield name, item
-        if shown:
-            end = "\r" if done < len(items) else "\n"
-            print(f"{what}: {done} of {len(items)} tensors", end=end, file=sys.stderr, flush=True)
 
 
 def save(model: "GPT2", folder: str | Path) -> None:

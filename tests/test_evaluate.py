@@ -81,7 +81,7 @@ def test_a_model_against_itself(model):
 
 def test_progress_counts_all_tokens(model):
     seen: list[int] = []
-    evaluate(model, tokens(40), progress=seen.append)
+    evaluate(model, tokens(40), shown=seen.append)
     assert seen == sorted(seen) and seen[-1] == 39
 
 
