@@ -39,7 +39,8 @@ struct Table {
   Kernel<EmbeddingArgs> embedding;
   Kernel<LayerNormArgs> layer_norm;  // with args.residual it is add_layer_norm
   Kernel<LinearArgs> linear;
-  Kernel<PackedLinearArgs> int8_linear, int4_linear;
+  Kernel<PackedLinearArgs> int8_linear;
+  Kernel<PackedLinearArgs> int4_linear;
   Kernel<PackedEmbeddingArgs> int8_embedding;
   Kernel<GeluArgs> gelu;  // with args.bias it is bias_gelu
   Kernel<AttentionArgs> attention;

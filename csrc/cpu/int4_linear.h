@@ -10,7 +10,8 @@ namespace {
 struct Int4Weight {
   static constexpr int kGroupBytes = int(kInt4GroupBytes);
   static constexpr int kHalvesBytes = kGroupBytes - 2 * int(kPackedOutputs);
-  static constexpr int kZero = 8;  // the half byte of the value 0
+  static constexpr int kZero = 8;                          // the half byte of the value 0
+  static constexpr int64_t kOffsetInputs = kPackedInputs;  // inputs whose bytes are summed up for one offset
 
   // total (kRows, kBlocks * 16) = rows of x^ @ blocks of weight, which are `block_bytes` apart.
   template <int kRows, int kBlocks>

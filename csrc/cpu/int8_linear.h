@@ -8,7 +8,8 @@ namespace {
 
 struct Int8Weight {
   static constexpr int kGroupBytes = int(kInt8GroupBytes);
-  static constexpr int kZero = 128;  // the byte of the value 0
+  static constexpr int kZero = 128;                 // the byte of the value 0
+  static constexpr int64_t kOffsetInputs = kPiece;  // inputs whose bytes are summed up for one offset
 
   // total (kRows, kBlocks * 16) = rows of x^ @ (blocks of weight / scale). The blocks are `block_bytes` apart.
   template <int kRows, int kBlocks>
@@ -20,18 +21,16 @@ struct Int8Weight {
       for (int v = 0; v < kVecs; ++v) sums[m][v] = Vec::zero();
     const int32_t *words = x.words, *offsets = x.offsets;
     const float* steps = x.steps;
-    for (int64_t g = 0; g < groups; steps += kRows) {
+    for (int64_t g = 0; g < groups; steps += kRows, offsets += kRows) {
       int64_t end = min64(g + kPiece / kPackedInputs, groups);
       Ints part[kChains][kRows][kVecs];
       for (int c = 0; c < kChains; ++c)
         for (int m = 0; m < kRows; ++m)
-          for (int v = 0; v < kVecs; ++v) part[c][m][v] = Ints::broadcast(0);
-      for (; g < end; ++g, words += kWordsInGroup * kRows, offsets += kRows) {
+          for (int v = 0; v < kVecs; ++v) part[c][m][v] = Ints::broadcast(c == 0 ? offsets[m] : 0);
+      for (; g < end; ++g, words += kWordsInGroup * kRows) {
         const uint8_t* p = weight + g * kGroupBytes;
         for (int b = 0; b < kBlocks; ++b)
           for (int at = 0; at < kGroupBytes; at += 64) prefetch(p + b * block_bytes + kAheadBytes + at);
-        for (int m = 0; m < kRows; ++m)
-          for (int v = 0; v < kVecs; ++v) part[0][m][v] = part[0][m][v] + Ints::broadcast(offsets[m]);
 #pragma GCC unroll 8
         for (int word = 0; word < kWordsInGroup; ++word) {
           UnsignedBytes w[kVecs];

@@ -57,15 +57,15 @@ inline void round_row(const T* x, int64_t K, int8_t* bytes, float* steps) {
   }
 }
 
-// Rows of x as a tile reads them: words [word][row], steps [piece][row], and for each group the sum of its bytes times
-// minus the zero of the weights, [group][row].
+// Rows of x as a tile reads them: words [word][row], steps [piece][row], and offsets [part][row]: the sum of the bytes
+// of a part, a piece or a group, times minus the zero of the weights.
 struct RoundedRows {
   int32_t *words, *offsets;
   float* steps;
 };
 
-template <class T>
-inline void round_rows(const T* x, int64_t stride, int rows, int64_t K, int zero, const RoundedRows& out) {
+template <class Weight, class T>
+inline void round_rows(const T* x, int64_t stride, int rows, int64_t K, const RoundedRows& out) {
   int64_t groups = ceil_div(K, kPackedInputs), pieces = ceil_div(K, kPiece);
   int8_t* bytes = (int8_t*)scratch<0>(size_t(groups * kPackedInputs + 64) + size_t(pieces) * sizeof(float));
   float* steps = (float*)(bytes + groups * kPackedInputs + 64);
@@ -74,10 +74,11 @@ inline void round_rows(const T* x, int64_t stride, int rows, int64_t K, int zero
     for (int64_t k = K; k < groups * kPackedInputs; ++k) bytes[k] = 0;
     for (int64_t w = 0; w < groups * kWordsInGroup; ++w) __builtin_memcpy(out.words + w * rows + i, bytes + 4 * w, 4);
     for (int64_t p = 0; p < pieces; ++p) out.steps[p * rows + i] = steps[p];
-    for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t first = 0, part = 0; first < groups * kPackedInputs; first += Weight::kOffsetInputs, ++part) {
+      int64_t count = min64(Weight::kOffsetInputs, groups * kPackedInputs - first);
       int32_t sum = 0;
-      for (int64_t k = 0; k < kPackedInputs; ++k) sum += bytes[g * kPackedInputs + k];
-      out.offsets[g * rows + i] = -zero * sum;
+      for (int64_t k = 0; k < count; ++k) sum += bytes[first + k];
+      out.offsets[part * rows + i] = -Weight::kZero * sum;
     }
   }
 }
@@ -156,7 +157,7 @@ inline void packed_linear(const PackedLinearArgs& a, int64_t begin, int64_t end)
       x[i].words = (int32_t*)(memory + size_t(from) * row_bytes);
       x[i].offsets = x[i].words + words * size_t(count);
       x[i].steps = (float*)(x[i].offsets + groups * count);
-      round_rows((const T*)a.x + (m + from) * a.stride_x_m, a.stride_x_m, int(count), a.K, Weight::kZero, x[i]);
+      round_rows<Weight>((const T*)a.x + (m + from) * a.stride_x_m, a.stride_x_m, int(count), a.K, x[i]);
     }
     // A few blocks at a time, so that they stay in the L2 cache from tile to tile.
     int64_t step = tiles == 1 ? last - first : kPackedTaskBlocks;

@@ -98,26 +98,55 @@ inline LayerNormArgs layer_norm(const Run& r) {
           r.c.dtype};
 }
 
+inline Activation activation_of(const Run& r) {
+  const std::string& word = r.word("activation");
+  return word == "none" ? Activation::kNone : word == "gelu_tanh" ? Activation::kGeluTanh : Activation::kGeluErf;
+}
+
 inline LinearArgs linear(const Run& r) {
   bool transposed = r.number("transposed") != 0;
-  const std::string& word = r.word("activation");
-  Activation activation = word == "none"        ? Activation::kNone
-                          : word == "gelu_tanh" ? Activation::kGeluTanh
-                                                : Activation::kGeluErf;
+  return {r.input("x"),        r.input("weight"),     r.input("bias"),
+          r.input("residual"), r.output("y"),         r.output("preactivation"),
+          r.rows("x"),         r.size("x", -1),       r.size("weight", transposed ? 0 : 1),
+          r.stride("x", -2),   r.stride("weight", 0), r.stride("residual", -2),
+          transposed,          activation_of(r),      r.c.dtype};
+}
+
+// int8_linear, and int4_linear, which has a bias in every case and no scale.
+inline PackedLinearArgs packed_linear(const Run& r) {
   return {r.input("x"),
-          r.input("weight"),
           r.input("bias"),
           r.input("residual"),
+          r.input<uint8_t>("weight"),
+          r.input<float>("scale"),
           r.output("y"),
-          r.output("preactivation"),
           r.rows("x"),
           r.size("x", -1),
-          r.size("weight", transposed ? 0 : 1),
+          r.size(r.has("scale") ? "scale" : "bias", 0),
           r.stride("x", -2),
-          r.stride("weight", 0),
           r.stride("residual", -2),
-          transposed,
-          activation,
+          activation_of(r),
+          r.c.dtype};
+}
+
+inline PackedEmbeddingArgs int8_embedding(const Run& r) {
+  int64_t B = r.size("tokens", 0), T = r.size("tokens", 1);
+  int64_t stride = r.has("positions") && r.size("positions", 0) != 1 ? T : 0;
+  return {r.input<int64_t>("tokens"),
+          r.input<int64_t>("positions"),
+          r.input<int64_t>("token_types"),
+          r.input<uint8_t>("wte"),
+          r.input<float>("scale"),
+          r.input("wpe"),
+          r.output("y"),
+          B,
+          T,
+          r.size("wpe", 1),
+          r.size("scale", 0),
+          r.size("wpe", 0),
+          r.whole("start"),
+          stride,
+          r.stride("wpe", 0),
           r.c.dtype};
 }
 
@@ -214,6 +243,9 @@ inline void run(const cpu::Table& table, const Run& r, Order order) {
   if (op == "embedding") return launch(table.embedding, embedding(r), order);
   if (op == "layer_norm" || op == "add_layer_norm") return launch(table.layer_norm, layer_norm(r), order);
   if (op == "linear") return launch(table.linear, linear(r), order);
+  if (op == "int8_linear") return launch(table.int8_linear, packed_linear(r), order);
+  if (op == "int4_linear") return launch(table.int4_linear, packed_linear(r), order);
+  if (op == "int8_embedding") return launch(table.int8_embedding, int8_embedding(r), order);
   if (op == "gelu" || op == "bias_gelu") return launch(table.gelu, gelu(r), order);
   if (op == "attention") return launch(table.attention, attention(r), order);
   if (op == "decode_attention") return launch(table.decode_attention, decode_attention(r), order);

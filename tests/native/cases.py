@@ -18,6 +18,8 @@ import gpt2fast.ops  # noqa: E402, F401
 from gpt2fast import compiler_flags  # noqa: E402
 from gpt2fast.dtypes import dtype_name  # noqa: E402
 from gpt2fast.op import OPS  # noqa: E402
+from gpt2fast.ops.int8_linear import with_packed_sizes  # noqa: E402
+from gpt2fast.packing import packed_shape  # noqa: E402
 from gpt2fast.testing import build, inputs, measure, work  # noqa: E402
 from gpt2fast.testing.parity import more_seeds  # noqa: E402
 
@@ -53,7 +55,17 @@ CUTS = [
     dict(top_k=5, top_p=0.7, min_p=0.1, temperature=0.6, rows=True),
     dict(temperature=0.0),
 ]
+# Every number of rows of a tile, and outputs and inputs that end within a block, a group or a piece.
+PACKED = [dict(B=1, T=M, K=300, N=40, bias=True, **(dict(residual=True) if M % 2 else {})) for M in range(1, 17)]
+PACKED += [dict(B=1, T=113, K=64, N=100, bias=True), dict(B=1, T=2, K=8, N=1, bias=True)]
+PACKED += [dict(B=2, T=3, K=K, N=K, bias=True, activation="gelu_tanh") for K in TAILS]
 EXTRA = dict(
+    int8_linear=with_packed_sizes(PACKED, 8),
+    int4_linear=with_packed_sizes(PACKED, 4),
+    int8_embedding=[
+        case | dict(zip("JG", packed_shape(case["V"], case["C"], 8)))
+        for case in (dict(B=2, T=3, C=C, V=19, P=8, positions=True, token_types=C % 2 > 0) for C in TAILS)
+    ],
     embedding=[dict(B=2, T=3, C=C, V=9, P=8, positions=True, token_types=C % 2 > 0) for C in TAILS]
     + [dict(B=1, T=1, C=768, V=50, P=64, start=37), dict(B=1, T=90, C=1600, V=100, P=128)],
     layer_norm=ROWS,
