@@ -156,9 +156,8 @@ def pack(model: nn.Module, weights: str) -> nn.Module:
         raise ValueError(f"gpt2fast.pack: model must be on the CPU, got {wrong} on {before[wrong].device}")
     with torch.device("meta"):
         convert_skeleton(model, weights)
-    for name, parameter in before.items():
-        take(model, name, parameter.detach())
-        del parameter
+    for name in list(before):  # each one is free once it is packed
+        take(model, name, before.pop(name).detach())
     return model.eval()
 
 

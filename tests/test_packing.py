@@ -97,6 +97,22 @@ def test_a_row_has_the_same_bits_in_every_batch(isa, dtype):
                 assert torch.equal(run(x[:rows]), whole[:rows]), rows
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16))
+@pytest.mark.parametrize("activation", ("none", "gelu_tanh", "gelu_erf"))
+def test_all_instruction_sets_with_fused_steps_have_the_same_bits(dtype, activation):
+    """All but the scalar one, which rounds a product before it adds."""
+    x, weight = torch.randn(20, 300).to(dtype), torch.randn(70, 300)
+    packed, packed4, bias = packing.pack_int8(weight), packing.pack_int4(weight), torch.randn(70).to(dtype)
+    found = []
+    for isa in runnable_isas():
+        if isa != "scalar":
+            with cpu_isa(isa):
+                eight = ops.int8_linear(x, *packed, bias, None, activation)
+                found.append((eight, ops.int4_linear(x, packed4, bias, None, activation)))
+    for eight, four in found[1:]:
+        assert torch.equal(eight, found[0][0]) and torch.equal(four, found[0][1])
+
+
 def test_wrong_blocks_are_named():
     packed, scale = packing.pack_int8(torch.randn(40, 300))
     with pytest.raises(ValueError, match="int8_linear: weight must have 3 blocks of 16 outputs and 11 groups"):
