@@ -8,6 +8,7 @@ in and come out as lists of rows, so that an engine needs no torch. Each engine 
 import importlib.metadata
 import importlib.util
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ WIDTHS = ("float32", "bfloat16", "int8", "int4")
 Rows = list[list[int]]
 
 
-class Engine:
+class Engine(ABC):
     """An engine at one width of its weights. A subclass sets the names and has ``build`` and ``decode``.
 
     ``modules``: what must be importable, by the name of the package on PyPI. ``extra``: the same for single widths.
@@ -44,13 +45,13 @@ class Engine:
         packages = [*cls.modules, *(package for more in cls.extra.values() for package in more)]
         return {p: importlib.metadata.version(p) for p in dict.fromkeys(packages) if _installed(p)}
 
+    @abstractmethod
     def build(self, checkpoint: Path, folder: Path) -> None:
         """Makes the engine's model of the checkpoint, with its files in ``folder``, and loads it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(self, tokens: Rows, new: int) -> Rows:
         """The ``new`` tokens after each prompt, the most likely one each time. No token ends a row."""
-        raise NotImplementedError
 
     def prefill(self, tokens: Rows) -> Rows:
         """Reads the prompts and chooses one token after each."""

@@ -120,9 +120,8 @@ def mlp(
         x = act(c_fc(x))
         return join(c_proj, x, residual, dropout, bare)
     packed = type(c_fc) is PackedLinear or type(c_proj) is PackedLinear
-    if (
-        torch.is_grad_enabled() and bare and dropout is None and not packed
-    ):  # decoding must not spend time on looking up the weights
+    # Decoding must not spend time on looking up the weights.
+    if torch.is_grad_enabled() and bare and dropout is None and not packed:
         weights = c_fc.weight, c_proj.weight
         if trains_as_one(x, residual, *weights):
             biases = c_fc.bias, c_proj.bias

@@ -104,8 +104,7 @@ class Turns:
             seen = self.seen[:, : self.cache.length].repeat(len(ids), 1)
             later = torch.arange(len(draft), device=draft.device) >= ahead[:, None] - 1
             seen[:, first:] = draft.masked_fill(later, -1)
-        rows = torch.zeros_like(ids) if self.rows is None else self.rows.expand(len(ids))
-        drawn = ops.sample(logits, self.seed, self.real + ahead, seen, rows, **self.options)
+        drawn = ops.sample(logits, self.seed, self.real + ahead, seen, torch.zeros_like(ids), **self.options)
         count = lookup.accepted(draft, drawn) + 1
         self.cache.drop(len(ids) - count)
         self.real += count

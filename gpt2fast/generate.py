@@ -59,9 +59,9 @@ def generate(
             batch size and kept with its cache. By default, a graph is used where a GPU runs a model of stock parts and
             enough tokens are asked for.
         prompt_lookup: for one row, drafts of the next tokens that occurred in the text before. One pass of the model
-            verifies a draft, so that text that repeats takes fewer passes. On a CPU the tokens are the same as without
-            it; on a GPU, where rounding may depend on the number of tokens, they have the same distribution. It holds
-            the counts of the call afterwards.
+            verifies a draft, so that text that repeats takes fewer passes. With our kernels on a CPU, the tokens are
+            the same as without it. Elsewhere rounding may depend on the number of tokens, and they have the same
+            distribution. It holds the counts of the call afterwards.
 
     Returns: (B, T + N) int64, N <= max_new_tokens. Errors: ValueError or TypeError before anything is computed.
     """

@@ -2,7 +2,8 @@
 
 Where the last tokens have occurred before, what followed them then is the draft. The model reads the last token and the
 draft in one pass, and each position draws its token as it would have without a draft. The draft is accepted as far as
-it equals what was drawn. So the tokens are those of plain decoding, drawn ones too. A. Saxena, "Prompt lookup
+it equals what was drawn. So the tokens are those of plain decoding, drawn ones too, where a row's bits do not depend
+on the number of tokens, as with our kernels on a CPU. A. Saxena, "Prompt lookup
 decoding", 2023; the verification is that of Leviathan et al., "Fast inference from transformers via speculative
 decoding", 2023, for a draft that is certain.
 """

@@ -1,8 +1,7 @@
 """``generate_many``: many prompts through a batch of few rows. A row that has ended leaves at once for the next prompt.
 
-The rows of the batch end at the same column of the cache, and begin where their prompts did. Rows do not influence each
-other (decode_attention and linear give a row the same bits in every batch), so that each prompt gets the tokens that it
-would get alone.
+The rows of the batch end at the same column of the cache, and begin where their prompts did. Our kernels on a CPU give
+a row the same bits in every batch. So each prompt gets the tokens that it would get alone.
 """
 
 from collections import deque
@@ -54,8 +53,9 @@ def generate_many(
 ) -> Iterator[list[int]]:
     """Continues many prompts. Yields the new tokens of each one, in the order of the prompts.
 
-    The end-of-sequence token, where there is one, is the last of the new tokens. Results are those of one prompt at a
-    time, whatever batch_size is. Where a prompt begins with the tokens of the one before it, these are computed once.
+    The end-of-sequence token, where there is one, is the last of the new tokens. With our kernels on a CPU, results are
+    those of one prompt at a time, whatever batch_size is. Elsewhere rounding may depend on the batch. Where a prompt
+    begins with the tokens of the one before it, these are computed once.
 
     Args:
         model: a GPT2 in evaluation mode.

@@ -56,9 +56,6 @@ class Linear(nn.Module):
         return join(self, x, residual, dropping(dropout))
 
 
-PACKED = (PackedEmbedding, PackedLinear)
-
-
 def dropping(p: float) -> Callable[[Tensor], Tensor] | None:
     """Dropout with probability p as a function, or None where p is 0."""
     return functools.partial(F.dropout, p=p) if p else None
@@ -205,7 +202,8 @@ class GPT2(nn.Module):
 
         A module that is not stock may read values on the host, or behave differently from call to call.
         """
-        stock = (GPT2, Block, Attention, MLP, Embedding, LayerNorm, Linear, nn.ModuleList, *PACKED)
+        stock = (GPT2, Block, Attention, MLP, Embedding, LayerNorm, Linear, nn.ModuleList)
+        stock = (*stock, PackedEmbedding, PackedLinear)
         for name, module in self.named_modules():
             if found := "it is in training mode" if module.training else obstacle(module, stock):
                 return f"{name or 'the model'}: {found}"
@@ -275,14 +273,14 @@ class GPT2(nn.Module):
         folder = checkpoint.locate(source, **hub)
         config = checkpoint.load_config(folder)
         if file := packed_file.find(folder, weights):
-            checkpoint.check_layers(config.n_layer, len(packed_file.names(file)), file)
+            checkpoint.check_layers(config.n_layer, len(file.stored), file.path)
             return packed_file.load(file, cls._skeleton(config, block), mmap)
         if mmap:
             raise ValueError(f"gpt2fast: mmap needs a folder that gpt2fast pack has written, got {folder}")
         where, stored = checkpoint.open_weights(folder)
         checkpoint.check_layers(config.n_layer, len(stored), where)
         model = cls._skeleton(config, block)
-        if weights in checkpoint.PACKED:
+        if weights in checkpoint.BITS:
             return packed_file.read_packing(model, where, stored, weights)
         return model._adopt(checkpoint.load(where, stored, model.shapes(), dtype))
 

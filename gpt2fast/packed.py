@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from . import ops
 from .dtypes import dtype_name
 from .packing import pack_int4, pack_int8, packed_shape, unpack_int4, unpack_int8, unpack_rows_int8
+from .weights import BITS
 
-BITS = {"int8": 8, "int4": 4}  # the formats of packed weights, and the bits of a layer's weight in them
 WIDE = torch.float32  # the dtype of everything that is not packed, and of the activations
 AGAIN = "load the model with from_pretrained(folder, weights=...) in the format that you want"
 

@@ -5,7 +5,7 @@ config.json and packed.safetensors, whose metadata say format and version.
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -22,25 +22,28 @@ VERSION = "1"  # of the layout of the bytes
 METADATA = dict(version="gpt2fast.packed", weights="gpt2fast.weights", byte_order="gpt2fast.byte_order")
 
 
-def find(folder: Path, weights: str | None) -> Path | None:
+class PackedFile(NamedTuple):
+    """A file of packed weights whose header was checked: its tensors by name, and their format, a key of BITS."""
+
+    path: Path
+    stored: dict[str, safetensors.Stored]
+    weights: str
+
+
+def find(folder: Path, weights: str | None) -> PackedFile | None:
     """The file of packed weights in a folder, if it has the wanted format (None: any, where there is no other file)."""
     path = folder / FILE
     if not path.is_file() or weights in checkpoint.DTYPES:
         return None
     others = any((folder / name).is_file() for name in checkpoint.FILES)
     if weights is None:
-        return None if others else path
-    stored = _metadata(path)["weights"]
-    if stored == weights:
-        return path
+        return None if others else open_file(path)
+    file = open_file(path)
+    if file.weights == weights:
+        return file
     if others:
         return None
-    raise ValueError(f"gpt2fast: weights must be {stored!r}, as {path} has them, got {weights!r}")
-
-
-def names(path: Path) -> list[str]:
-    """The names of the tensors in a file of packed weights."""
-    return list(safetensors.read(path))
+    raise ValueError(f"gpt2fast: weights must be {file.weights!r}, as {path} has them, got {weights!r}")
 
 
 def read_packing(model: "GPT2", where: Path, stored: dict[str, Any], weights: str) -> "GPT2":
@@ -102,12 +105,12 @@ def unpacked_sizes(model: "GPT2") -> int:
     return 4 * (sum(sizes.values()) + sum(rest))
 
 
-def load(path: Path, model: "GPT2", mmap: bool = False) -> "GPT2":
+def load(file: PackedFile, model: "GPT2", mmap: bool = False) -> "GPT2":
     """Reads a file of packed weights into a model without contents; with ``mmap``, pages are read as they are used.
 
-    Errors: ValueError for another version or byte order, a file that is cut short, and names or shapes that do not fit.
+    Errors: ValueError for names, shapes and dtypes that do not fit.
     """
-    stored, weights = safetensors.read(path), _metadata(path)["weights"]
+    path, stored, weights = file
     with torch.device("meta"):
         packed.convert_skeleton(model, weights)
     expected = model.state_dict()
@@ -128,9 +131,9 @@ def load(path: Path, model: "GPT2", mmap: bool = False) -> "GPT2":
     return model.eval()
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """Format, version and byte order of a file. Raises ValueError where it cannot be used here."""
-    metadata = safetensors.read_all(path)[1]
+def open_file(path: Path) -> PackedFile:
+    """Reads the header. Raises ValueError for another format, version or byte order, or a file cut short."""
+    stored, metadata = safetensors.read_all(path)
     found = {name: metadata.get(key, "none") for name, key in METADATA.items()}
     for name, expected in dict(version=VERSION, byte_order=sys.byteorder).items():
         if found[name] != expected:
@@ -140,7 +143,7 @@ def _metadata(path: Path) -> dict[str, str]:
             )
     if found["weights"] not in packed.BITS:
         raise ValueError(f"gpt2fast: {path} must hold {' or '.join(packed.BITS)} weights, got {found['weights']!r}")
-    return found
+    return PackedFile(path, stored, found["weights"])
 
 
 def unpacked_state(model: "GPT2") -> dict[str, torch.Tensor]:

@@ -24,8 +24,8 @@ TOKENIZER_FILES = [
 ]
 HUB_FILES = TOKENIZER_FILES + ["config.json", "generation_config.json", "model*.safetensors", "model*.json"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PACKED = ("int8", "int4")  # the formats of packed weights, see packed.py
-FORMATS = (*DTYPES, *PACKED)
+BITS = {"int8": 8, "int4": 4}  # the formats of packed weights (packed.py), and the bits of a layer's weight in them
+FORMATS = (*DTYPES, *BITS)
 BUFFER = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 PREFIX = "transformer."
 UNUSED = "multiple_choice_head"  # a part of a GPT2DoubleHeadsModel that text generation does not need

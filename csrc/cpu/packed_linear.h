@@ -13,8 +13,8 @@
 namespace gpt2fast {
 namespace {
 
-constexpr int64_t kPiece = 128;                       // inputs of a row of x that have one step
-constexpr int kWordsInGroup = 8, kWordsInPiece = 32;  // words of 4 inputs
+constexpr int64_t kPiece = 128;   // inputs of a row of x that have one step
+constexpr int kWordsInGroup = 8;  // words of 4 inputs
 constexpr int kBlockVecs = int(kPackedOutputs) / Vec::kLanes;
 constexpr int kPackedRows = Vec::kLanes == 16 ? 14 : 4;    // rows of a tile
 constexpr int kFewPackedRows = Vec::kLanes == 16 ? 8 : 4;  // up to so many rows, a tile has one block, otherwise two

@@ -1,11 +1,10 @@
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..activations import APPROXIMATE
 from ..op import op
 from ..packing import pack_int8, packed_shape, round_inputs, unpack_int8
 from .common import widen
+from .linear import activate
 
 SIZES = [
     dict(B=1, T=1, K=768, N=2304, bias=True),
@@ -41,7 +40,7 @@ def check_blocks(op: str, weight: Tensor, N: int, K: int, bits: int) -> None:
 def finish(product: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str, dtype: torch.dtype):
     """activation(product + bias) + residual, in product's dtype and then rounded to ``dtype``."""
     y = product if bias is None else product + widen(bias)
-    y = y if activation == "none" else F.gelu(y, approximate=APPROXIMATE[activation])
+    y = activate(y, activation)
     return (y if residual is None else y + widen(residual)).to(dtype).contiguous()
 
 

@@ -30,7 +30,7 @@ def _scaled(shape, case, g):
     return torch.randn(shape, generator=g) * case["K"] ** -0.5
 
 
-def _activate(y: Tensor, activation: str) -> Tensor:
+def activate(y: Tensor, activation: str) -> Tensor:
     return y if activation == "none" else F.gelu(y, approximate=APPROXIMATE[activation])
 
 
@@ -74,13 +74,13 @@ def _before(x, weight, bias, transposed):
 
 def _fused(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
     before = _before(x, weight, bias, transposed)
-    y = _activate(before, activation)
+    y = activate(before, activation)
     kept = before if keep_preactivation and activation != "none" else x.new_empty(0)
     return (y if residual is None else y + residual).contiguous(), kept.contiguous()
 
 
 def _fused_returns(x, weight, bias=None, residual=None, activation="none", transposed=False, keep_preactivation=False):
-    y = _activate(_before(x, weight, bias, transposed), activation)
+    y = activate(_before(x, weight, bias, transposed), activation)
     return (y if residual is None else y + residual).contiguous()
 
 
@@ -151,7 +151,7 @@ def linear(
     wide = F.linear(x, weight) if transposed else x @ weight
     if bias is not None:
         wide = widen(wide) + widen(bias)
-    y = _activate(widen(wide), activation)
+    y = activate(widen(wide), activation)
     if residual is not None:
         y = y + widen(residual)
     kept = wide.to(x.dtype) if keep_preactivation and activation != "none" else x.new_empty(0)
