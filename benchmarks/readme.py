@@ -1,23 +1,24 @@
 """The README's numbers from ``benchmarks/published``: ``python -m benchmarks.readme``.
 
 It writes what stands between the lines ``<!-- numbers -->`` of README.md, and the picture beside the published files.
-``--publish FILE.json ...`` puts results of benchmarks.ops and benchmarks.generate there first, without single rounds.
+``--publish FILE.json ...`` puts results of benchmarks.ops, generate and peers there first, without single rounds.
 """
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import picture, report
+from . import picture, readme_peers, report
 from .cases import describe
+from .readme_cells import PREPOSITIONS, ratio, work, wrap
 from .table import markdown
-from .units import between, number, times
+from .units import number
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED = ROOT / "benchmarks" / "published"
+PEERS = "cpu_peers.json"  # of PUBLISHED; without it the README has no table of other engines
 MARK = "<!-- numbers -->"
 DTYPES = ("float32", "bfloat16")
 MODELS = {"native": "`GPT2`", "drop-in": "drop-in"}
@@ -45,10 +46,6 @@ LARGE_OUTPUTS = [
 ]
 
 
-def ratio(found: dict | None) -> str:
-    return f"{times(found['median'])} ({between(found)})".replace("\u00a0", " ") if found else "–"
-
-
 def ops_table(rows: list[dict], wanted: Sequence[tuple[str, dict, str]]) -> dict[str, list[str]]:
     """By the words of a row its cells, a dtype each; ValueError for a case that the results lack."""
     found = {(row["op"], row["label"], row["dtype"]): row for row in rows}
@@ -65,18 +62,17 @@ def model_table(rows: list[dict]) -> str:
     found = {(row["what"], row["case"], row["dtype"]): row.get("ratio", {}) for row in rows}
     header = ["GPT-2 124M against transformers (sdpa)", *(f"{d} {m}" for d in DTYPES for m in MODELS.values())]
     lines = []
-    for what, preposition in {"decode": "after", "prefill": "of", "training step": "on"}.items():
+    for what in PREPOSITIONS:
         for case in dict.fromkeys(case for w, case, _ in found if w == what):
-            batch, tokens = case.split("x")
-            words = f"{what} {preposition} {tokens}, batch {batch}"
             cells = (ratio(found.get((what, case, d), {}).get(m)) for d in DTYPES for m in MODELS)
-            lines.append([words, *cells])
+            lines.append([work(what, case), *cells])
     return markdown(header, lines)
 
 
-def section(model: dict, ops: dict, kept: dict) -> str:
+def section(model: dict, ops: dict, kept: dict, peers: dict | None = None) -> str:
     """The text between the marks, from results of benchmarks.generate and two of benchmarks.ops: with the system's
-    allocator, and with freed memory kept."""
+    allocator, and with freed memory kept. ``peers``: a result of benchmarks.peers; without it there is no such table.
+    """
     rates = {(row["what"], row["case"], row["dtype"]): row for row in model["rows"]}
     machine, versions = model["machine"], model["made_by"]["versions"]
 
@@ -105,26 +101,14 @@ def section(model: dict, ops: dict, kept: dict) -> str:
         f"{100 * min(shares):.0f} to {100 * max(shares):.0f} % of the read bandwidth measured beside it. A native "
         f"float32 model needs {fresh['memory']:.2f} × its weights of memory to load and decode; from the start of the "
         f"process to its first token it takes {fresh['start']:.2f} × a bare `import torch`.",
+        *(readme_peers.parts(peers) if peers else []),
         markdown(["What the model calls, against PyTorch's fused op", *DTYPES],
                  [[words, *cells] for words, cells in ops_table(ops["rows"], ON_THE_WAY).items()]),
         "PyTorch's allocator maps large outputs anew for every call, ours come from kept blocks. Where that counts, "
         "the kernels alone are compared too, with freed memory kept on both sides:",
         markdown(header, large),
     ]  # fmt: skip
-    return "\n\n".join(wrap(part) for part in parts)
-
-
-def wrap(text: str, width: int = 120) -> str:
-    """Paragraphs in lines of at most that many letters; what stands in backquotes stays whole, tables as they are."""
-    if text.startswith(("|", "!")):
-        return text
-    lines, line = [], ""
-    for word in re.findall(r"[^\s`]*`[^`]*`\S*|\S+", text):
-        if line and len(line) + 1 + len(word) > width:
-            lines.append(line)
-            line = ""
-        line = f"{line} {word}".strip()
-    return "\n".join([*lines, line])
+    return "\n\n".join(wrap(part) for part in parts if part)
 
 
 def published(name: str) -> dict:
@@ -133,27 +117,40 @@ def published(name: str) -> dict:
 
 def made() -> tuple[str, str]:
     """The section and the picture, of what is published."""
-    model = published("generate")
-    return section(model, published("ops"), published("ops_kept")), picture.of_model(model)
+    model, path = published("generate"), PUBLISHED / PEERS
+    peers = readme_peers.read(path) if path.exists() else None
+    if path.exists() and not peers:
+        raise ValueError(f"benchmarks.readme: {path}: expected JSON written by benchmarks.peers, got something else")
+    return section(model, published("ops"), published("ops_kept"), peers), picture.of_model(model)
 
 
-def publish(paths: Sequence[str]) -> None:
-    """Copies results without their single rounds; the name says their kind."""
+def publish(paths: Sequence[str | Path]) -> None:
+    """Copies results without their single rounds; the name says their kind. Nothing is copied if one raises."""
+    targets = {}
     for path in paths:
+        if peers := readme_peers.read(path):
+            targets[PEERS] = readme_peers.to_publish(peers)
+            continue
         results = report.read_file(path)
         if results["kind"] not in ("ops", "generate") or not results.get("made_by"):
-            raise ValueError(f"benchmarks.readme: {path} must be written by gpt2fast bench or benchmarks.generate")
+            raise ValueError(
+                f"benchmarks.readme: {path} must be written by gpt2fast bench, benchmarks.generate or benchmarks.peers"
+            )
         kept = results["kind"] == "ops" and results["machine"]["freed_memory_kept"]
         rows = [{name: value for name, value in row.items() if name != "rounds"} for row in results["rows"]]
-        target = PUBLISHED / f"cpu_{results['kind']}{'_kept' if kept else ''}.json"
-        target.write_text(json.dumps(results | dict(rows=rows), separators=(",", ":")) + "\n", encoding="utf-8")
+        targets[f"cpu_{results['kind']}{'_kept' if kept else ''}.json"] = results | dict(rows=rows)
+    for name, results in targets.items():
+        (PUBLISHED / name).write_text(json.dumps(results, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__.split("\n")[0])
     parser.add_argument("--publish", nargs="+", metavar="FILE", default=[], help="results to publish first")
     args = parser.parse_args(argv)
-    publish(args.publish)
+    try:
+        publish(args.publish)
+    except ValueError as error:
+        parser.error(str(error))
     text, drawn = made()
     readme = ROOT / "README.md"
     before, _, after = readme.read_text(encoding="utf-8").split(MARK)
