@@ -89,6 +89,21 @@ class Turns:
             self.replay = capture(lambda: self._run(model))
         return self.replay()
 
+    def several(self, model: Any, most: int, alive: Sequence[int], pad: int, ends: Sequence[int]) -> Tensor:
+        """Runs up to ``most`` turns in one call of C++, where that can be, or else one turn.
+
+        Returns the new tokens (B, n) int64. A row that is not among ``alive`` gets ``pad``. The turn in which another
+        row draws one of ``ends`` is the last.
+        """
+        if self.step is None:
+            self.next(model, ())
+            return self.tokens
+        places = torch.zeros(len(self.real), dtype=torch.bool)
+        places[alive] = True
+        positions = self.positions if self.padded else None
+        self.step.set_draw(self.seed, self.rows, self.options)
+        return self.step.decode(self.tokens, positions, self.real, self.seen, self.cache, most, places, pad, ends)
+
     def verify(self, model: Any, draft: Tensor) -> Tensor:
         """Reads the token that was drawn last and a draft (k,) of the next ones in one pass, for a batch of one row.
 

@@ -1,6 +1,7 @@
 """``generate``, with the semantics of transformers' own: (B, T) tokens in, (B, T + N) tokens out.
 
-Each new token takes one forward call of the model and one draw. decoding.py runs these turns.
+Each new token takes one forward call of the model and one draw. decoding.py runs these turns, on a CPU many of them in
+one call of C++.
 """
 
 import warnings
@@ -169,7 +170,8 @@ def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streame
     with decoding.turns(model, B, T + plan.most, plan.options.sampling, mask is not None, plan.by_graph) as turns:
         running, length = list(range(B)), T  # the rows of the batch that the model runs on
         alive = set(running)
-        waiting: list[Tensor] = []  # tokens (1,) that are drawn already
+        waiting: list[Tensor] = []  # tokens (rows,) that are drawn already
+        each = streamer is not None or plan.stops is not None or plan.lookup is not None  # must see every token
         if plan.lookup is not None:
             plan.lookup.begin(input_ids[0].tolist())
         while length < T + plan.most and alive:
@@ -177,7 +179,13 @@ def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streame
             if length == T:
                 turns.begin(model, input_ids, mask, plan.seed, banned)
             elif not waiting:
-                waiting = _next(model, turns, plan, banned, T + plan.most - length)
+                places = [place for place, row in enumerate(running) if row in alive]
+                new = _next(model, turns, plan, banned, T + plan.most - length, each, places)
+                if not each and new.shape[1] > 1:  # none of these but the last one ends a text
+                    out[running if len(running) < B else slice(None), length : length + new.shape[1] - 1] = new[:, :-1]
+                    length += new.shape[1] - 1
+                    new = new[:, -1:]
+                waiting = list(new.unbind(1))
             drawn = waiting.pop(0) if waiting else turns.tokens[:, 0]
             if plan.options.eos or plan.stops is not None:
                 chosen = drawn.tolist()
@@ -201,17 +209,31 @@ def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streame
     return out[:, :length]
 
 
-def _next(model: Any, turns: decoding.Turns, plan: Plan, banned: Sequence[int], most: int) -> list[Tensor]:
-    """The tokens of the next pass of the model, at most ``most``, each (B,)."""
+def _next(
+    model: Any,
+    turns: decoding.Turns,
+    plan: Plan,
+    banned: Sequence[int],
+    most: int,
+    each: bool,
+    alive: Sequence[int],
+) -> Tensor:
+    """The tokens (rows, n) of the next passes of the model, n at most ``most``.
+
+    With ``each``, this is one pass. Otherwise there are as many as one call of C++ can run: up to the one in which one
+    of the rows ``alive`` ends.
+    """
     draft = plan.lookup.draft(most - 1) if plan.lookup is not None and not banned else []
     if draft:
         drawn = turns.verify(model, turns.tokens.new_tensor(draft))
         plan.lookup.count(len(draft), len(drawn) - 1)
-        return list(drawn.split(1))
-    turns.next(model, banned)
+        return drawn[None]
     if plan.lookup is not None:
         plan.lookup.count(0, 0)
-    return [turns.tokens[:, 0]]
+    if banned:
+        turns.next(model, banned)
+        return turns.tokens
+    return turns.several(model, 1 if each else most, alive, plan.pad, plan.options.eos)
 
 
 def _stream(streamer: Any, tokens: Tensor) -> None:

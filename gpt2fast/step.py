@@ -1,9 +1,10 @@
-"""A decoding step on a CPU as one call of C++, csrc/torch/decode_step.cpp.
+"""Decoding on a CPU in C++, csrc/torch/decode_step.cpp: a step of the model and the draw after it, for many tokens.
 
-It runs the kernels of the ops with the same arguments, so that the logits have the same bits. What it leaves out is the
-time between the ops: Python, the dispatcher, and a parallel region for each op.
+It runs the kernels of the ops with the same arguments, so that logits and tokens are the same. What it leaves out is
+the time between the ops: Python, the dispatcher, and a parallel region for each op.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from .op import OPS
 
 # The ops whose kernels the step runs.
 STAND_FOR = (
-    "embedding", "layer_norm", "linear", "decode_attention", "int8_embedding", "int8_linear", "int4_linear",
+    "embedding", "layer_norm", "linear", "decode_attention", "int8_embedding", "int8_linear", "int4_linear", "sample",
 )  # fmt: skip
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -82,14 +83,52 @@ class Step:
         ValueError or TypeError for a wrong shape or dtype, a token or position out of range, or a cache that does not
         fit.
         """
+        column = cache.length
+        self._reserve(cache, 1)
+        cache.advance(1)
+        return self._native.logits(tokens, positions, cache.lengths, cache.starts, column)
+
+    def set_draw(self, seed: Tensor, rows: Tensor | None, options: dict[str, Any]) -> None:
+        """Sets how ``decode`` draws: seed (1,), rows (B,) and the other arguments of the op ``sample``."""
+        names = "temperature", "top_k", "top_p", "min_p", "repetition_penalty"
+        self._native.set_draw(seed, rows, *(options[name] for name in names))
+
+    def decode(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None,
+        real: Tensor,
+        seen: Tensor | None,
+        cache: Cache,
+        most: int,
+        alive: Tensor,
+        pad: int,
+        ends: Sequence[int],
+    ) -> Tensor:
+        """Reads ``tokens`` and draws the next ones, up to ``most`` times. Returns the new tokens (B, n) int64.
+
+        tokens (B, 1), positions (B, 1) and real (B,), the tokens of a row without padding, belong to the tokens that
+        were drawn last, and are brought up to date. seen (B, columns) has the tokens for the repetition penalty and
+        gets the new ones. Rows for which alive (B,) is False get ``pad``. After a turn in which another row draws one
+        of ``ends``, no further one is run. Errors as for ``logits``.
+        """
+        self._reserve(cache, most)
+        out = tokens.new_empty(cache.batch, most)
+        lengths = cache.lengths.clone()
+        count = self._native.decode(
+            tokens, positions, lengths, cache.starts, cache.length, real, seen, out, alive, pad, list(ends)
+        )
+        cache.advance(count)
+        return out[:, :count]
+
+    def _reserve(self, cache: Cache, columns: int) -> None:
+        """Makes room for so many new columns."""
         if cache.mask is not None or cache.fixed:
             raise ValueError("gpt2fast.Step: cache must have no mask but padding on the left, and must not be fixed")
-        column = cache.length
-        cache.advance(1)
+        cache.reserve(cache.length + columns)
         if self._keys is not cache.keys:  # the cache has new memory
             self._native.set_cache(cache.keys, cache.values)
             self._keys = cache.keys
-        return self._native.logits(tokens, positions, cache.lengths, cache.starts, column)
 
 
 def _linear(module: Any) -> list[Tensor | None]:

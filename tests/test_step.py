@@ -2,8 +2,10 @@
 calculation, and its threads work in every surrounding."""
 
 import os
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from gpt2fast.registration import FLOATING
 from gpt2fast.testing import cpu_isa
 
 pytestmark = pytest.mark.skipif(_C is None, reason="gpt2fast._C is not built")
+GREEDY = dict(temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0)
 SIZES = dict(n_embd=48, n_layer=3, n_head=4, n_positions=64, vocab_size=331)
 
 
@@ -92,12 +95,30 @@ def test_any_number_of_threads(threads, two_threads):
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(do_sample=True, seed=3, repetition_penalty=1.3)], ids=str)
+DRAWS = [dict(), dict(do_sample=True, seed=3, repetition_penalty=1.3), dict(do_sample=True, top_p=0.9, min_p=0.01)]
+
+
+def count_decodes(monkeypatch) -> list[int]:
+    """A list that gets the number of new tokens of each call of ``Step.decode``."""
+    counts, decode = [], step.Step.decode
+
+    def counted(self, *args):
+        found = decode(self, *args)
+        counts.append(found.shape[1])
+        return found
+
+    monkeypatch.setattr(step.Step, "decode", counted)
+    return counts
+
+
+@pytest.mark.parametrize("options", DRAWS, ids=str)
 @pytest.mark.parametrize("padded", (False, True))
 def test_generate_takes_it(options, padded, monkeypatch):
     model, ids, mask = make(), tokens(5, 6), torch.ones(5, 6, dtype=torch.int64)
     mask[2, :3] = int(not padded)
-    options |= dict(max_new_tokens=12, eos_token_id=list(range(0, 331, 12)), pad_token_id=1, min_new_tokens=3)
+    options = options | dict(
+        max_new_tokens=12, eos_token_id=list(range(0, 331, 12)), pad_token_id=1, min_new_tokens=3, seed=3
+    )
     calls, forward = [], GPT2.forward
     monkeypatch.setattr(GPT2, "forward", lambda self, *a, **k: calls.append(1) or forward(self, *a, **k))
     found = model.generate(ids, mask, **options)
@@ -105,6 +126,78 @@ def test_generate_takes_it(options, padded, monkeypatch):
     monkeypatch.setattr(step, "obstacle", lambda model: "not wanted")
     assert torch.equal(found, model.generate(ids, mask, **options))
     assert len(calls) > 2
+
+
+@pytest.mark.parametrize("options", DRAWS, ids=str)
+def test_python_sees_a_token_only_where_it_must(options, monkeypatch):
+    model, ids, counts = make(), tokens(3, 6), count_decodes(monkeypatch)
+    plain = options | dict(max_new_tokens=20, eos_token_id=[], seed=3)
+    found = model.generate(ids, **plain)
+    assert counts == [19]  # the first token is drawn after the prompt
+    counts.clear()
+    streamed = []
+    streamer = SimpleNamespace(put=lambda t: streamed.append(t.clone()), end=lambda: None)
+    assert torch.equal(found, model.generate(ids, streamer=streamer, **plain)) and counts == [1] * 19
+    assert torch.equal(torch.cat([streamed[0], *(t[:, None] for t in streamed[1:])], 1), found)
+    counts.clear()  # Python is entered after each turn in which a row ends
+    end = int(found[1, 15])
+    stopped = model.generate(ids, **plain | dict(eos_token_id=end, pad_token_id=7))
+    first = [row.index(end) if end in row else 20 for row in found[:, 6:].tolist()]
+    turns = sorted({min(until, 19) for until in first} | {0})
+    assert counts == [after - before for before, after in zip(turns, turns[1:])]
+    for row, until in enumerate(first):
+        assert torch.equal(stopped[row, : 7 + until], found[row, : 7 + until])
+        assert (stopped[row, 7 + until :] == 7).all()
+
+
+def test_an_interrupt_does_not_wait_for_the_last_token():
+    model = make(n_positions=8192)
+    real, ids = torch.zeros(1, dtype=torch.int64), torch.tensor([[3]])
+
+    def interrupt(*_):
+        if real[0] > 0:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
+    try:
+        with torch.inference_mode(), pytest.raises(KeyboardInterrupt):
+            native, cache = step.Step(model, 1), model.new_cache(1, 8192)
+            native.set_draw(real.clone(), None, GREEDY)
+            native.decode(ids, None, real, None, cache, 8000, torch.ones(1, dtype=torch.bool), 0, [])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert 0 < real[0] < 8000
+
+
+def test_decode_refuses():
+    model, one = make(), torch.tensor([[3]])
+    real, alive, seen = torch.tensor([1]), torch.tensor([True]), torch.full((1, 9), -1)
+    with torch.inference_mode():
+        native = step.Step(model, 1)
+
+        def decode(real=real, seen=None, most=8, alive=alive):
+            return native.decode(one.clone(), None, real.clone(), seen, model.new_cache(1, 4), most, alive, 0, [])
+
+        with pytest.raises(ValueError, match="set_draw must be called before decode"):
+            decode()
+        for seed, rows in ((real.int(), None), (real, real.repeat(2))):
+            with pytest.raises((TypeError, ValueError), match="gpt2fast::DecodeStep: (seed|rows) must have"):
+                native.set_draw(seed, rows, GREEDY)
+        native.set_draw(real, None, GREEDY)
+        for wrong, message in (
+            (dict(real=real.int()), "real must have dtype Long, got Int"),
+            (dict(alive=alive.repeat(2)), r"alive must have shape \[1\], got \[2\]"),
+            (dict(seen=seen[:, :8]), "seen must have more than 8 columns, got 8"),
+            (dict(seen=seen.float()), "seen must have dtype Long, got Float"),
+        ):
+            with pytest.raises((TypeError, ValueError), match="gpt2fast::DecodeStep: " + message):
+                decode(**wrong)
+        with pytest.raises(ValueError, match=r"at most 64 columns fit \(n_positions\), got 65"):
+            decode(most=65)
+        assert torch.equal(decode(), decode(seen=seen)) and decode(most=0).shape == (1, 0)
 
 
 def test_the_drop_in_s_generate_takes_it(monkeypatch):

@@ -1,81 +1,25 @@
-// One decoding step of GPT-2 on a CPU: a new token for each row of a batch goes through embedding, layers and head in
-// one parallel region (team.h). The kernels and their arguments are those of the ops, and
-// so are the bits of the result.
+// Decoding with GPT-2 on a CPU: a new token for each row of a batch goes through embedding, layers and head in one
+// parallel region (team.h), and the next token is drawn there, too. The kernels and their arguments are those of the
+// ops, and so are the bits of the result.
 #include "decode_step.h"
 
-#include <torch/extension.h>
+#include <algorithm>
 
-#include "binding.h"
-#include "team.h"
+#include "decode_phases.h"
 
 namespace gpt2fast {
 namespace {
 
-// Copies the new keys and values, which are columns [C, 3 C) of qkv (B, 3 C), into one column of the cache.
-struct Append final : Phase {
-  const char* qkv = nullptr;
-  char *keys = nullptr, *values = nullptr;           // (B, S, H, D)
-  int64_t B = 0, H = 0, column = 0, bytes = 0;       // bytes of a head
-  int64_t stride_b = 0, stride_s = 0, stride_h = 0;  // of keys and values, in bytes
-
-  int64_t tasks() const override { return B; }
-  void run(int64_t begin, int64_t end) const override {
-    for (int64_t b = begin; b < end; ++b)
-      for (int64_t h = 0; h < H; ++h) {
-        const char* from = qkv + ((b * 3 + 1) * H + h) * bytes;
-        int64_t place = b * stride_b + column * stride_s + h * stride_h;
-        std::memcpy(keys + place, from, size_t(bytes));
-        std::memcpy(values + place, from + H * bytes, size_t(bytes));
-      }
-  }
-};
-
-Tensor checked(const Tensor& t, at::IntArrayRef sizes, ScalarType dtype, const char* name) {
-  TORCH_CHECK_VALUE(t.sizes() == sizes, "gpt2fast::DecodeStep: ", name, " must have shape ", sizes, ", got ",
-                    t.sizes());
-  TORCH_CHECK_TYPE(t.scalar_type() == dtype, "gpt2fast::DecodeStep: ", name, " must have dtype ", dtype, ", got ",
-                   t.scalar_type());
-  TORCH_CHECK_VALUE(t.is_cpu() && t.is_contiguous(), "gpt2fast::DecodeStep: ", name,
-                    " must be a contiguous tensor on the CPU");
-  return t;
-}
-
-// The parameters of a layer, in the order in which Python gives them. A linear layer has weight, bias and scale.
-enum Parameter {
-  kNorm1,
-  kNorm1Bias,
-  kAttn,
-  kAttnOut = kAttn + 3,
-  kNorm2 = kAttnOut + 3,
-  kNorm2Bias,
-  kFc,
-  kFcOut = kFc + 3,
-  kParameters = kFcOut + 3
-};
-
-// The weight of a linear layer or a table: of floats, or packed (csrc/cpu/packed_linear.h), where 8 bits have a scale.
-struct Weight {
-  Tensor weight;
-  OptionalTensor bias, scale;
-
-  bool packed() const { return weight.scalar_type() == at::kByte; }
-};
-
-Weight weight_at(const std::vector<OptionalTensor>& parameters, int place) {
-  TORCH_CHECK_VALUE(parameters[place], "gpt2fast::DecodeStep: a weight must be a tensor, got None");
-  return {*parameters[place], parameters[place + 1], parameters[place + 2]};
-}
-
-// The kernel calls of a step are made once, for one batch size and the parameters that the model has then. A call of
-// logits() only changes what differs from token to token: tokens, positions, lengths and the column of the cache.
-class DecodeStep {
+// The kernel calls of a step are made once, for one batch size and the parameters that the model has then. A step only
+// changes what differs from token to token: tokens, positions, lengths and the column of the cache.
+class DecodeStep : StepPhases {
  public:
   using Parameters = std::vector<OptionalTensor>;
 
   DecodeStep(int64_t batch, int64_t heads, int64_t vocabulary, double eps, const std::string& activation,
              const std::vector<Parameters>& layers, const std::vector<double>& scales, const Parameters& wte,
              const Tensor& wpe, const Tensor& norm, const Tensor& norm_bias, const Parameters& head)
-      : B_(batch), H_(heads), C_(wpe.size(1)), V_(vocabulary), P_(wpe.size(0)), dtype_(wpe.scalar_type()), eps_(eps) {
+      : StepPhases(batch, heads, vocabulary, eps, wpe) {
     TORCH_CHECK_VALUE(B_ > 0 && H_ > 0 && C_ % H_ == 0, "gpt2fast::DecodeStep: heads must divide ", C_,
                       " and batch must be positive, got ", H_, " and ", B_);
     TORCH_CHECK_VALUE(!uncovered_dtype(wpe), "gpt2fast::DecodeStep: ", uncovered_dtype(wpe));
@@ -105,6 +49,24 @@ class DecodeStep {
     }
     add_norm(x, norm, norm_bias, y);
     add_linear(y, C_, weight_at(head, 0), nullptr, Activation::kNone, logits_.data_ptr(), V_, true);
+    drawn_ = (int64_t*)hold(at::empty({B_}, at::kLong));
+    sample_ = add(&cpu::Table::sample, SampleArgs{.logits = logits_.data_ptr(),
+                                                  .tokens = nullptr,
+                                                  .seed = nullptr,
+                                                  .positions = nullptr,
+                                                  .rows = nullptr,
+                                                  .out = drawn_,
+                                                  .B = B_,
+                                                  .T = 0,
+                                                  .V = V_,
+                                                  .stride_logits_b = V_,
+                                                  .stride_tokens_b = 0,
+                                                  .temperature = 0,
+                                                  .top_p = 1,
+                                                  .min_p = 0,
+                                                  .repetition_penalty = 1,
+                                                  .top_k = 0,
+                                                  .dtype = to_dtype(dtype_)});
   }
 
   // Sets the cache: for each layer keys and values (B, S, H, D), whose heads are dense.
@@ -134,13 +96,87 @@ class DecodeStep {
   // none, `column`; lengths (B), the new column included; starts (B) or none.
   Tensor logits(const Tensor& tokens, const OptionalTensor& positions, const Tensor& lengths,
                 const OptionalTensor& starts, int64_t column) {
+    check_rows(tokens, positions, lengths, starts, column, 1);
+    pybind11::gil_scoped_release release;
+    run(tokens, positions, lengths, starts, column, phases_.size() - 1);
+    return logits_;
+  }
+
+  // How decode() draws: seed (1), rows (B) or none, and the options of the op sample.
+  void set_draw(const Tensor& seed, const OptionalTensor& rows, double temperature, int64_t top_k, double top_p,
+                double min_p, double repetition_penalty) {
+    seed_ = checked(seed, {1}, at::kLong, "seed");
+    if (rows) checked(*rows, {B_}, at::kLong, "rows");
+    rows_ = rows;
+    SampleArgs& a = sample_->args;
+    a.seed = seed_.const_data_ptr<int64_t>(), a.rows = data<int64_t>(rows_);
+    a.temperature = float(temperature), a.top_k = top_k, a.top_p = float(top_p), a.min_p = float(min_p);
+    a.repetition_penalty = float(repetition_penalty);
+  }
+
+  // Runs up to N turns and returns how many it ran. In a turn, the model reads tokens (B, 1) as logits() does, the next
+  // ones are drawn, and these are written to tokens and to a column of out (B, N). The numbers in tokens, positions,
+  // lengths and real (B), which counts a row's tokens without padding, are those of the last tokens that were read;
+  // each turn brings them up to date. seen (B, S) or none has the tokens of the repetition penalty, column by column.
+  // A row for which alive (B) is false gets the token pad. After a turn in which another row draws one of `ends`, no
+  // further one is run.
+  int64_t decode(const Tensor& tokens, const OptionalTensor& positions, const Tensor& lengths,
+                 const OptionalTensor& starts, int64_t column, const Tensor& real, const OptionalTensor& seen,
+                 const Tensor& out, const Tensor& alive, int64_t pad, const std::vector<int64_t>& ends) {
+    TORCH_CHECK_VALUE(sample_->args.seed, "gpt2fast::DecodeStep: set_draw must be called before decode");
+    TORCH_CHECK_VALUE(out.dim() == 2, "gpt2fast::DecodeStep: out must have shape (B, N), got ", out.sizes());
+    int64_t turns = out.size(1), width = seen && seen->dim() == 2 ? seen->size(1) : 0;
+    check_rows(tokens, positions, lengths, starts, column, turns);
+    checked(out, {B_, turns}, at::kLong, "out");
+    checked(real, {B_}, at::kLong, "real");
+    checked(alive, {B_}, at::kBool, "alive");
+    if (seen) checked(*seen, {B_, width}, at::kLong, "seen");
+    TORCH_CHECK_VALUE(!seen || width > column + turns, "gpt2fast::DecodeStep: seen must have more than ",
+                      column + turns, " columns, got ", width);
+    int64_t* past = seen ? seen->data_ptr<int64_t>() : nullptr;
+    auto add_one = [&](const Tensor& counts) {
+      for (int64_t b = 0; b < B_; ++b) ++counts.data_ptr<int64_t>()[b];
+    };
+    SampleArgs& sample = sample_->args;
+    sample.positions = real.const_data_ptr<int64_t>();
+    sample.tokens = past, sample.stride_tokens_b = width;
+    for (int64_t turn = 0; turn < turns; ++turn) {
+      int64_t next = column + turn + 1;
+      add_one(lengths), add_one(real);
+      if (positions) add_one(*positions);
+      sample.T = past ? next : 0;
+      {
+        pybind11::gil_scoped_release release;
+        run(tokens, positions, lengths, starts, next - 1, phases_.size());
+      }
+      bool ended = false;
+      for (int64_t b = 0; b < B_; ++b) {
+        bool lives = alive.const_data_ptr<bool>()[b];
+        int64_t token = lives ? drawn_[b] : pad;
+        ended = ended || (lives && std::find(ends.begin(), ends.end(), token) != ends.end());
+        tokens.data_ptr<int64_t>()[b] = out.data_ptr<int64_t>()[b * turns + turn] = token;
+        if (past) past[b * width + next] = token;
+      }
+      if (PyErr_CheckSignals()) throw pybind11::error_already_set();  // Ctrl-C must not wait for the last token
+      if (ended) return turn + 1;
+    }
+    return turns;
+  }
+
+ private:
+  void check_rows(const Tensor& tokens, const OptionalTensor& positions, const Tensor& lengths,
+                  const OptionalTensor& starts, int64_t column, int64_t turns) const {
     checked(tokens, {B_, 1}, at::kLong, "tokens");
     checked(lengths, {B_}, at::kLong, "lengths");
     if (positions) checked(*positions, {B_, 1}, at::kLong, "positions");
     if (starts) checked(*starts, {B_}, at::kLong, "starts");
     int64_t room = attentions_.empty() ? P_ : attentions_[0]->args.S;
-    TORCH_CHECK_VALUE(column >= 0 && column < room, "gpt2fast::DecodeStep: column must lie in [0, ", room, "), got ",
-                      column);
+    TORCH_CHECK_VALUE(column >= 0 && column + turns <= room, "gpt2fast::DecodeStep: column must lie in [0, ",
+                      room + 1 - turns, "), got ", column);
+  }
+
+  void run(const Tensor& tokens, const OptionalTensor& positions, const Tensor& lengths, const OptionalTensor& starts,
+           int64_t column, size_t phases) {
     check_range(tokens, V_, "tokens");
     positions ? check_range(*positions, P_, "positions") : check_range(column, P_, "positions");
     auto place = [&](auto& args) {
@@ -154,183 +190,13 @@ class DecodeStep {
       attention->args.lengths = lengths.const_data_ptr<int64_t>();
       attention->args.starts = data<int64_t>(starts);
     }
-    {
-      pybind11::gil_scoped_release release;
-      run_phases(phases_);
-    }
-    return logits_;
+    run_phases(phases_, phases);
   }
 
- private:
-  static void check_range(int64_t value, int64_t end, const char* name) {
-    TORCH_CHECK_VALUE(value >= 0 && value < end, "gpt2fast::DecodeStep: ", name, " must lie in [0, ", end, "), got ",
-                      value);
-  }
-  static void check_range(const Tensor& values, int64_t end, const char* name) {
-    for (int64_t i = 0; i < values.numel(); ++i) check_range(values.const_data_ptr<int64_t>()[i], end, name);
-  }
-
-  void* hold(const Tensor& t) {
-    held_.push_back(t);
-    return t.data_ptr();
-  }
-  void* buffer(int64_t columns) { return hold(at::empty({B_, columns}, dtype_)); }
-
-  template <class Args>
-  KernelPhase<Args>* add(cpu::Kernel<Args> cpu::Table::* entry, const std::type_identity_t<Args>& args) {
-    auto phase = std::make_unique<KernelPhase<Args>>(cpu::table().*entry, args);
-    KernelPhase<Args>* added = phase.get();
-    phases_.push_back(std::move(phase));
-    return added;
-  }
-
-  void add_norm(const void* x, const Tensor& weight, const Tensor& bias, void* y) {
-    add(&cpu::Table::layer_norm, LayerNormArgs{.x = x,
-                                               .residual = nullptr,
-                                               .weight = hold(checked(weight, {C_}, dtype_, "a norm's weight")),
-                                               .bias = hold(checked(bias, {C_}, dtype_, "a norm's bias")),
-                                               .y = y,
-                                               .sum = nullptr,
-                                               .mean = statistics_,
-                                               .rstd = statistics_ + B_,
-                                               .R = B_,
-                                               .C = C_,
-                                               .stride_x_r = C_,
-                                               .stride_residual_r = 0,
-                                               .eps = float(eps_),
-                                               .dtype = to_dtype(dtype_)});
-  }
-
-  // The number of outputs of a linear layer: its bias tells.
-  static int64_t outputs_of(const Weight& w) { return w.bias ? w.bias->size(0) : 0; }
-
-  void add_embedding(const Weight& wte, const Tensor& wpe, void* out) {
-    const void* positions = hold(checked(wpe, {P_, C_}, dtype_, "wpe"));
-    if (!wte.packed()) {
-      embedding_ = add(&cpu::Table::embedding, EmbeddingArgs{.tokens = nullptr,
-                                                             .positions = nullptr,
-                                                             .token_types = nullptr,
-                                                             .wte = hold(checked(wte.weight, {V_, C_}, dtype_, "wte")),
-                                                             .wpe = positions,
-                                                             .out = out,
-                                                             .B = B_,
-                                                             .T = 1,
-                                                             .C = C_,
-                                                             .V = V_,
-                                                             .P = P_,
-                                                             .start = 0,
-                                                             .positions_stride_b = 1,
-                                                             .stride_wte = C_,
-                                                             .stride_wpe = C_,
-                                                             .dtype = to_dtype(dtype_)});
-      return;
-    }
-    packed_embedding_ = add(&cpu::Table::int8_embedding, PackedEmbeddingArgs{.tokens = nullptr,
-                                                                             .positions = nullptr,
-                                                                             .token_types = nullptr,
-                                                                             .wte = packed_bytes(wte, C_, V_, 8),
-                                                                             .scale = scale_of(wte, V_),
-                                                                             .wpe = positions,
-                                                                             .out = out,
-                                                                             .B = B_,
-                                                                             .T = 1,
-                                                                             .C = C_,
-                                                                             .V = V_,
-                                                                             .P = P_,
-                                                                             .start = 0,
-                                                                             .positions_stride_b = 1,
-                                                                             .stride_wpe = C_,
-                                                                             .dtype = to_dtype(dtype_)});
-  }
-
-  const uint8_t* packed_bytes(const Weight& w, int64_t K, int64_t N, int bits) {
-    int64_t blocks = (N + kPackedOutputs - 1) / kPackedOutputs, groups = (K + kPackedInputs - 1) / kPackedInputs;
-    return (const uint8_t*)hold(
-        checked(w.weight, {blocks, groups, bits == 8 ? kInt8GroupBytes : kInt4GroupBytes}, at::kByte, "a weight"));
-  }
-  const float* scale_of(const Weight& w, int64_t N) {
-    TORCH_CHECK_VALUE(w.scale, "gpt2fast::DecodeStep: a weight of 8 bits must have a scale, got None");
-    return (const float*)hold(checked(*w.scale, {N}, at::kFloat, "a scale"));
-  }
-
-  // y (B, N) = activation(x (B, K) @ W + bias) + residual, where a weight of floats is (K, N) or, if transposed, (N,
-  // K).
-  void add_linear(const void* x, int64_t K, const Weight& w, const void* residual, Activation activation, void* y,
-                  int64_t N, bool transposed = false) {
-    const void* bias = w.bias ? hold(checked(*w.bias, {N}, dtype_, "a bias")) : nullptr;
-    if (w.packed()) {
-      bool int8 = w.scale.has_value();
-      TORCH_CHECK_VALUE(int8 || bias, "gpt2fast::DecodeStep: a weight of 4 bits must have a bias, got None");
-      add(int8 ? &cpu::Table::int8_linear : &cpu::Table::int4_linear,
-          PackedLinearArgs{.x = x,
-                           .bias = bias,
-                           .residual = residual,
-                           .weight = packed_bytes(w, K, N, int8 ? 8 : 4),
-                           .scale = int8 ? scale_of(w, N) : nullptr,
-                           .y = y,
-                           .M = B_,
-                           .K = K,
-                           .N = N,
-                           .stride_x_m = K,
-                           .stride_residual_m = N,
-                           .activation = activation,
-                           .dtype = to_dtype(dtype_)});
-      return;
-    }
-    std::vector<int64_t> sizes = transposed ? std::vector<int64_t>{N, K} : std::vector<int64_t>{K, N};
-    add(&cpu::Table::linear, LinearArgs{.x = x,
-                                        .weight = hold(checked(w.weight, sizes, dtype_, "a weight")),
-                                        .bias = bias,
-                                        .residual = residual,
-                                        .y = y,
-                                        .preactivation = nullptr,
-                                        .M = B_,
-                                        .K = K,
-                                        .N = N,
-                                        .stride_x_m = K,
-                                        .stride_weight = w.weight.stride(0),
-                                        .stride_residual_m = N,
-                                        .transposed = transposed,
-                                        .activation = activation,
-                                        .dtype = to_dtype(dtype_)});
-  }
-
-  void add_attention(const void* qkv, float scale, void* out) {
-    int64_t D = C_ / H_, size = int64_t(c10::elementSize(dtype_));
-    auto append = std::make_unique<Append>();
-    append->qkv = (const char*)qkv, append->B = B_, append->H = H_, append->bytes = D * size;
-    appends_.push_back(append.get());
-    phases_.push_back(std::move(append));
-    attentions_.push_back(add(&cpu::Table::decode_attention, DecodeAttentionArgs{.q = qkv,
-                                                                                 .k = nullptr,
-                                                                                 .v = nullptr,
-                                                                                 .lengths = nullptr,
-                                                                                 .starts = nullptr,
-                                                                                 .out = out,
-                                                                                 .B = B_,
-                                                                                 .T = 1,
-                                                                                 .S = 0,
-                                                                                 .H = H_,
-                                                                                 .D = D,
-                                                                                 .stride_q = {3 * C_, 3 * C_, D},
-                                                                                 .stride_k = {},
-                                                                                 .stride_v = {},
-                                                                                 .window = 0,
-                                                                                 .scale = scale,
-                                                                                 .dtype = to_dtype(dtype_)}));
-  }
-
-  int64_t B_, H_, C_, V_, P_;
-  ScalarType dtype_;
-  double eps_;
-  float* statistics_ = nullptr;  // (2, B): mean and rstd, which nobody reads
-  Tensor logits_;
-  std::vector<Tensor> held_, cache_;  // what the phases point to
-  Phases phases_;
-  KernelPhase<EmbeddingArgs>* embedding_ = nullptr;  // one of the two
-  KernelPhase<PackedEmbeddingArgs>* packed_embedding_ = nullptr;
-  std::vector<Append*> appends_;  // of each layer
-  std::vector<KernelPhase<DecodeAttentionArgs>*> attentions_;
+  KernelPhase<SampleArgs>* sample_ = nullptr;  // the last phase
+  int64_t* drawn_ = nullptr;                   // (B), its result
+  Tensor seed_;
+  OptionalTensor rows_;
 };
 
 }  // namespace
@@ -342,7 +208,9 @@ void bind_decode_step(pybind11::module_& m) {
                           const DecodeStep::Parameters&, const Tensor&, const Tensor&, const Tensor&,
                           const DecodeStep::Parameters&>())
       .def("set_cache", &DecodeStep::set_cache)
-      .def("logits", &DecodeStep::logits);
+      .def("logits", &DecodeStep::logits)
+      .def("set_draw", &DecodeStep::set_draw)
+      .def("decode", &DecodeStep::decode);
 }
 
 }  // namespace gpt2fast

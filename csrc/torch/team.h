@@ -89,12 +89,12 @@ inline bool lost_threads(bool starts_threads) {
   return false;
 }
 
-// Runs the phases in order, on torch's threads or, inside another parallel region, on the calling thread. The first
-// exception of a kernel is thrown again after all threads have left.
-inline void run_phases(const Phases& phases) {
+// Runs the first `count` phases in order, on torch's threads or, inside another parallel region, on the calling thread.
+// The first exception of a kernel is thrown again after all threads have left.
+inline void run_phases(const Phases& phases, size_t count) {
   int wanted = omp_in_parallel() ? 1 : at::get_num_threads();
   if (wanted == 1 || lost_threads(wanted > 1)) {
-    for (const auto& phase : phases) phase->run(0, phase->tasks());
+    for (size_t i = 0; i < count; ++i) phases[i]->run(0, phases[i]->tasks());
     return;
   }
   std::unique_ptr<Barrier> barrier;
@@ -106,11 +106,11 @@ inline void run_phases(const Phases& phases) {
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();  // those that did start
 #pragma omp single
     barrier = std::make_unique<Barrier>(threads);
-    for (const auto& phase : phases) {
+    for (size_t i = 0; i < count; ++i) {
       if (!failed.load(std::memory_order_relaxed)) {
         try {
-          int64_t tasks = phase->tasks();
-          phase->run(tasks * thread / threads, tasks * (thread + 1) / threads);
+          int64_t tasks = phases[i]->tasks();
+          phases[i]->run(tasks * thread / threads, tasks * (thread + 1) / threads);
         } catch (...) {
           std::lock_guard<std::mutex> lock(mutex);
           if (!error) error = std::current_exception();
