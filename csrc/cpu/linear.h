@@ -20,6 +20,7 @@ namespace {
 constexpr int kTileRows = Vec::kRegisters == 16 ? 6 : Vec::kLanes == 16 ? 14 : 8;
 constexpr int kTileVecs = Vec::kRegisters == 32 && Vec::kLanes == 4 ? 3 : 2;
 constexpr int64_t kTileColumns = kTileVecs * Vec::kLanes;
+constexpr int64_t kStepsOfFetch = 16;  // steps of a tile between two calls of Ahead
 constexpr int64_t kSkinnyColumns = 64, kTaskColumns = 96, kTaskRows = 128;
 constexpr int64_t kSkinnySums = 4096;                // sums of one pass over weight; they stay in the L1
 constexpr int64_t kPanelColumns = 3 * kTaskColumns;  // a panel of kBlockWords x 288 words stays in the L2
@@ -27,19 +28,24 @@ constexpr int64_t kBlockRows = 512;                  // up to so many rows use a
 constexpr int64_t kPackedWords = 1 << 21;            // x stays packed from panel to panel up to so many words
 
 // The inner loop: total (kRows, kTileVecs vectors) = x (words from pack_x) @ weight (words [k][kTileColumns]), or += if
-// not `first`. The sums of the tile are in registers.
+// not `first`. The sums of the tile are in registers: inlined, the largest tile would lack some and take twice as long.
 template <class T, int kRows>
-inline void tile(const float* x, const float* weight, int64_t words, float* total, int64_t pitch, bool first) {
+__attribute__((noinline)) void tile(const float* x, const float* weight, int64_t words, float* total, int64_t pitch,
+                                    bool first, Ahead& ahead) {
   constexpr int L = Vec::kLanes;
   Vec s[kRows][kTileVecs];
   for (int m = 0; m < kRows; ++m)
     for (int v = 0; v < kTileVecs; ++v) s[m][v] = Vec::zero();
-  for (int64_t k = 0; k < words; ++k, x += packed_stride(kRows), weight += kTileColumns) {
-    Vec w[kTileVecs];
-    for (int v = 0; v < kTileVecs; ++v) w[v] = Vec::load(weight + v * L);
-    for (int m = 0; m < kRows; ++m) {
-      Vec a = Vec::broadcast(x[m]);
-      for (int v = 0; v < kTileVecs; ++v) s[m][v] = Operand<T>::step(a, w[v], s[m][v]);
+  for (int64_t k = 0; k < words; k += kStepsOfFetch) {
+    int64_t steps = min64(kStepsOfFetch, words - k);
+    ahead.steps(steps);
+    for (int64_t i = 0; i < steps; ++i, x += packed_stride(kRows), weight += kTileColumns) {
+      Vec w[kTileVecs];
+      for (int v = 0; v < kTileVecs; ++v) w[v] = Vec::load(weight + v * L);
+      for (int m = 0; m < kRows; ++m) {
+        Vec a = Vec::broadcast(x[m]);
+        for (int v = 0; v < kTileVecs; ++v) s[m][v] = Operand<T>::step(a, w[v], s[m][v]);
+      }
     }
   }
   for (int m = 0; m < kRows; ++m)
@@ -52,11 +58,11 @@ inline void tile(const float* x, const float* weight, int64_t words, float* tota
 
 template <class T, int kRows = kTileRows>
 inline void tile_of(int rows, const float* x, const float* weight, int64_t words, float* total, int64_t pitch,
-                    bool first) {
+                    bool first, Ahead& ahead) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return tile_of<T, kRows - 1>(rows, x, weight, words, total, pitch, first);
+    if (rows < kRows) return tile_of<T, kRows - 1>(rows, x, weight, words, total, pitch, first, ahead);
   }
-  tile<T, kRows>(x, weight, words, total, pitch, first);
+  tile<T, kRows>(x, weight, words, total, pitch, first, ahead);
 }
 
 template <class T, Activation kActivation>
@@ -149,12 +155,27 @@ inline void pack_block(const T* x, int64_t stride, int64_t rows, int64_t element
 // total (rows, columns) = x (tiles from pack_block) @ weight (panels from pack_weight), or += if not `first`.
 template <class T>
 inline void multiply_block(const float* x, const float* weight, int64_t rows, int64_t columns, int64_t words,
-                           float* total, int64_t pitch, bool first) {
+                           float* total, int64_t pitch, bool first, Ahead ahead) {
   for_tiles(rows, [&](int64_t m, int count) {
     for (int64_t n = 0; n < columns; n += kTileColumns)
-      tile_of<T>(count, x, weight + n * words, words, total + m * pitch + n, pitch, first);
+      tile_of<T>(count, x, weight + n * words, words, total + m * pitch + n, pitch, first, ahead);
     x += words * packed_stride(count);
   });
+}
+
+// Fetches the panel of weight that linear_block packs after that of words k and columns n, while a block of so many
+// rows and columns is multiplied. Nothing is fetched after the last panel.
+template <class T>
+inline Ahead next_panel(const LinearArgs& a, int64_t k, int64_t n, int64_t first_n, int64_t last_n, bool last_block,
+                        int64_t rows, int64_t columns) {
+  constexpr int64_t D = Operand<T>::kDepth;
+  int64_t words = ceil_div(a.K, D);
+  int64_t steps = ceil_div(rows, kTileRows) * ceil_div(columns, kTileColumns) * min64(kBlockWords, words - k);
+  if ((k += kBlockWords) >= words) k = 0, n += kPanelColumns;
+  if (n >= last_n && !last_block) n = first_n;
+  if (n >= last_n) return {};
+  return Ahead((const T*)a.weight + k * D * a.stride_weight + n, a.stride_weight, min64(kBlockWords * D, a.K - k * D),
+               min64(kPanelColumns, last_n - n), steps);
 }
 
 // Computes outputs (first_m .. last_m, first_n .. last_n).
@@ -182,8 +203,10 @@ inline void linear_block(const LinearArgs& a, int64_t first_m, int64_t last_m, i
         if (n == first_n || !keeps_x)
           pack_block((const T*)a.x + m * a.stride_x_m + k * D, a.stride_x_m, rows, elements, x);
         const T* weight = (const T*)a.weight + k * D * a.stride_weight + n;
-        pack_weight<T, kTileVecs>(weight, a.stride_weight, elements, columns, packed_weight);
-        multiply_block<T>(x, packed_weight, rows, columns, count, total, kPitch, k == 0);
+        bool first = block == 0 && n == first_n && k == 0;
+        pack_weight<T, kTileVecs>(weight, a.stride_weight, elements, columns, packed_weight, !first);
+        Ahead ahead = next_panel<T>(a, k, n, first_n, last_n, block + 1 == blocks, rows, columns);
+        multiply_block<T>(x, packed_weight, rows, columns, count, total, kPitch, k == 0, ahead);
       }
       finish<T>(a, total, kPitch, m, rows, n, columns);
     }

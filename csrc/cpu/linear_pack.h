@@ -40,6 +40,42 @@ struct Operand<bfloat16> {
 };
 #endif
 
+// Memory that is needed next, and that is fetched into the L2 cache while the CPU multiplies: `rows` rows of some
+// bytes. The inner loop calls step() once for each of its steps. The fetches are spread over the last of these steps,
+// as few in each as possible: the CPU can wait for a limited number of lines at a time, and what comes too early is
+// evicted.
+class Ahead {
+ public:
+  Ahead() = default;
+  template <class T>
+  Ahead(const T* first, int64_t stride, int64_t rows, int64_t columns, int64_t steps)
+      : row_((const char*)first),
+        stride_(stride * int64_t(sizeof(T))),
+        bytes_(columns * int64_t(sizeof(T))),
+        rows_(columns > 0 ? rows : 0) {
+    if (rows_ <= 0 || steps <= 0) return;
+    int64_t lines = rows_ * ceil_div(bytes_, kLine);
+    per_step_ = ceil_div(lines, steps);
+    wait_ = steps - ceil_div(lines, per_step_);
+  }
+
+  GPT2FAST_INLINE void steps(int64_t count) {
+    wait_ -= count;
+    if (wait_ >= 0) return;
+    for (int64_t i = 0; i < per_step_ * count && rows_ > 0; ++i) {
+      prefetch_l2(row_ + at_);
+      if ((at_ += kLine) >= bytes_) at_ = 0, row_ += stride_, --rows_;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+
+  const char* row_ = nullptr;
+  int64_t stride_ = 0, bytes_ = 0, rows_ = 0, at_ = 0;
+  int64_t per_step_ = 0, wait_ = 0;
+};
+
 // The second row of a word, which is zeros past the end of an odd K.
 template <class T>
 inline const T* next_row(const T* row, int64_t stride, bool exists) {
@@ -90,15 +126,16 @@ inline void pack_x(const T* x, int64_t stride, int rows, int64_t elements, float
 }
 
 // Packs weight in panels of kVecs vectors of columns, as words [panel][k][column]. Columns past the last are zeros.
+// `cached`: an Ahead has fetched the weight.
 template <class T, int kVecs>
-inline void pack_weight(const T* weight, int64_t stride, int64_t elements, int64_t columns, float* out) {
+inline void pack_weight(const T* weight, int64_t stride, int64_t elements, int64_t columns, float* out, bool cached) {
   constexpr int L = Vec::kLanes, D = Operand<T>::kDepth, W = kVecs * L;
   int64_t words = ceil_div(elements, D);
   for (int64_t k = 0; k < words; ++k) {
     const T* p = weight + k * D * stride;
     const T* q = next_row(p, stride, (k + 1) * D <= elements);
     bool zeros = (k + 1) * D > elements;
-    for (int d = 0; d < D; ++d)
+    for (int d = 0; d < D && !cached; ++d)
       for (int64_t offset = 0; offset < columns * int64_t(sizeof(T)); offset += 64)
         prefetch_l2((const char*)(p + (kRowsAhead * D + d) * stride) + offset);
     for (int64_t n = 0; n < columns; n += L) {

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int kSkinnyRows = 8;        // the most rows that are few
 constexpr int64_t kBlockWords = 256;  // words of K in one chain; the chains are added up in order
+constexpr int64_t kGroupWords = 8;    // words of K for which sums stay in registers
 
 // sum (kRows, kVecs vectors of columns) += x @ weight over a few words along k: a part of a chain.
 template <class T, int kRows, int kVecs, bool kTail>
@@ -44,21 +45,21 @@ inline void advance(const float* x, const T* weight, int64_t stride, int words, 
 template <class T, int kRows>
 inline void skinny(const float* x, const T* weight, int64_t stride, int64_t K, int64_t columns, float* total,
                    float* sum, int64_t pitch) {
-  constexpr int L = Vec::kLanes, D = Operand<T>::kDepth, kGroup = 8;
+  constexpr int L = Vec::kLanes, D = Operand<T>::kDepth, kGroupsAhead = kRows > 1 ? 2 : 1;
   constexpr int kVecs = (Vec::kRegisters - 4) / (kRows + 1) > 4 ? 4 : (Vec::kRegisters - 4) / (kRows + 1);
-  int64_t words = ceil_div(K, D), ahead = kGroup * D * stride * int64_t(sizeof(T));
+  int64_t words = ceil_div(K, D), ahead = kGroupsAhead * kGroupWords * D * stride * int64_t(sizeof(T));
   for (int64_t block = 0; block < words; block += kBlockWords) {
     int64_t block_end = min64(words, block + kBlockWords);
     for (int64_t i = 0; i < kRows * pitch; i += L) Vec::zero().store(sum + i);
-    for (int64_t k = block; k < block_end; k += kGroup) {
-      int group = int(min64(kGroup, block_end - k));
+    for (int64_t k = block; k < block_end; k += kGroupWords) {
+      int group = int(min64(kGroupWords, block_end - k));
       bool last_exists = (k + group) * D <= K;
       const T* w = weight + k * D * stride;
       const float* a = x + k * packed_stride(kRows);
       int64_t n = 0;
-      if (group == kGroup)
+      if (group == kGroupWords)
         for (; n + kVecs * L <= columns; n += kVecs * L)
-          advance<T, kRows, kVecs, false>(a, w + n, stride, kGroup, last_exists, 0, ahead, sum + n, pitch);
+          advance<T, kRows, kVecs, false>(a, w + n, stride, kGroupWords, last_exists, 0, ahead, sum + n, pitch);
       for (; n + L <= columns; n += L)
         advance<T, kRows, 1, false>(a, w + n, stride, group, last_exists, 0, ahead, sum + n, pitch);
       if (n < columns)
