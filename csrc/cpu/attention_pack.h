@@ -7,8 +7,9 @@
 namespace gpt2fast {
 namespace {
 
-constexpr int kKeys = 64;       // keys of a block; the first block starts at key 0
-constexpr int kFewQueries = 8;  // up to so many queries use keys and values where they lie
+constexpr int kKeys = 64;                          // keys of a block; the first block starts at key 0
+constexpr int kFewQueries = 8;                     // up to so many queries use keys and values where they lie
+constexpr int kKeysAhead = 32, kValuesAhead = 16;  // they then fetch these so many rows before their use
 // A head's blocks stay packed for its further queries if there are at most so many blocks and bytes.
 constexpr int kPackedBlocks = 256;
 constexpr int64_t kPackedBytes = int64_t(2) << 20;
@@ -17,6 +18,7 @@ constexpr int64_t kPackedBytes = int64_t(2) << 20;
 template <class T>
 struct Head {
   const T *q, *k, *v;                    // (T, D), (S, D), (S, D)
+  const T *next_k, *next_v;              // the first rows that the next head reads, or null
   int64_t stride_q, stride_k, stride_v;  // between rows, in elements
   T* out;                                // (T, D)
   int64_t stride_out;
@@ -127,16 +129,18 @@ class PackedBlocks {
     return true;
   }
 
-  // r[i] = step s + i of keys j .. j + kLanes of the block, read where they lie. Also prefetches the next keys, and
-  // the values of these keys.
+  // r[i] = step s + i of keys j .. j + kLanes of the block, read where they lie. Also fetches keys and values that are
+  // needed soon, those of the next head included: a short head would otherwise wait for all of its memory.
   void transposed_keys(int j, int64_t s, Vec (&r)[kLanes]) const {
     int n = int(min64(h.D - s * kPair, kLanes * kPair));
-    const T *k = h.k + (block + j) * h.stride_k + s * kPair, *v = h.v + (block + j) * h.stride_v + s * kPair;
+    const T* k = h.k + (block + j) * h.stride_k + s * kPair;
     if (n == kLanes * kPair && block + j + kLanes <= h.S) {
+      const T* next_k = ahead(h.k, h.next_k, h.stride_k, block + j + kKeysAhead) + s * kPair;
+      const T* next_v = ahead(h.v, h.next_v, h.stride_v, block + j + kValuesAhead) + s * kPair;
       for (int i = 0; i < kLanes; ++i) {
         r[i] = AttentionOperand<T>::load(k + i * h.stride_k);
-        prefetch(k + (i + kLanes) * h.stride_k);
-        prefetch(v + i * h.stride_v);
+        prefetch_l2(next_k + i * h.stride_k);
+        prefetch_l2(next_v + i * h.stride_v);
       }
     } else {
       for (int i = 0; i < kLanes; ++i) r[i] = block + j + i < h.S ? lanes(k + i * h.stride_k, n) : Vec::zero();
@@ -154,6 +158,11 @@ class PackedBlocks {
   }
 
  private:
+  // Row j of keys or values, or the row of the next head that is read when this head would be at its row j.
+  const T* ahead(const T* rows, const T* next, int64_t stride, int64_t j) const {
+    return j < h.S || !next ? rows + j * stride : next + (j - h.S) * stride;
+  }
+
   bool shown(int64_t j, int keys) const { return j < keys && block + j >= h.first && (!hidden || visible[j] > 0); }
 
   static Vec lanes(const T* p, int n) {

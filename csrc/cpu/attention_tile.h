@@ -351,7 +351,12 @@ struct AttentionUnits {
     int64_t unit = begin * per_task, stop = min64(end * per_task, count);
     while (unit < stop) {
       int64_t bh = unit / per_head;
-      PackedBlocks<Storage> keys(head(bh / H, bh % H), rows);
+      Head<Storage> now = head(bh / H, bh % H);
+      if ((bh + 1) * per_head < stop) {
+        Head<Storage> next = head((bh + 1) / H, (bh + 1) % H);
+        now.next_k = next.k + next.first * next.stride_k, now.next_v = next.v + next.first * next.stride_v;
+      }
+      PackedBlocks<Storage> keys(now, rows);
       for (; unit < min64(stop, (bh + 1) * per_head); ++unit) {
         int64_t i = unit % per_head, row = (i & 1 ? per_head - 1 - i / 2 : i / 2) * rows;
         AttentionTile<Storage>(keys, row, min64(row + rows, T)).run();

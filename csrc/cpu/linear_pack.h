@@ -11,8 +11,6 @@ namespace {
 // Rows of a (K, N) weight to prefetch ahead: they are too far apart for the CPU's own prefetcher.
 constexpr int64_t kRowsAhead = 8;
 
-inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
-
 template <class T>
 struct Operand {
   static constexpr int kDepth = 1;                                  // elements of K in a word

@@ -14,6 +14,10 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// Fetches a line into the L2 cache, from where a load is cheap. Fetched into the L1, it would evict what is in use
+// there.
+inline void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
+
 // A formula over Vecs must be inlined completely; otherwise its operands would go through memory.
 #define GPT2FAST_INLINE inline __attribute__((always_inline))
 
