@@ -3,8 +3,8 @@
 transformers reads the prompt and the engine's own tokens in one pass, in float32 and in float64. Each token of the
 engine is compared with the most likely one after the same tokens before it, so that one other choice does not count
 again in all tokens after it. A float32 engine must choose as float32 does, or there must be a near-tie: in float64 the
-two tokens are no further apart than two errors that the parity rule allows. Engines with narrower weights may choose
-otherwise, but the tokens of each row must on average have logits nearer to the highest one than to the mean of all.
+two tokens are no further apart than two errors that the parity rule allows. Engines that compute in fewer bits may
+choose otherwise, but the tokens of each row must on average have logits nearer to the highest one than to the mean.
 """
 
 from pathlib import Path
@@ -64,12 +64,12 @@ def share(found: dict) -> float:
     return (found["same"] + len(found["near_ties"])) / found["tokens"]
 
 
-def refusal(found: dict, width: str) -> str:
-    """Why an engine with these tokens is not timed, or nothing."""
+def refusal(found: dict, exact: bool) -> str:
+    """Why an engine with these tokens is not timed, or nothing. ``exact``: whether it computes in float32."""
     if "malformed" in found:
         return found["malformed"]
     first = found["first_difference"]
-    if first is None or (width != "float32" and found["height"] > 0.5):  # nearer to 1 than to 0
+    if first is None or (not exact and found["height"] > 0.5):  # nearer to 1 than to 0
         return ""
     return (
         f"differs from transformers: row {first['row']}, new token {first['token']} is {first['got']}, expected "

@@ -22,7 +22,7 @@ class Engine(ABC):
 
     ``modules``: what must be importable, by the name of the package on PyPI. ``extra``: the same for single widths.
     ``bits``: the bits of a weight of a linear layer by width, scales included. ``batches``: whether one call takes
-    several rows.
+    several rows. ``exact``: whether all is computed in float32 where the weights are.
     """
 
     name = ""
@@ -30,6 +30,7 @@ class Engine(ABC):
     extra: dict[str, dict[str, str]] = {}
     bits: dict[str, float] = dict(float32=32, bfloat16=16)
     batches = True
+    exact = True
 
     def __init__(self, width: str, threads: int):
         self.width, self.threads = width, threads

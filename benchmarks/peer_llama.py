@@ -56,12 +56,16 @@ def write_gguf(checkpoint: Path, path: Path, width: str) -> int:
 
 
 class LlamaCpp(Engine):
-    """llama-cpp-python, one row at a time. It is written by the package's documentation and has not been run yet."""
+    """llama-cpp-python, one row at a time.
+
+    Its cache has 16 bits, and so has the table that its GELU reads, whatever the weights have.
+    """
 
     name = "llama-cpp-python"
     modules = {"llama-cpp-python": "llama_cpp", "gguf": "gguf", "transformers": "transformers"}
     bits = dict(float32=32, bfloat16=16, int8=8.5, int4=4.5)
     batches = False
+    exact = False
 
     def build(self, checkpoint: Path, folder: Path) -> None:
         import llama_cpp

@@ -109,12 +109,12 @@ def test_one_wrong_row_is_enough(judge, checkpoint):
     engine.build(checkpoint, checkpoint)
     tokens, new = peers.make_prompts("batch", judge.config)
     right = engine.decode(tokens, new)
-    assert not refusal(judge(tokens, right, new), "int8")
+    assert not refusal(judge(tokens, right, new), exact=False)
     other = [[*right[0][:-1], (right[0][-1] + 1) % judge.config["vocab_size"]], *right[1:]]
     found = judge(tokens, other, new)
-    assert found["same"] == found["tokens"] - 1 and not refusal(found, "int8") and refusal(found, "float32")
+    assert found["same"] == found["tokens"] - 1 and not refusal(found, exact=False) and refusal(found, exact=True)
     wrong = [*right[:-1], list(range(new))]
-    assert "row 7" in refusal(judge(tokens, wrong, new), "int8")
+    assert "row 7" in refusal(judge(tokens, wrong, new), exact=False)
 
 
 def test_absent_engines_are_listed_once(checkpoint, tmp_path, monkeypatch):
@@ -140,8 +140,8 @@ def test_tokens_vary(judge, checkpoint):
 def test_malformed_tokens(judge):
     tokens = [[1, 2, 3]]
     short = judge(tokens, [[4]], 2)
-    assert "expected 1 rows of 2 tokens" in refusal(short, "int8") and share(short) == 0
-    assert "expected tokens below 1003, got 1003" in refusal(judge(tokens, [[4, 1003]], 2), "int8")
+    assert "expected 1 rows of 2 tokens" in refusal(short, exact=False) and share(short) == 0
+    assert "expected tokens below 1003, got 1003" in refusal(judge(tokens, [[4, 1003]], 2), exact=False)
 
 
 def test_an_error_of_an_engine_is_its_own(checkpoint, tmp_path):
@@ -178,7 +178,7 @@ def test_the_extra_has_every_package():
     [
         (["--engines", "vllm"], "must be of"),
         (["--widths", "int2"], "must be of float32, bfloat16, int8, int4, got 'int2'"),
-        (["--work", "train"], "must be of decode, batch, prefill"),
+        (["--work", "train"], "must be of decode, long, batch, prefill"),
         (["--rounds", "0"], "at least 1"),
         (["--size", "huge"], "--size must be 124M, tiny or a folder"),
     ],
