@@ -116,7 +116,8 @@ def test_lines_are_short(page):
 
 def commands(page: str) -> list[str]:
     """The commands in blocks of shell, and `gpt2fast ...` and `make ...` in the text."""
-    found = [line for block in blocks(page) if block.language == "sh" for line in block.text.splitlines()]
+    shell = [block.text.replace("\\\n", " ") for block in blocks(page) if block.language == "sh"]
+    found = [line for text in shell for line in text.splitlines()]
     inline = re.findall(r"`((?:gpt2fast|make|python -m|pip install) [^`]+)`", prose(page))
     return [line for line in [*found, *(" ".join(text.split()) for text in inline)] if line.strip()]
 
