@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .peer_agreement import share
 from .peer_engines import OURS, WIDTHS
+from .peers import ENGINES, SIZES
 from .readme_cells import listed, ratio, work
 from .table import markdown
 from .units import number
@@ -126,20 +127,38 @@ def reason(why: str) -> str:
     return why if why.startswith(("differs", "takes")) else f"failed with this message: {why}"
 
 
+def judged(found: dict, width: str) -> list[str]:
+    """The engines whose tokens are listed: those with narrower weights, and those that compute in fewer bits."""
+    names = (OURS, *columns(found))
+    return [name for name in names if width != "float32" or not ENGINES[name].exact]
+
+
 def same_tokens(found: dict) -> list[str]:
-    """How many tokens of the engines with narrower weights are those that transformers chooses in float32."""
-    made = []
-    for width in WIDTHS[1:]:
-        rows = [row for row in found["rows"] if row["dtype"] == width]
-        shares = []
-        for name in (OURS, *columns(found)):
-            judged = [row["agreement"][name] for row in rows if name in row["rate"] and name in row["agreement"]]
-            if judged:
-                equal = sum(share(each) * each["tokens"] for each in judged) / sum(each["tokens"] for each in judged)
-                shares.append(f"{NAMES[name]} {100 * equal:.0f} %")
+    """How many tokens of such engines are those that transformers chooses in float32, in the rows of decoding that
+    all of them ran. Rows with far fewer are named."""
+    made, low = [], []
+    for width in WIDTHS:
+        agreements = {}
+        for row in (row for row in found["rows"] if row["dtype"] == width and row["what"] == "decode"):
+            here = {n: row["agreement"][n] for n in judged(found, width) if n in row["rate"] and n in row["agreement"]}
+            agreements[work(row["what"], row["case"])] = here
+        names = [name for name in judged(found, width) if any(name in here for here in agreements.values())]
+        common = [here for here in agreements.values() if all(name in here for name in names)]
+        shares = {}
+        for name in names if common else ():
+            same = sum(share(here[name]) * here[name]["tokens"] for here in common)
+            shares[name] = same / sum(here[name]["tokens"] for here in common)
         if shares:
-            made.append(f"{width}: {listed(shares)}.")
-    return made
+            made.append(f"{width}: {listed([f'{NAMES[n]} {100 * part:.0f} %' for n, part in shares.items()])}.")
+        for where, here in agreements.items():
+            best = max(map(share, here.values()), default=0)
+            low += [
+                f"{NAMES[name]} chooses {100 * share(each):.0f} % of them at {where}, {width}, where another engine "
+                f"chooses {100 * best:.0f} %."
+                for name, each in here.items()
+                if share(each) < best / 3
+            ]
+    return made + low
 
 
 def versions(found: dict, name: str) -> str:
@@ -174,13 +193,18 @@ def parts(found: dict) -> list[str]:
         f"{made_with['torch']} and transformers {made_with['transformers']}. Each engine runs in a process of its own, "
         f"and they took turns for {turns}. A ratio is gpt2fast's speed divided by the other engine's in the same "
         f"round: the median, with the 10 % and 90 % quantiles. Below 1 the other engine is faster. The share of the "
-        f"read bandwidth is given for decode: the bytes of gpt2fast's weights that it reads in a second, over the "
-        f"bandwidth measured before and after each turn. It can exceed 100 % where caches keep weights or the "
-        f"bandwidth changes meanwhile. A dash among the ratios: the engine has no weights of that width."
+        f"read bandwidth is given for decode: the bytes of gpt2fast's weights, without its cache, that it reads in a "
+        f"second, over the bandwidth measured before and after each turn. It can exceed 100 % where caches keep "
+        f"weights or the bandwidth changes meanwhile. A dash among the ratios: the engine has no weights of that "
+        f"width. Weights of one width differ between engines in their scales and in the table of tokens "
+        f"(docs/start.md)."
     )
     absent, untimed, tokens = not_run(found), not_timed(found), same_tokens(found)
     notes = [f"Not run: {', '.join(absent)}."] if absent else []
     notes += [f"Not timed: {' '.join(untimed)}"] if untimed else []
     if tokens:
         notes.append(f"Tokens that are transformers' choice in float32, or a near-tie of it: {' '.join(tokens)}")
-    return [measured, "This command repeats the run:", command(made_by["command"]), table(found), " ".join(notes)]
+    if found["size"] in SIZES:
+        notes.append("Weights and prompts are random, so these shares do not tell how good a trained model is.")
+    repeat = 'This command repeats the run; `pip install "gpt2fast[peers]"` brings the engines:'
+    return [measured, repeat, command(made_by["command"]), table(found), " ".join(notes)]

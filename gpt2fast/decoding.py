@@ -90,10 +90,10 @@ class Turns:
         return self.replay()
 
     def several(self, model: Any, most: int, alive: Sequence[int], pad: int, ends: Sequence[int]) -> Tensor:
-        """Runs up to ``most`` turns in one call of C++, where that can be, or else one turn.
+        """Runs up to ``most`` turns in one call of C++ or, where that cannot be, one turn.
 
-        Returns the new tokens (B, n) int64. A row that is not among ``alive`` gets ``pad``. The turn in which another
-        row draws one of ``ends`` is the last.
+        Returns the new tokens (B, n) int64. In several turns, a row that is not among ``alive`` gets ``pad``, and the
+        turn in which another row draws one of ``ends`` is the last.
         """
         if self.step is None:
             self.next(model, ())
@@ -101,6 +101,7 @@ class Turns:
         places = torch.zeros(len(self.real), dtype=torch.bool)
         places[alive] = True
         positions = self.positions if self.padded else None
+        ends = [token for token in ends if 0 <= token < model.config.vocab_size]  # no other token can be drawn
         self.step.set_draw(self.seed, self.rows, self.options)
         return self.step.decode(self.tokens, positions, self.real, self.seen, self.cache, most, places, pad, ends)
 

@@ -85,6 +85,8 @@ def generate(
         _need(not cuda_graph, "cuda_graph", "None or False with prompt_lookup", cuda_graph)
         cuda_graph = False
     pad = config.pad_token_id if pad_token_id is None else pad_token_id
+    if not hasattr(pad or 0, "__index__"):
+        raise TypeError(f"gpt2fast.generate: pad_token_id must be an integer, got {pad!r}")
     plan = Plan(
         most=max_new_tokens,
         options=options,

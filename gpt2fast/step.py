@@ -107,10 +107,11 @@ class Step:
     ) -> Tensor:
         """Reads ``tokens`` and draws the next ones, up to ``most`` times. Returns the new tokens (B, n) int64.
 
-        tokens (B, 1), positions (B, 1) and real (B,), the tokens of a row without padding, belong to the tokens that
-        were drawn last, and are brought up to date. seen (B, columns) has the tokens for the repetition penalty and
-        gets the new ones. Rows for which alive (B,) is False get ``pad``. After a turn in which another row draws one
-        of ``ends``, no further one is run. Errors as for ``logits``.
+        tokens (B, 1) were drawn last and are not read yet. positions (B, 1) and real (B,), the number of tokens of a
+        row without padding, are those of the tokens before them. All are brought up to date. seen (B, columns) has the
+        tokens for the repetition penalty and gets the new ones. Rows for which alive (B,) is False get ``pad``. After a
+        turn in which another row draws one of ``ends``, no further one is run. Errors as for ``logits`` and for the op
+        ``sample``. After an error or an interrupt, neither the cache nor these tensors can be used.
         """
         self._reserve(cache, most)
         out = tokens.new_empty(cache.batch, most)

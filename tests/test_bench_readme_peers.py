@@ -110,8 +110,24 @@ def test_what_is_around_the_table(found):
         "Not timed: gpt2fast at decode after 32, batch 8, float32: it differs from transformers: row 0. OpenVINO at "
         "decode after 32, batch 8, float32: it differs from transformers: row 0. CTranslate2 at decode after 32, batch "
         "8, float32: it failed with this message: RuntimeError: a bug. Tokens that are transformers' choice in "
-        "float32, or a near-tie of it: int4: gpt2fast 88 % and ONNX Runtime 88 %."
+        "float32, or a near-tie of it: int4: gpt2fast 88 % and ONNX Runtime 88 %. Weights and prompts are random, so "
+        "these shares do not tell how good a trained model is."
     )
+
+
+def test_shares_of_equal_tokens(found):
+    """They are of the rows that all engines ran, and include engines that compute in fewer bits than their weights."""
+    rows = found["rows"]
+    rows.append(row("batch", "int4", dict(gpt2fast=[1.0] * 3)))
+    rows[0]["agreement"]["onnxruntime"] = dict(tokens=8, same=2, near_ties=[])
+    rows[1] = row("decode", "float32", {name: [1.0] * 3 for name in ("gpt2fast", "openvino", "llama-cpp-python")})
+    assert readme_peers.same_tokens(found) == [
+        "float32: llama.cpp 88 %.",
+        "int4: gpt2fast 88 % and ONNX Runtime 25 %.",
+        "ONNX Runtime chooses 25 % of them at decode after 32, batch 1, int4, where another engine chooses 88 %.",
+    ]
+    found["size"] = "my-model"
+    assert not readme_peers.parts(found)[-1].endswith("trained model is.")
 
 
 def test_engines_that_are_left_out_are_named(found):

@@ -10,6 +10,7 @@ from transformers import GPT2LMHeadModel
 import gpt2fast
 from gpt2fast.decoding import Turns
 from gpt2fast.model import GPT2
+from gpt2fast.step import Step
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,8 @@ def test_rows_that_have_ended_leave_the_batch(model, options, mask, monkeypatch)
         row[last + 1 :] = 0
     running, draw = [], Turns._draw
     monkeypatch.setattr(Turns, "_draw", lambda self, x, *a: running.append(len(x)) or draw(self, x, *a))
+    decode = Step.decode  # the draws in C++, one in a call because of the streamer
+    monkeypatch.setattr(Step, "decode", lambda self, x, *a: running.append(len(x)) or decode(self, x, *a))
     taken = []
     streamer = SimpleNamespace(put=lambda t: taken.append(t), end=lambda: None)
     got = model.generate(ids, seen, eos_token_id=sorted(ends), streamer=streamer, **options)
@@ -230,6 +233,26 @@ def test_nan_logits_are_refused():
     for sampled in (False, True):
         with pytest.raises(ValueError, match="logits must not hold NaN"):
             GPT2.from_transformers(broken).generate(tokens(1, 4), do_sample=sampled)
+
+
+@pytest.mark.parametrize("options", [dict(), dict(do_sample=True), dict(repetition_penalty=1.2)], ids=str)
+@pytest.mark.parametrize("value", (torch.nan, torch.inf))
+def test_nan_logits_of_later_tokens_are_refused(value, options):
+    """They are drawn in one call of C++, which must look at the logits as the op does."""
+    broken = GPT2LMHeadModel(reference_model().config)
+    broken.transformer.wpe.weight.data[7] = value
+    found = GPT2.from_transformers(broken)
+    assert found.generate(tokens(2, 4), max_new_tokens=4, eos_token_id=[], **options).shape == (2, 8)
+    with pytest.raises(ValueError, match="gpt2fast::sample: logits must not hold NaN"):
+        found.generate(tokens(2, 4), max_new_tokens=8, eos_token_id=[], **options)
+
+
+def test_odd_tokens_that_end(model):
+    """None of these can be drawn, so that none has an effect."""
+    plain = model.generate(tokens(2, 5), max_new_tokens=6, eos_token_id=[])
+    assert torch.equal(model.generate(tokens(2, 5), max_new_tokens=6, eos_token_id=[-3, 2**70, 10**6]), plain)
+    with pytest.raises(TypeError, match="pad_token_id must be an integer, got 0.5"):
+        model.generate(tokens(2, 5), pad_token_id=0.5)
 
 
 def test_generates_off_the_kernels_too(model):

@@ -187,7 +187,10 @@ def test_decode_refuses():
             with pytest.raises((TypeError, ValueError), match="gpt2fast::DecodeStep: (seed|rows) must have"):
                 native.set_draw(seed, rows, GREEDY)
         native.set_draw(real, None, GREEDY)
+        with pytest.raises(ValueError, match="rows must have shape"):  # the seed before is still in use
+            native.set_draw(real + 1, real.repeat(2), GREEDY)
         for wrong, message in (
+            (dict(seen=seen.clone().fill_(331)), r"tokens of seen other than -1 must lie in \[0, 331\), got 331"),
             (dict(real=real.int()), "real must have dtype Long, got Int"),
             (dict(alive=alive.repeat(2)), r"alive must have shape \[1\], got \[2\]"),
             (dict(seen=seen[:, :8]), "seen must have more than 8 columns, got 8"),

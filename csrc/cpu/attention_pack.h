@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kKeys = 64;                          // keys of a block; the first block starts at key 0
 constexpr int kFewQueries = 8;                     // up to so many queries use keys and values where they lie
-constexpr int kKeysAhead = 32, kValuesAhead = 16;  // they then fetch these so many rows before their use
+constexpr int kKeysAhead = 32, kValuesAhead = 16;  // rows between the key that is read there and those fetched then
 // A head's blocks stay packed for its further queries if there are at most so many blocks and bytes.
 constexpr int kPackedBlocks = 256;
 constexpr int64_t kPackedBytes = int64_t(2) << 20;
@@ -18,7 +18,7 @@ constexpr int64_t kPackedBytes = int64_t(2) << 20;
 template <class T>
 struct Head {
   const T *q, *k, *v;                    // (T, D), (S, D), (S, D)
-  const T *next_k, *next_v;              // the first rows that the next head reads, or null
+  const T *next_k, *next_v;              // the first rows of the next head that are no padding, or null
   int64_t stride_q, stride_k, stride_v;  // between rows, in elements
   T* out;                                // (T, D)
   int64_t stride_out;
@@ -130,7 +130,8 @@ class PackedBlocks {
   }
 
   // r[i] = step s + i of keys j .. j + kLanes of the block, read where they lie. Also fetches keys and values that are
-  // needed soon, those of the next head included: a short head would otherwise wait for all of its memory.
+  // needed soon, those of the next head included: a short head would otherwise wait for all of its memory. Fewer than
+  // kLanes keys fetch nothing.
   void transposed_keys(int j, int64_t s, Vec (&r)[kLanes]) const {
     int n = int(min64(h.D - s * kPair, kLanes * kPair));
     const T* k = h.k + (block + j) * h.stride_k + s * kPair;

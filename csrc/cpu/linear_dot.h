@@ -7,8 +7,9 @@
 namespace gpt2fast {
 namespace {
 
-// The rows x columns sums of a tile, a vector of each of its rows of x and one of weight fit in the registers. Up to
-// kDotRows rows read weight once. For few rows, more columns give more sums that do not wait for each other.
+// The rows x columns sums of a tile are in registers, and so are a vector of each of its rows of x and one of weight.
+// The largest tile has one sum more than fits. Up to kDotRows rows read weight once. For few rows, more columns give
+// more sums that do not wait for each other.
 constexpr int kDotRows = Vec::kRegisters == 32 ? 8 : 4, kDotColumns = 3;
 constexpr int kFewDotRows = kDotRows / 2,
               kFewDotColumns = Vec::kLanes < 2 * kDotColumns ? Vec::kLanes : 2 * kDotColumns;
@@ -78,7 +79,8 @@ inline void dot_tile_of(int64_t rows, const float* x, int64_t stride_x, const T*
 template <class T, int kRows, int kColumns>
 inline void dot_chunk(int64_t rows, const float* x, int64_t stride_x, const T* weight, int64_t stride, int64_t elements,
                       int64_t columns, int64_t next, float* total, bool first) {
-  int64_t tiles = ceil_div(rows, kRows) * ceil_div(columns, kColumns);
+  // A tile of a single row fetches nothing.
+  int64_t tiles = (rows / kRows + (rows % kRows > 1)) * ceil_div(columns, kColumns);
   Ahead ahead;
   if (rows > 1 && next > 0)
     ahead = Ahead(weight + columns * stride, stride, next, elements,

@@ -39,9 +39,8 @@ struct Operand<bfloat16> {
 #endif
 
 // Memory that is needed next, and that is fetched into the L2 cache while the CPU multiplies: `rows` rows of some
-// bytes. The inner loop calls step() once for each of its steps. The fetches are spread over the last of these steps,
-// as few in each as possible: the CPU can wait for a limited number of lines at a time, and what comes too early is
-// evicted.
+// bytes. The inner loop tells how many steps it takes. The fetches are spread over the last of these steps, as few in
+// each as possible: the CPU can wait for a limited number of lines at a time, and what comes too early is evicted.
 class Ahead {
  public:
   Ahead() = default;

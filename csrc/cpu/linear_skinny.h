@@ -45,7 +45,8 @@ inline void advance(const float* x, const T* weight, int64_t stride, int words, 
 template <class T, int kRows>
 inline void skinny(const float* x, const T* weight, int64_t stride, int64_t K, int64_t columns, float* total,
                    float* sum, int64_t pitch) {
-  constexpr int L = Vec::kLanes, D = Operand<T>::kDepth, kGroupsAhead = kRows > 1 ? 2 : 1;
+  constexpr int L = Vec::kLanes, D = Operand<T>::kDepth;
+  constexpr int kGroupsAhead = kRows > 1 ? 2 : 1;  // fetched before their use; with 1, 8 rows took a tenth longer
   constexpr int kVecs = (Vec::kRegisters - 4) / (kRows + 1) > 4 ? 4 : (Vec::kRegisters - 4) / (kRows + 1);
   int64_t words = ceil_div(K, D), ahead = kGroupsAhead * kGroupWords * D * stride * int64_t(sizeof(T));
   for (int64_t block = 0; block < words; block += kBlockWords) {

@@ -63,7 +63,8 @@ bool row_is_drawable(const T* x, int64_t n, bool finite) {
   return !nan && (!finite || (some && !above));
 }
 
-// float64 is not checked here: no kernel of ours covers it, and Python checks what it gets from here.
+}  // namespace
+
 bool is_drawable(const Tensor& t, bool finite) {
   if (t.scalar_type() == at::kDouble || !t.numel()) return true;
   Rows rows(t);
@@ -75,6 +76,8 @@ bool is_drawable(const Tensor& t, bool finite) {
   });
   return found;
 }
+
+namespace {
 
 bool lies_within(const ValueRule& rule, const Value* arguments, const Sizes& sizes) {
   double low = sizes(rule.low), high = sizes(rule.high);

@@ -87,6 +87,10 @@ struct Declaration {
   const Tensor* first_floating(const Value* arguments) const;
 };
 
+// Whether no row of t has a NaN and, if `finite` is set, the greatest value of each row is finite. float64 is not
+// checked here: no kernel of ours covers it, and Python checks what it gets from here.
+bool is_drawable(const Tensor& t, bool finite);
+
 // Declarations by "namespace::name". The address of an op's declaration never changes; to declare the op again changes
 // what is stored there.
 void declare(const std::string& op, Declaration declaration);

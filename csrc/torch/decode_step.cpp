@@ -105,9 +105,9 @@ class DecodeStep : StepPhases {
   // How decode() draws: seed (1), rows (B) or none, and the options of the op sample.
   void set_draw(const Tensor& seed, const OptionalTensor& rows, double temperature, int64_t top_k, double top_p,
                 double min_p, double repetition_penalty) {
-    seed_ = checked(seed, {1}, at::kLong, "seed");
+    checked(seed, {1}, at::kLong, "seed");
     if (rows) checked(*rows, {B_}, at::kLong, "rows");
-    rows_ = rows;
+    seed_ = seed, rows_ = rows;
     SampleArgs& a = sample_->args;
     a.seed = seed_.const_data_ptr<int64_t>(), a.rows = data<int64_t>(rows_);
     a.temperature = float(temperature), a.top_k = top_k, a.top_p = float(top_p), a.min_p = float(min_p);
@@ -115,11 +115,11 @@ class DecodeStep : StepPhases {
   }
 
   // Runs up to N turns and returns how many it ran. In a turn, the model reads tokens (B, 1) as logits() does, the next
-  // ones are drawn, and these are written to tokens and to a column of out (B, N). The numbers in tokens, positions,
-  // lengths and real (B), which counts a row's tokens without padding, are those of the last tokens that were read;
-  // each turn brings them up to date. seen (B, S) or none has the tokens of the repetition penalty, column by column.
-  // A row for which alive (B) is false gets the token pad. After a turn in which another row draws one of `ends`, no
-  // further one is run.
+  // ones are drawn, and these are written to tokens and to a column of out (B, N). positions, lengths and real (B),
+  // which counts a row's tokens without padding, are those of the tokens before `tokens`; each turn brings them up to
+  // date. seen (B, S) or none has the tokens of the repetition penalty, column by column. A row for which alive (B) is
+  // false gets the token pad. After a turn in which another row draws one of `ends`, no further one is run. After an
+  // exception, the tensors are those of some turn, and must not be used.
   int64_t decode(const Tensor& tokens, const OptionalTensor& positions, const Tensor& lengths,
                  const OptionalTensor& starts, int64_t column, const Tensor& real, const OptionalTensor& seen,
                  const Tensor& out, const Tensor& alive, int64_t pad, const std::vector<int64_t>& ends) {
@@ -134,6 +134,9 @@ class DecodeStep : StepPhases {
     TORCH_CHECK_VALUE(!seen || width > column + turns, "gpt2fast::DecodeStep: seen must have more than ",
                       column + turns, " columns, got ", width);
     int64_t* past = seen ? seen->data_ptr<int64_t>() : nullptr;
+    for (int64_t b = 0; past && b < B_; ++b)
+      for (int64_t t = 0; t <= column; ++t)
+        if (past[b * width + t] != -1) check_range(past[b * width + t], V_, "tokens of seen other than -1");
     auto add_one = [&](const Tensor& counts) {
       for (int64_t b = 0; b < B_; ++b) ++counts.data_ptr<int64_t>()[b];
     };
@@ -149,6 +152,7 @@ class DecodeStep : StepPhases {
         pybind11::gil_scoped_release release;
         run(tokens, positions, lengths, starts, next - 1, phases_.size());
       }
+      if (!is_drawable(logits_, sample.temperature > 0)) refuse_logits(real, seen);
       bool ended = false;
       for (int64_t b = 0; b < B_; ++b) {
         bool lives = alive.const_data_ptr<bool>()[b];
@@ -173,6 +177,15 @@ class DecodeStep : StepPhases {
     int64_t room = attentions_.empty() ? P_ : attentions_[0]->args.S;
     TORCH_CHECK_VALUE(column >= 0 && column + turns <= room, "gpt2fast::DecodeStep: column must lie in [0, ",
                       room + 1 - turns, "), got ", column);
+  }
+
+  // Raises the op's error for logits that nothing can be drawn from.
+  void refuse_logits(const Tensor& real, const OptionalTensor& seen) const {
+    const SampleArgs& a = sample_->args;
+    OptionalTensor past = seen ? OptionalTensor(seen->narrow(1, 0, a.T)) : std::nullopt;
+    fall_back<Tensor>("gpt2fast::sample", logits_, seed_, real, past, rows_, double(a.temperature), a.top_k,
+                      double(a.top_p), double(a.min_p), double(a.repetition_penalty));
+    TORCH_INTERNAL_ASSERT(false, "gpt2fast::DecodeStep: the op sample takes logits that nothing can be drawn from");
   }
 
   void run(const Tensor& tokens, const OptionalTensor& positions, const Tensor& lengths, const OptionalTensor& starts,
