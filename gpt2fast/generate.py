@@ -183,9 +183,10 @@ def _run(model: Any, input_ids: Tensor, mask: Tensor | None, plan: Plan, streame
             elif not waiting:
                 places = [place for place, row in enumerate(running) if row in alive]
                 new = _next(model, turns, plan, banned, T + plan.most - length, each, places)
-                if not each and new.shape[1] > 1:  # none of these but the last one ends a text
-                    out[running if len(running) < B else slice(None), length : length + new.shape[1] - 1] = new[:, :-1]
-                    length += new.shape[1] - 1
+                if not each:  # only the last of these can end a text
+                    more = new.shape[1] - 1
+                    out[running, length : length + more] = new[:, :-1]
+                    length += more
                     new = new[:, -1:]
                 waiting = list(new.unbind(1))
             drawn = waiting.pop(0) if waiting else turns.tokens[:, 0]

@@ -112,42 +112,26 @@ class StepPhases {
   static int64_t outputs_of(const Weight& w) { return w.bias ? w.bias->size(0) : 0; }
 
   void add_embedding(const Weight& wte, const Tensor& wpe, void* out) {
-    const void* positions = hold(checked(wpe, {P_, C_}, dtype_, "wpe"));
-    if (!wte.packed()) {
-      embedding_ = add(&cpu::Table::embedding, EmbeddingArgs{.tokens = nullptr,
-                                                             .positions = nullptr,
-                                                             .token_types = nullptr,
-                                                             .wte = hold(checked(wte.weight, {V_, C_}, dtype_, "wte")),
-                                                             .wpe = positions,
-                                                             .out = out,
-                                                             .B = B_,
-                                                             .T = 1,
-                                                             .C = C_,
-                                                             .V = V_,
-                                                             .P = P_,
-                                                             .start = 0,
-                                                             .positions_stride_b = 1,
-                                                             .stride_wte = C_,
-                                                             .stride_wpe = C_,
-                                                             .dtype = to_dtype(dtype_)});
-      return;
+    if (wte.packed()) {
+      PackedEmbeddingArgs args{};
+      args.wte = packed_bytes(wte, C_, V_, 8), args.scale = scale_of(wte, V_);
+      packed_embedding_ = add_lookup(&cpu::Table::int8_embedding, args, wpe, out);
+    } else {
+      EmbeddingArgs args{};
+      args.wte = hold(checked(wte.weight, {V_, C_}, dtype_, "wte")), args.stride_wte = C_;
+      embedding_ = add_lookup(&cpu::Table::embedding, args, wpe, out);
     }
-    packed_embedding_ = add(&cpu::Table::int8_embedding, PackedEmbeddingArgs{.tokens = nullptr,
-                                                                             .positions = nullptr,
-                                                                             .token_types = nullptr,
-                                                                             .wte = packed_bytes(wte, C_, V_, 8),
-                                                                             .scale = scale_of(wte, V_),
-                                                                             .wpe = positions,
-                                                                             .out = out,
-                                                                             .B = B_,
-                                                                             .T = 1,
-                                                                             .C = C_,
-                                                                             .V = V_,
-                                                                             .P = P_,
-                                                                             .start = 0,
-                                                                             .positions_stride_b = 1,
-                                                                             .stride_wpe = C_,
-                                                                             .dtype = to_dtype(dtype_)});
+  }
+
+  // Adds an embedding of either kind, whose args have the table of tokens. Tokens and positions are set token by token.
+  template <class Args>
+  KernelPhase<Args>* add_lookup(cpu::Kernel<Args> cpu::Table::* entry, Args args, const Tensor& wpe, void* out) {
+    args.wpe = hold(checked(wpe, {P_, C_}, dtype_, "wpe"));
+    args.out = out;
+    args.B = B_, args.T = 1, args.C = C_, args.V = V_, args.P = P_;
+    args.positions_stride_b = 1, args.stride_wpe = C_;
+    args.dtype = to_dtype(dtype_);
+    return add(entry, args);
   }
 
   const uint8_t* packed_bytes(const Weight& w, int64_t K, int64_t N, int bits) {

@@ -50,23 +50,11 @@ class DecodeStep : StepPhases {
     add_norm(x, norm, norm_bias, y);
     add_linear(y, C_, weight_at(head, 0), nullptr, Activation::kNone, logits_.data_ptr(), V_, true);
     drawn_ = (int64_t*)hold(at::empty({B_}, at::kLong));
-    sample_ = add(&cpu::Table::sample, SampleArgs{.logits = logits_.data_ptr(),
-                                                  .tokens = nullptr,
-                                                  .seed = nullptr,
-                                                  .positions = nullptr,
-                                                  .rows = nullptr,
-                                                  .out = drawn_,
-                                                  .B = B_,
-                                                  .T = 0,
-                                                  .V = V_,
-                                                  .stride_logits_b = V_,
-                                                  .stride_tokens_b = 0,
-                                                  .temperature = 0,
-                                                  .top_p = 1,
-                                                  .min_p = 0,
-                                                  .repetition_penalty = 1,
-                                                  .top_k = 0,
-                                                  .dtype = to_dtype(dtype_)});
+    SampleArgs draw{};  // set_draw and decode set the rest
+    draw.logits = logits_.data_ptr(), draw.out = drawn_;
+    draw.B = B_, draw.V = V_, draw.stride_logits_b = V_;
+    draw.dtype = to_dtype(dtype_);
+    sample_ = add(&cpu::Table::sample, draw);
   }
 
   // Sets the cache: for each layer keys and values (B, S, H, D), whose heads are dense.
